@@ -1,0 +1,1 @@
+"""The mathematics: parameters, episodes, learners, sources, engine, outer updates. Imports torch and numpy only."""

@@ -1,0 +1,69 @@
+"""Where tasks come from: p(T) and the losses that belong to it.
+
+A source is a pure function of task keys: task `index` of meta-iteration `it` depends on
+(seed, split, it, index) alone; never on how many shards there are, which of them draws it, or what
+was drawn before. So a restarted actor draws again exactly what it lost.
+"""
+
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from maml_dist.core.episode import Batch, Episode
+from maml_dist.core.params import Params
+
+Adapt = Callable[[tuple[Batch, ...]], Params]  # support so far -> phi of each task, stacked
+
+
+class TaskKey(NamedTuple):
+    """The name of one task: all that its draw may depend on."""
+
+    seed: int
+    split: str  # "train", "val" or "test"
+    it: int  # meta-iteration
+    index: int  # within the meta-batch
+
+    def rng(self, *salt: int) -> np.random.Generator:
+        """A generator that is a pure function of the key (and of `salt`, for a second stream)."""
+        words = (self.seed, zlib.crc32(self.split.encode()), self.it, self.index, *salt)
+        return np.random.Generator(np.random.Philox(np.random.SeedSequence(words)))
+
+
+class TaskSource(ABC):
+    """A distribution over tasks. It never knows the learner, and the learner never knows it."""
+
+    metric: ClassVar[str] = "loss"  # the score by which checkpoints are chosen and runs reported
+    maximize: ClassVar[bool] = False  # whether more of it is better
+    on_policy: ClassVar[bool] = False  # whether `collect` looks at the parameters (RL)
+
+    @abstractmethod
+    def sample(self, key: TaskKey) -> Any:
+        """Draw a task: a tiny, picklable description, a pure function of `key`.
+
+        Raises:
+            ValueError: the source has no such split, or cannot give such a task.
+        """
+
+    @abstractmethod
+    def collect(self, tasks: Sequence[Any], *, steps: int, adapt: Adapt | None = None) -> Episode:
+        """The episodes of `tasks`, stacked with the task axis first, with `steps` support batches.
+
+        A pure function of its arguments. Supervised sources ignore `adapt`; an on-policy source
+        calls it with the support so far to get the parameters to act with.
+        """
+
+    @abstractmethod
+    def loss(self, output: Tensor, batch: Batch) -> Tensor:
+        """The inner loss of one task: a scalar, from the model's output [n, …]."""
+
+    def query_loss(self, output: Tensor, batch: Batch) -> Tensor:
+        """The outer loss of one task: a scalar; the inner one unless overridden."""
+        return self.loss(output, batch)
+
+    def score(self, output: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Scalars to report for one task; must have the key `metric`."""
+        return {self.metric: self.loss(output, batch)}

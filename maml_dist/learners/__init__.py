@@ -1,0 +1,1 @@
+"""Meta-learning algorithms, one a file. Each is a `maml_dist.core.learner.Learner`."""
