@@ -1,0 +1,269 @@
+"""Experiment: recipe + overrides -> objects.
+
+A recipe is YAML, read by jsonargparse, which knows typed dataclasses and class paths: an object's
+own constructor is its configuration, so a user's class needs no registration. (OmegaConf would
+want a second, structured copy of every constructor.)
+"""
+
+import difflib
+import os
+import re
+import sys
+import sysconfig
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module, resources
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser
+from torch import nn
+
+from maml_dist.core.engine import Engine
+from maml_dist.core.learner import Learner
+from maml_dist.core.outer import Outer
+from maml_dist.core.source import TaskSource
+
+Config = dict[str, Any]  # a recipe as plain data
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything that decides a run. Its fields are the keys of a recipe."""
+
+    task: TaskSource  # the distribution over tasks
+    model: nn.Module  # what is meta-learned
+    learner: Learner  # how it adapts; holds alpha
+    outer: Outer  # how the meta-parameters are updated; holds beta
+    description: str = ""  # one line, for --list
+    paper: dict[int, float] = field(default_factory=dict)  # adaptation steps -> score to compare with
+    iterations: int = 60000  # meta-iterations (0 writes the untrained weights)
+    meta_batch: int = 32  # tasks a meta-iteration
+    seed: int = 0  # of the initial weights and of every task
+    init: str | None = None  # a run whose weights to start from
+    shards: int | None = None  # task shards; null: one a GPU, or one a core
+    cpus_per_shard: float = 1  # cores that a shard reserves; its threads
+    gpus_per_shard: float | None = None  # GPUs that a shard reserves; null: 1 where there are GPUs
+    engine: Engine = field(default_factory=Engine)  # how tasks are differentiated
+    test_steps: int = 10  # inner steps at validation and test
+    validation_tasks: int = 200  # held-out tasks a validation
+    test_tasks: int = 600  # held-out tasks of the final evaluation
+    checkpoint_every: int = 1000  # meta-iterations between validations, each with a checkpoint
+    keep: int = 3  # last checkpoints kept, beside the best
+    checkpoints: str | None = None  # folder or pyarrow.fs URI for them; null: in the run folder
+    log_every: int = 100  # meta-iterations averaged into one line of metrics
+    ahead: int = 8  # meta-iterations submitted before their metrics are read
+    code: tuple[str, ...] = ()  # folders of the user's own modules (filled in)
+
+    def __post_init__(self) -> None:
+        least = {"meta_batch": 1, "test_steps": 0, "iterations": 0, "validation_tasks": 1}
+        least |= {"test_tasks": 2, "checkpoint_every": 1, "keep": 1, "log_every": 1, "ahead": 1}
+        least |= {"shards": 1, "seed": 0, "cpus_per_shard": 0, "gpus_per_shard": 0}
+        for name, bound in least.items():
+            value = getattr(self, name)
+            if value is not None and value < bound:
+                raise ValueError(f"{name}={value}: must be {bound} or more")
+        if self.shards is not None and self.shards > self.meta_batch:
+            raise ValueError(
+                f"shards={self.shards}: more than the {self.meta_batch} tasks of a meta-batch"
+            )
+
+
+def recipes() -> list[str]:
+    """The names of the recipes that ship with the package."""
+    folder = resources.files("maml_dist") / "recipes"
+    return sorted(entry.name[:-5] for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def read_yaml(path: str | Path) -> Config:
+    """A YAML file as plain data; nothing in it is ever executed.
+
+    Raises:
+        ValueError: the file is missing, broken or empty, or asks for objects to be made.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"no such file: {path}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
+        raise ValueError(f"{path} is not a plain YAML file: {error}") from None
+    if not isinstance(content, dict) or not content:
+        raise ValueError(f"{path} must hold keys and values, not {content!r}")
+    return content
+
+
+def compose(recipe: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """The whole configuration: a recipe's name or YAML file, `key=value` overrides, all defaults.
+
+    A key is dotted (`learner.alpha=0.1`); a last part that occurs once stands for it (`alpha=0.1`).
+
+    Raises:
+        ValueError: in one line, the key, the value, what is allowed and the nearest valid name.
+    """
+    config = _read_recipe(recipe)
+    pairs = [_split(override) for override in overrides]
+    # A class comes first: it decides which keys there are.
+    for key, value in sorted(pairs, key=lambda pair: not pair[0].endswith("class_path")):
+        known = list(_leaves(_resolve(config)))
+        if key.endswith("class_path"):
+            known += [name for name, value in config.items() if isinstance(value, dict)]
+            _put(config, key.removesuffix(".class_path"), {"class_path": value})
+        else:
+            _put(config, _full_key(key, known), value)
+    return _resolve(config)
+
+
+def build(config: Config) -> Experiment:
+    """The objects of a configuration, the model with its initial weights (seeded).
+
+    Raises:
+        ValueError: a key, type or value is wrong.
+    """
+    sys.path.extend(path for path in config.get("code", ()) if path not in sys.path)
+    with _explained(), torch.random.fork_rng(devices=[]):
+        parser = _parser()
+        namespace = parser.parse_object(config)
+        torch.manual_seed(namespace.seed)
+        experiment: Experiment = Experiment(**vars(parser.instantiate(namespace)))
+    return experiment
+
+
+def user_modules(config: Config) -> list[str]:
+    """The modules of the class paths in `config` that are neither installed nor ours."""
+    installed = [sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")]
+    modules = []
+    for key, value in _leaves(config, keep_class_paths=True).items():
+        if key.endswith("class_path") and not value.startswith("maml_dist."):
+            name = value.rpartition(".")[0]
+            file = getattr(import_module(name), "__file__", None) or installed[0]
+            if not any(Path(file).is_relative_to(folder) for folder in installed):
+                modules.append(name)
+    return modules
+
+
+def nearest(name: str, names: Sequence[str]) -> str:
+    """`; did you mean 'x'?` for the nearest of `names`, or nothing."""
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _read_recipe(recipe: str | Path) -> Config:
+    path = Path(recipe)
+    if path.suffix in (".yaml", ".yml"):
+        folder = str(path.resolve().parent)
+        if folder not in sys.path:
+            sys.path.append(folder)
+        return read_yaml(path)
+    if str(recipe) not in recipes():
+        raise ValueError(
+            f"no recipe {str(recipe)!r}{nearest(str(recipe), recipes())} "
+            "(--list shows them; a file of your own ends in .yaml)"
+        )
+    return read_yaml(str(resources.files("maml_dist") / "recipes" / f"{recipe}.yaml"))
+
+
+def _resolve(config: Config) -> Config:
+    """All keys with their values, defaults included, as plain data."""
+    missing = [key for key in ("task", "model", "learner", "outer") if key not in config]
+    if missing:
+        raise ValueError(f"the recipe lacks {', '.join(missing)}")
+    with _explained():
+        parser = _parser()
+        resolved = parser.dump(parser.parse_object(config), skip_none=False)
+    plain: Config = yaml.safe_load(resolved)
+    folders = {
+        str(Path(file).parent)
+        for file in (import_module(name).__file__ for name in user_modules(plain))
+        if file
+    }
+    return {**plain, "code": sorted({*plain["code"], *folders})}
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Experiment, fail_untyped=False)
+    return parser
+
+
+class _explained:  # noqa: N801 - a context manager, used like a function
+    """Turns jsonargparse's nested messages into one line: where, what, what is allowed."""
+
+    def __enter__(self) -> None:
+        os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, ArgumentError):
+            raise ValueError(_one_line(error.message)) from None
+
+
+def _one_line(message: str) -> str:
+    where = ".".join(re.findall(r'[Pp]arser key "([^"]+)"', message))
+    within = re.findall(r"given class_path '([^']+)'", message)
+    unknown = re.search(r"Option '([^']+)' is not accepted", message)
+    if unknown:
+        key = unknown.group(1)
+        names = _arguments(within[-1]) if within else list(Experiment.__dataclass_fields__)
+        full = f"{where}.{key}" if where else key
+        return f"unknown key {full!r}{nearest(key, names)} (there are {', '.join(names)})"
+    lines = [line.strip() for line in message.splitlines()]
+    said = [line for line in lines if not re.match(r'[Pp]arser key|Problem with given', line)]
+    text = " ".join(said).replace("<class '", "").replace("'>", "").replace("typing.", "")
+    return f"{where}: {text}" if where else text
+
+
+def _arguments(class_path: str) -> list[str]:
+    module, _, name = class_path.rpartition(".")
+    parser = ArgumentParser(exit_on_error=False)
+    keys = parser.add_class_arguments(getattr(import_module(module), name), fail_untyped=False)
+    return sorted(keys)
+
+
+def _split(override: str) -> tuple[str, Any]:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ValueError(f"{override!r}: expected key=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text
+    return ".".join(part for part in key.split(".") if part != "init_args"), value
+
+
+def _full_key(key: str, known: Sequence[str]) -> str:
+    if key in known:
+        return key
+    ending = [name for name in known if name.endswith(f".{key}")]
+    if len(ending) == 1:
+        return ending[0]
+    if ending:
+        raise ValueError(f"key {key!r} could be any of {', '.join(ending)}")
+    guess = nearest(key, [*known, *(name.rpartition(".")[2] for name in known)])
+    raise ValueError(f"unknown key {key!r}{guess} (--print-config shows them all)")
+
+
+def _leaves(
+    config: Mapping[str, Any], prefix: str = "", *, keep_class_paths: bool = False
+) -> dict[str, Any]:
+    """Dotted keys and values, `init_args` left out of the keys."""
+    return dict(_walk(config, prefix, keep_class_paths))
+
+
+def _walk(node: Mapping[str, Any], prefix: str, class_paths: bool) -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        name = prefix if key == "init_args" else f"{prefix}.{key}" if prefix else str(key)
+        if isinstance(value, Mapping) and key != "paper":
+            yield from _walk(value, name, class_paths)
+        elif key != "class_path" or class_paths:
+            yield name, value
+
+
+def _put(config: Config, dotted: str, value: Any) -> None:
+    *path, last = dotted.split(".")
+    node = config
+    for key in path:
+        node = node.setdefault(key, {})
+        if "class_path" in node:
+            node = node.setdefault("init_args", {})
+    node[last] = value

@@ -1,0 +1,43 @@
+"""The four-block convolutional network of few-shot learning (arXiv 1606.04080, 1703.03400 section 5.2).
+
+Omniglot: stride 2 and the mean over space. miniImagenet: 2x2 max-pooling, then flattened.
+"""
+
+from typing import Literal
+
+from torch import Tensor, nn
+
+
+class Conv4(nn.Module):
+    """x [n, channels, size, size] -> [n, outputs]."""
+
+    def __init__(
+        self,
+        outputs: int = 5,
+        *,
+        channels: int = 1,
+        filters: int = 64,
+        size: int = 28,  # pixels a side; matters to the pooled form alone
+        downsample: Literal["stride", "pool"] = "stride",
+    ) -> None:
+        super().__init__()
+        pools = downsample == "pool"
+        layers: list[nn.Module] = []
+        for _ in range(4):
+            # No bias: batch norm takes it away again.
+            layers += [
+                nn.Conv2d(channels, filters, 3, stride=1 if pools else 2, padding=1, bias=False),
+                nn.BatchNorm2d(filters, track_running_stats=False),
+                nn.ReLU(),
+            ]
+            if pools:
+                layers.append(nn.MaxPool2d(2))
+            channels = filters
+        self.body = nn.Sequential(*layers)
+        self.mean_over_space = not pools
+        self.head = nn.Linear(filters * (size // 16) ** 2 if pools else filters, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [n, channels, size, size] -> [n, outputs]."""
+        features = self.body(x)
+        return self.head(features.mean((2, 3)) if self.mean_over_space else features.flatten(1))

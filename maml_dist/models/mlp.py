@@ -1,0 +1,31 @@
+"""Multi-layer perceptron: the paper's for sinusoids (40-40) and for Omniglot (256-128-64-64, batch norm)."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+
+class MLP(nn.Module):
+    """x [n, …] (flattened to [n, inputs]) -> [n, outputs]; hidden layers with ReLU."""
+
+    def __init__(
+        self,
+        inputs: int = 1,
+        outputs: int = 1,
+        *,
+        hidden: Sequence[int] = (40, 40),
+        batch_norm: bool = False,  # with the statistics of the current batch, always
+    ) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for width_in, width_out in zip((inputs, *hidden), hidden, strict=False):
+            layers.append(nn.Linear(width_in, width_out))
+            if batch_norm:
+                layers.append(nn.BatchNorm1d(width_out, track_running_stats=False))
+            layers.append(nn.ReLU())
+        self.body = nn.Sequential(*layers)
+        self.head = nn.Linear(hidden[-1] if hidden else inputs, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [n, …] -> [n, outputs]."""
+        return self.head(self.body(x.flatten(1)))
