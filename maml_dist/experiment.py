@@ -5,14 +5,14 @@ own constructor is its configuration, so a user's class needs no registration. (
 want a second, structured copy of every constructor.)
 """
 
-import difflib
+import copy
 import os
 import re
 import sys
 import sysconfig
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module, resources
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,7 @@ from maml_dist.core.engine import Engine
 from maml_dist.core.learner import Learner
 from maml_dist.core.outer import Outer
 from maml_dist.core.source import TaskSource
-
-Config = dict[str, Any]  # a recipe as plain data
+from maml_dist.recipe import Config, nearest, read_recipe
 
 
 @dataclass(frozen=True)
@@ -37,6 +36,7 @@ class Experiment:
     model: nn.Module  # what is meta-learned
     learner: Learner  # how it adapts; holds alpha
     outer: Outer  # how the meta-parameters are updated; holds beta
+    name: str = ""  # the recipe's
     description: str = ""  # one line, for --list
     paper: dict[int, float] = field(default_factory=dict)  # adaptation steps -> score to compare with
     iterations: int = 60000  # meta-iterations (0 writes the untrained weights)
@@ -71,47 +71,27 @@ class Experiment:
             )
 
 
-def recipes() -> list[str]:
-    """The names of the recipes that ship with the package."""
-    folder = resources.files("maml_dist") / "recipes"
-    return sorted(entry.name[:-5] for entry in folder.iterdir() if entry.name.endswith(".yaml"))
-
-
-def read_yaml(path: str | Path) -> Config:
-    """A YAML file as plain data; nothing in it is ever executed.
-
-    Raises:
-        ValueError: the file is missing, broken or empty, or asks for objects to be made.
-    """
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"no such file: {path}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
-        raise ValueError(f"{path} is not a plain YAML file: {error}") from None
-    if not isinstance(content, dict) or not content:
-        raise ValueError(f"{path} must hold keys and values, not {content!r}")
-    return content
-
-
-def compose(recipe: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """The whole configuration: a recipe's name or YAML file, `key=value` overrides, all defaults.
+def compose(recipe: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
+    """The whole configuration: a recipe's name or YAML file, overrides, all defaults.
 
     A key is dotted (`learner.alpha=0.1`); a last part that occurs once stands for it (`alpha=0.1`).
 
     Raises:
         ValueError: in one line, the key, the value, what is allowed and the nearest valid name.
     """
-    config = _read_recipe(recipe)
-    pairs = [_split(override) for override in overrides]
+    return override({"name": Path(recipe).stem, **read_recipe(recipe)}, overrides or {})
+
+
+def override(config: Config, overrides: Mapping[str, Any]) -> Config:
+    """`config` with some keys changed, and all defaults filled in; raises as `compose` does."""
+    config = copy.deepcopy(config)
     # A class comes first: it decides which keys there are.
-    for key, value in sorted(pairs, key=lambda pair: not pair[0].endswith("class_path")):
-        known = list(_leaves(_resolve(config)))
-        if key.endswith("class_path"):
-            known += [name for name, value in config.items() if isinstance(value, dict)]
-            _put(config, key.removesuffix(".class_path"), {"class_path": value})
+    for key in sorted(overrides, key=lambda key: not key.endswith("class_path")):
+        value, short = overrides[key], key.replace(".init_args.", ".")
+        if key.endswith(".class_path"):
+            _put(config, short.removesuffix(".class_path"), {"class_path": value})
         else:
-            _put(config, _full_key(key, known), value)
+            _put(config, _full_key(short, list(_leaves(_resolve(config)))), value)
     return _resolve(config)
 
 
@@ -141,27 +121,6 @@ def user_modules(config: Config) -> list[str]:
             if not any(Path(file).is_relative_to(folder) for folder in installed):
                 modules.append(name)
     return modules
-
-
-def nearest(name: str, names: Sequence[str]) -> str:
-    """`; did you mean 'x'?` for the nearest of `names`, or nothing."""
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
-def _read_recipe(recipe: str | Path) -> Config:
-    path = Path(recipe)
-    if path.suffix in (".yaml", ".yml"):
-        folder = str(path.resolve().parent)
-        if folder not in sys.path:
-            sys.path.append(folder)
-        return read_yaml(path)
-    if str(recipe) not in recipes():
-        raise ValueError(
-            f"no recipe {str(recipe)!r}{nearest(str(recipe), recipes())} "
-            "(--list shows them; a file of your own ends in .yaml)"
-        )
-    return read_yaml(str(resources.files("maml_dist") / "recipes" / f"{recipe}.yaml"))
 
 
 def _resolve(config: Config) -> Config:
@@ -218,17 +177,6 @@ def _arguments(class_path: str) -> list[str]:
     parser = ArgumentParser(exit_on_error=False)
     keys = parser.add_class_arguments(getattr(import_module(module), name), fail_untyped=False)
     return sorted(keys)
-
-
-def _split(override: str) -> tuple[str, Any]:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise ValueError(f"{override!r}: expected key=value")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        value = text
-    return ".".join(part for part in key.split(".") if part != "init_args"), value
 
 
 def _full_key(key: str, known: Sequence[str]) -> str:

@@ -32,12 +32,12 @@ class Engine:
     batching: Literal["auto", "task", "vmap"] = "auto"  # one task at a time, or all in one vmap
     traced: bool = True  # trace once for each shape and replay; false: eager, to debug
 
-    def resolve(self, model: nn.Module, device: torch.device) -> "Engine":
+    def resolve(self, model: nn.Module, device: str) -> "Engine":
         """This engine with `auto` decided: per task for convolutions on a CPU, else vmap."""
         if self.batching != "auto":
             return self
         convolves = any(isinstance(part, nn.modules.conv._ConvNd) for part in model.modules())
-        return replace(self, batching="task" if convolves and device.type == "cpu" else "vmap")
+        return replace(self, batching="task" if convolves and device == "cpu" else "vmap")
 
     def over_tasks(self, function: Function) -> Function:
         """`function(shared, one_task)` of one task made one of many: (shared, stacked tasks).

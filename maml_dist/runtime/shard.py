@@ -20,6 +20,9 @@ from maml_dist.core.params import Layout
 from maml_dist.core.source import TaskKey, TaskSource
 
 
+SCORED_AT_ONCE = 50  # held-out tasks a vmap; bounds memory
+
+
 class Contribution(NamedTuple):
     """What a shard gives to one meta-update: sums over its tasks."""
 
@@ -48,12 +51,16 @@ class TaskShard:
         self._rank = rank
         self._shards = shards
         self._device = torch.device(device)
-        # A device that is asked for and not there is torch's own clear error, at once.
         model = work.model.to(self._device)
         objective = Objective(model, work.source)
-        engine = work.engine.resolve(model, self._device)
+        engine = work.engine.resolve(model, device)
         self._gradient = MetaGradient(engine, work.learner, objective, into=work.layout)
-        self._scores = PathScores(engine, work.learner, objective, into=work.layout)
+        self._scores = {
+            inductive: PathScores(
+                engine, work.learner, objective, into=work.layout, inductive=inductive
+            )
+            for inductive in (False, True)
+        }
         self._ahead = ThreadPoolExecutor(1, thread_name_prefix="collect")
         self._next: dict[int, Future[Episode]] = {}
 
@@ -64,10 +71,7 @@ class TaskShard:
             FloatingPointError: a loss or the gradient is not finite; names the tasks.
         """
         episodes = self._episodes(it)
-        vector = torch.tensor(meta, device=self._device)  # a copy: Ray's own memory is read-only
-        gradient, metrics = self._gradient(
-            vector, episodes, torch.tensor(float(it), device=self._device)
-        )
+        gradient, metrics = self._gradient(self._tensor(meta), episodes, self._tensor(it))
         if not gradient.isfinite().all():
             losses = metrics["loss/after"].isfinite().tolist()
             bad = [task for task, fine in zip(self._tasks(), losses, strict=True) if not fine]
@@ -79,20 +83,32 @@ class TaskShard:
         return Contribution(gradient.cpu().numpy(), len(self._tasks()), sums)
 
     def scores(
-        self, meta: np.ndarray, it: int, *, split: str, tasks: int, steps: int
+        self,
+        meta: np.ndarray,
+        it: int,
+        *,
+        split: str,
+        tasks: int,
+        steps: int,
+        inductive: bool = False,
     ) -> dict[str, np.ndarray]:
-        """Each score after 0 … steps adaptation steps [task, step] of this share of held-out tasks."""
+        """Each score of this share of `tasks` held-out tasks, after 0 … steps inner steps.
+
+        Returns:
+            Arrays [task, step]; none where this shard has no task.
+        """
         work = self._work
         keys = [TaskKey(work.seed, split, 0, i) for i in range(self._rank, tasks, self._shards)]
-        if not keys:
-            return {}
-        episodes = work.source.collect([work.source.sample(key) for key in keys], steps=steps)
-        scores = self._scores(
-            torch.tensor(meta, device=self._device),
-            map_tensors(lambda tensor: tensor.to(self._device), episodes),
-            torch.tensor(float(it), device=self._device),
-        )
-        return {name: value.cpu().numpy() for name, value in scores.items()}
+        parts = []
+        for start in range(0, len(keys), SCORED_AT_ONCE):
+            drawn = [work.source.sample(key) for key in keys[start : start + SCORED_AT_ONCE]]
+            scores = self._scores[inductive](
+                self._tensor(meta),
+                self._here(work.source.collect(drawn, steps=steps)),
+                self._tensor(it),
+            )
+            parts.append({name: value.cpu().numpy() for name, value in scores.items()})
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
 
     def ping(self) -> int:
         """The rank: an answer when the actor is up."""
@@ -113,4 +129,12 @@ class TaskShard:
         keys = (TaskKey(work.seed, "train", it, index) for index in self._tasks())
         tasks = [work.source.sample(key) for key in keys]
         episodes = work.source.collect(tasks, steps=work.learner.steps)
+        return self._here(episodes)
+
+    def _here(self, episodes: Episode) -> Episode:
         return map_tensors(lambda tensor: tensor.to(self._device), episodes)
+
+    def _tensor(self, value: np.ndarray | int) -> torch.Tensor:
+        """A copy, since what Ray hands out is shared and read-only."""
+        number = float(value) if isinstance(value, int) else value
+        return torch.tensor(number, device=self._device)

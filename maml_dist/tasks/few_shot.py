@@ -20,6 +20,8 @@ from torch.nn.functional import cross_entropy
 from maml_dist.core.episode import Batch, Episode, supervised
 from maml_dist.core.source import Adapt, TaskKey, TaskSource
 
+SPLITS = ("train", "val", "test")
+
 
 class ClassData(ABC):
     """Examples by class. Its fields travel to every process; the examples are opened there."""
@@ -82,9 +84,7 @@ class FewShot(TaskSource):
         examples = [rng.choice(len(classes[c]), each, replace=False) for c in drawn]
         return Draw(key.split, drawn.astype(np.int32), np.stack(examples).astype(np.int32))
 
-    def collect(
-        self, tasks: Sequence[Draw], *, steps: int, adapt: Adapt | None = None
-    ) -> Episode:
+    def collect(self, tasks: Sequence[Draw], *, steps: int, adapt: Adapt | None = None) -> Episode:
         """The examples of each task, class by class."""
         x = np.stack([self._examples(task) for task in tasks])
         cut = self.shots
@@ -116,8 +116,8 @@ class FewShot(TaskSource):
 
     def _classes(self, split: str) -> Sequence[np.ndarray]:
         if split not in self._opened:
-            if split not in ("train", "val", "test"):
-                raise ValueError(f"split {split!r}: must be train, val or test")
+            if split not in SPLITS:
+                raise ValueError(f"split {split!r}: must be one of {', '.join(SPLITS)}")
             classes = self.data.classes(split)
             self._check(classes, split)
             self._opened[split] = classes
@@ -131,8 +131,8 @@ class FewShot(TaskSource):
         smallest, each = min(map(len, classes)), self.shots + self.query
         if each > smallest:
             raise ValueError(
-                f"task.shots={self.shots} and task.query={self.query} need {each} examples a class; "
-                f"the smallest class in split {split!r} has {smallest}"
+                f"task.shots={self.shots} and task.query={self.query} need {each} examples a "
+                f"class; the smallest class in split {split!r} has {smallest}"
             )
         kinds = {(str(c.dtype), c.shape[1:]) for c in classes}
         if len(kinds) > 1 or next(iter(kinds))[0] not in ("uint8", "float32"):

@@ -9,10 +9,9 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image
 
-from maml_dist.tasks.few_shot import ClassData
+from maml_dist.tasks.few_shot import SPLITS, ClassData
 
 Item = TypeVar("Item")
-_SPLITS = ("train", "val", "test")
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
 
 
@@ -39,7 +38,7 @@ def divide(items: Sequence[Item], *, parts: Sequence[float], seed: int) -> dict[
     order = np.random.Generator(np.random.Philox(seed)).permutation(len(items))
     ends = np.rint(len(items) * np.cumsum(parts) / np.sum(parts)).astype(int)
     places = np.split(order, ends[:-1])
-    return {split: [items[i] for i in at] for split, at in zip(_SPLITS, places, strict=True)}
+    return {split: [items[i] for i in at] for split, at in zip(SPLITS, places, strict=True)}
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ class ImageFolder(ClassData):
     def classes(self, split: str) -> list[np.ndarray]:
         """One array [images, channels, size, size] a class, sorted by name."""
         root = Path(self.path)
-        if any((root / name).is_dir() for name in _SPLITS):
+        if any((root / name).is_dir() for name in SPLITS):
             folders = _folders(root / split)
         else:
             folders = divide(_folders(root), parts=self.parts, seed=self.seed)[split]

@@ -1,7 +1,7 @@
 """Omniglot (Lake, Salakhutdinov, Tenenbaum, Science 2015): 1,623 characters, 20 drawings of each.
 
-As in arXiv 1703.03400: 28x28, inverted so that ink is 1; of the characters 1,100 train, 100 validate
-and 423 test, over both official parts together. A smaller set divides in the same proportion.
+As in arXiv 1703.03400: 28x28, inverted so that ink is 1; of the characters of both official parts
+together 1,100 train, 100 validate and 423 test. A smaller set divides in the same proportion.
 """
 
 import re
@@ -24,6 +24,10 @@ PARTS = ("images_background", "images_evaluation")
 SIZE = 28  # pixels a side
 # PART/ALPHABET/CHARACTER/DRAWING.png; a leading dot marks what macOS adds to its zip files
 _DRAWING = re.compile(rf"(?:.*/)?((?:{'|'.join(PARTS)})/[^/]+/[^/]+)/[^/.][^/]*\.png")
+_LAYOUT = (
+    f"give the folder that holds {' and '.join(PARTS)}, each as a folder or a zip file, "
+    "or one zip file of both"
+)
 
 
 @dataclass(frozen=True)
@@ -47,10 +51,8 @@ class Omniglot(ClassData):
         return [np.rot90(drawings, k, axes=(2, 3)) for drawings in kept for k in turns]
 
 
-def convert(
-    source: Path, out: Path, *, track: Callable[[list[str]], Iterable[str]] = iter
-) -> tuple[int, int]:
-    """Convert the official images to `out`; returns how many characters and drawings there are.
+def convert(source: Path, out: Path, *, track: Callable[[list[str]], Iterable[str]] = iter) -> None:
+    """Convert the official images to one class file.
 
     Args:
         source: a folder that holds images_background and images_evaluation, each as a folder or a
@@ -59,7 +61,7 @@ def convert(
         track: sees the names of the characters as they are converted (a progress bar).
 
     Raises:
-        ValueError: something is missing, damaged or incomplete; nothing is written.
+        ValueError, OSError: something is missing, damaged or incomplete; nothing is written.
     """
     with ExitStack() as opened:
         characters: dict[str, list[tuple[str, Callable[[], bytes]]]] = {}
@@ -67,10 +69,9 @@ def convert(
             if match := _DRAWING.fullmatch(name):
                 characters.setdefault(match[1], []).append((name, load))
         names = sorted(characters)
-        drawings = _check(source, {name: len(characters[name]) for name in names})
+        _check(source, {name: len(files) for name, files in characters.items()})
         classes = (_drawings(source, characters[name]) for name in track(names))
         class_file.write(out, classes, names=names, shape=(1, SIZE, SIZE))
-    return len(names), drawings
 
 
 def _files(source: Path, opened: ExitStack) -> Iterator[tuple[str, Callable[[], bytes]]]:
@@ -87,27 +88,24 @@ def _files(source: Path, opened: ExitStack) -> Iterator[tuple[str, Callable[[], 
 
 
 def _zipped(path: Path, opened: ExitStack) -> Iterator[tuple[str, Callable[[], bytes]]]:
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is not there; {_LAYOUT}")
     try:
         archive = opened.enter_context(zipfile.ZipFile(path))
     except zipfile.BadZipFile as error:
-        raise ValueError(f"{path} is not a whole zip file ({error})") from error
+        raise ValueError(f"{path} is no zip file, or not a whole one ({error})") from error
     for name in archive.namelist():
         yield name, partial(archive.read, name)
 
 
-def _check(source: Path, counts: dict[str, int]) -> int:
-    """The number of drawings, all told."""
+def _check(source: Path, counts: dict[str, int]) -> None:
     for part in PARTS:
         if not any(name.startswith(part) for name in counts):
-            raise ValueError(
-                f"{source} has no {part}/ALPHABET/CHARACTER/*.png: give the folder that holds "
-                f"{' and '.join(PARTS)}, each as a folder or a zip file, or one zip file of both"
-            )
+            raise ValueError(f"{source} has no {part}/ALPHABET/CHARACTER/*.png; {_LAYOUT}")
     most = max(counts.values())
     for name, count in counts.items():
         if count < most:
             raise ValueError(f"{source}: {name} has {count} drawings where others have {most}")
-    return sum(counts.values())
 
 
 def _drawings(source: Path, files: list[tuple[str, Callable[[], bytes]]]) -> np.ndarray:
@@ -116,7 +114,7 @@ def _drawings(source: Path, files: list[tuple[str, Callable[[], bytes]]]) -> np.
     for name, load in files:
         try:
             data = load()
-        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
             raise ValueError(f"{source}: {name} is damaged ({error})") from error
         images.append(decode(data, name=f"{source}: {name}", size=SIZE, grey=True))
     return 255 - np.stack(images)

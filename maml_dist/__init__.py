@@ -1,0 +1,22 @@
+"""maml_dist: model-agnostic meta-learning, distributed over Ray.
+
+    run = maml_dist.meta_train("sinusoid", iterations=1000, local=True)
+    model = maml_dist.load(run.path)
+    adapted = model.adapt(x, y, steps=5)
+"""
+
+from typing import Any
+
+__all__ = ["load", "meta_train"]
+
+
+def __getattr__(name: str) -> Any:  # torch is imported by the first use, not by `--help`
+    if name == "meta_train":
+        from maml_dist.train import meta_train
+
+        return meta_train
+    if name == "load":
+        from maml_dist.load import load
+
+        return load
+    raise AttributeError(f"module 'maml_dist' has no attribute {name!r}")

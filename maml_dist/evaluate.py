@@ -1,0 +1,135 @@
+"""Meta-test: the score of held-out tasks after 0 … M adaptation steps, in this process."""
+
+import argparse
+import json
+import statistics
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from maml_dist.command import guarded
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from maml_dist.run import Run
+
+
+def evaluate(
+    run: "Run",
+    *,
+    split: str = "test",
+    tasks: int | None = None,
+    steps: int | None = None,
+    checkpoint: str = "best",
+) -> dict[str, Any]:
+    """Score a run's checkpoint; the result is also written to its `evaluation.json`.
+
+    Args:
+        run: the run.
+        split: "train", "val" or "test".
+        tasks: how many tasks; the recipe's `test_tasks` if None.
+        steps: how many adaptation steps; the recipe's `test_steps` if None.
+        checkpoint: "best", "last" or a checkpoint file.
+
+    Returns:
+        `{"recipe", "split", "tasks", "metric", "results": [{"mode", "steps": [{"step", "mean",
+        "ci95", "median"}, …]}]}`. With batch norm the modes are `transductive` (a batch of queries
+        is normalised by itself, as in the paper) and `inductive` (by the support set).
+
+    Raises:
+        ValueError: there is no such split or checkpoint.
+    """
+    from maml_dist.core.objective import normalises
+    from maml_dist.core.params import flatten
+    from maml_dist.runtime.shard import TaskShard
+
+    experiment = run.experiment
+    if split not in ("train", "val", "test"):
+        raise ValueError(f"split {split!r}: there are train, val and test")
+    tasks = experiment.test_tasks if tasks is None else tasks
+    steps = experiment.test_steps if steps is None else steps
+    if tasks < 2 or steps < 0:
+        raise ValueError(f"tasks={tasks}, steps={steps}: must be at least 2 and 0")
+    weights, entry = run.weights(checkpoint)
+    shard = TaskShard(run.work, rank=0, shards=1)
+    meta = flatten({name: weights[name] for name in run.layout.names}).numpy()
+    modes = ("transductive", "inductive") if normalises(experiment.model) else ("default",)
+    results = []
+    for mode in modes:
+        scores = shard.scores(
+            meta, entry.iteration, split=split, tasks=tasks, steps=steps,
+            inductive=mode == "inductive",
+        )  # fmt: skip
+        by_step = scores[experiment.task.metric].T  # [step, task]
+        results.append(
+            {"mode": mode, "steps": [{"step": k, **_statistics(v)} for k, v in enumerate(by_step)]}
+        )
+    evaluation = {
+        "recipe": experiment.name,
+        "split": split,
+        "tasks": tasks,
+        "metric": experiment.task.metric,
+        "results": results,
+    }
+    run.write("evaluation.json", json.dumps(evaluation, indent=1))
+    return evaluation
+
+
+def _statistics(values: "np.ndarray") -> dict[str, float]:
+    """Mean over tasks with its 95% half-width 1.96 std / sqrt(tasks), and median."""
+    half_width = 1.96 * values.std(ddof=1) / len(values) ** 0.5
+    return {
+        "mean": float(values.mean()),
+        "ci95": float(half_width),
+        "median": float(statistics.median(values.tolist())),
+    }
+
+
+def show(evaluation: dict[str, Any], paper: dict[int, float]) -> None:
+    """Print an evaluation as a table, beside the paper's figures (steps -> score)."""
+    from rich.console import Console
+    from rich.table import Table
+
+    for result in evaluation["results"]:
+        table = Table(
+            title=f"{evaluation['recipe']}: {evaluation['metric']} over {evaluation['tasks']} "
+            f"{evaluation['split']} tasks ({result['mode']})"
+        )
+        for column in ("steps", "mean", "± 95%", "median", "paper"):
+            table.add_column(column, justify="right")
+        for row in result["steps"]:
+            cited = paper.get(row["step"]) if result["mode"] != "inductive" else None
+            numbers = [f"{row[key]:.4f}" for key in ("mean", "ci95", "median")]
+            table.add_row(str(row["step"]), *numbers, "" if cited is None else f"{cited:g}")
+        Console().print(table)
+
+
+def main(arguments: list[str]) -> int:
+    """`python -m maml_dist.evaluate`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m maml_dist.evaluate", description="Meta-test a run on held-out tasks."
+    )
+    parser.add_argument("run", metavar="RUN", type=Path, help="the run's folder")
+    parser.add_argument("--split", default="test", help="train, val or test (default)")
+    parser.add_argument("--tasks", type=int, metavar="N", help="tasks (default: the recipe's)")
+    parser.add_argument("--steps", type=int, metavar="M", help="steps (default: the recipe's)")
+    parser.add_argument("--checkpoint", default="best", help="best (default), last or a file")
+    parser.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
+    options = parser.parse_args(arguments)
+
+    from maml_dist.run import Run
+
+    run = Run.open(options.run)
+    evaluation = run.evaluate(
+        split=options.split, tasks=options.tasks, steps=options.steps, checkpoint=options.checkpoint
+    )
+    if options.json:
+        print(json.dumps(evaluation))
+    else:
+        show(evaluation, run.experiment.paper)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main))

@@ -1,0 +1,178 @@
+"""Run: the folder of one training run.
+
+    recipe.yaml        the whole configuration       evaluation.json   score after 0 … M steps
+    checkpoints/       weights and optimiser state   metrics.jsonl     a flat object a line
+    tensorboard/       the same numbers as events    figures/, report.html
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from maml_dist.core.params import Layout, Params, flatten, layout, unflatten
+from maml_dist.experiment import Experiment, build
+from maml_dist.recipe import Config, read_yaml
+from maml_dist.runtime import metrics
+from maml_dist.runtime.checkpoint import Checkpoints, Entry
+from maml_dist.runtime.server import Saved
+from maml_dist.runtime.shard import Work
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run on disk."""
+
+    path: Path
+    config: Config
+
+    @classmethod
+    def open(cls, path: str | Path) -> "Run":
+        """An existing run; nothing in it is executed.
+
+        Raises:
+            ValueError: the folder is not a run.
+        """
+        path = Path(path).absolute()
+        if not (path / "recipe.yaml").is_file():
+            raise ValueError(f"{path} is not a run: it holds no recipe.yaml")
+        return cls(path, read_yaml(path / "recipe.yaml"))
+
+    def write_recipe(self) -> None:
+        """Write `recipe.yaml`: from then on the folder is a run.
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.write("recipe.yaml", yaml.safe_dump(self.config, sort_keys=False))
+
+    @cached_property
+    def experiment(self) -> Experiment:
+        """The run's objects, the model with its initial weights."""
+        return build(self.config)
+
+    @cached_property
+    def checkpoints(self) -> Checkpoints:
+        """The run's checkpoints."""
+        where = self.config["checkpoints"] or self.path / "checkpoints"
+        return Checkpoints(where, keep=self.config["keep"])
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The rows of `metrics.jsonl`: flat dicts, each with its `iteration`."""
+        return metrics.read(self.path / "metrics.jsonl")
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has reached its last iteration."""
+        last = self.checkpoints.last
+        return last is not None and last.iteration >= self.config["iterations"]
+
+    @cached_property
+    def initial(self) -> Params:
+        """The meta-parameters before the first iteration: seeded, or from the run named by `init`.
+
+        Raises:
+            ValueError: that run's parameters are not those of this model and learner.
+        """
+        model = {name: p.detach() for name, p in self.experiment.model.named_parameters()}
+        meta = self.experiment.learner.init(model)
+        if self.experiment.init is None:
+            return meta
+        loaded, _ = Run.open(self.experiment.init).weights()
+        for name in meta.keys() | loaded.keys():
+            here, there = (list(p[name].shape) if name in p else None for p in (meta, loaded))
+            if here != there:
+                raise ValueError(f"init={self.experiment.init}: {name} is {there} there, {here} here")
+        return {name: loaded[name] for name in meta}
+
+    def weights(self, checkpoint: str = "best") -> tuple[Params, Entry]:
+        """The meta-parameters of a checkpoint ("best", "last" or a file), and which one it is.
+
+        Raises:
+            ValueError: there is no such checkpoint, or it is damaged.
+        """
+        tensors, entry = self.checkpoints.load(checkpoint)
+        named = {n.removeprefix("meta/"): t for n, t in tensors.items() if n.startswith("meta/")}
+        if not named:
+            raise ValueError(f"{entry.file} holds no meta-parameters")
+        return named, entry
+
+    def saved(self) -> Saved | None:
+        """The parameter server's state at the last checkpoint; None before the first."""
+        if self.checkpoints.last is None:
+            return None
+        tensors, entry = self.checkpoints.load("last")
+        meta = {name: tensors[f"meta/{name}"] for name in self.layout.names}
+        outer = {n.removeprefix("outer/"): t for n, t in tensors.items() if n.startswith("outer/")}
+        return entry.iteration, flatten(meta).numpy(), {n: t.numpy() for n, t in outer.items()}
+
+    def save(self, saved: Saved, score: float | None) -> None:
+        """Write the parameter server's state as a checkpoint, judged by its validation score."""
+        iteration, meta, outer = saved
+        tensors: dict[str, Tensor] = {
+            f"meta/{name}": value.clone()
+            for name, value in unflatten(torch.tensor(meta), self.layout).items()
+        }
+        tensors |= {f"outer/{name}": torch.tensor(value) for name, value in outer.items()}
+        self.checkpoints.save(
+            tensors,
+            iteration=iteration,
+            recipe=json.dumps(self.config),
+            score=score,
+            maximize=self.experiment.task.maximize,
+        )
+
+    @cached_property
+    def layout(self) -> Layout:
+        """How the flat meta-parameters split into named tensors."""
+        return layout(self.initial)
+
+    @property
+    def work(self) -> Work:
+        """What the shards of this run are given."""
+        experiment = self.experiment
+        return Work(
+            source=experiment.task,
+            model=experiment.model,
+            learner=experiment.learner,
+            engine=experiment.engine,
+            layout=self.layout,
+            seed=experiment.seed,
+            meta_batch=experiment.meta_batch,
+        )
+
+    def evaluate(self, **options: Any) -> dict[str, Any]:
+        """The score after 0 … M adaptation steps; see `maml_dist.evaluate.evaluate`."""
+        from maml_dist.evaluate import evaluate
+
+        return evaluate(self, **options)
+
+    def write(self, name: str, text: str) -> None:
+        """Replace a file of the run in one go."""
+        part = self.path / f"{name}.part"
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, self.path / name)
+
+
+def refuse_used(path: Path) -> None:
+    """Fail early where a run could not be started.
+
+    Raises:
+        ValueError: the folder holds a run, or the path is not a folder.
+        OSError: nothing can be written there.
+    """
+    if (path / "recipe.yaml").exists():
+        raise ValueError(f"{path} already holds a run (--resume goes on with it)")
+    there = next(folder for folder in (path, *path.parents) if folder.exists())
+    if not there.is_dir():
+        raise ValueError(f"{path} cannot be a run folder: {there} is not a folder")
+    if not os.access(there, os.W_OK):
+        raise PermissionError(f"{path} cannot be a run folder: {there} is not writable")

@@ -1,0 +1,247 @@
+"""Launching: the same plain classes as Ray actors, or in this process.
+
+Either way an actor's method is called as `actor.method.remote(…)`, so that one driver loop serves
+both; in this process the call runs at once and its result stands in for the reference.
+"""
+
+import math
+import os
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+
+from maml_dist.core.outer import Outer
+from maml_dist.runtime.server import ParameterServer
+from maml_dist.runtime.shard import TaskShard, Work
+
+PLACED_WITHIN = 120  # seconds for the cluster to place all actors
+QUIET: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a run takes: so many shards, each with so many cores and GPUs."""
+
+    shards: int
+    cpus: float
+    gpus: float
+
+    @property
+    def device(self) -> str:
+        """Where a shard computes."""
+        return "cuda" if self.gpus else "cpu"
+
+
+@dataclass(frozen=True)
+class Crew:
+    """The actors of a run."""
+
+    shards: Sequence[Any]
+    server: Any
+    get: Callable[[Any], Any]  # a reference, or a list of them -> the values
+    close: Callable[[], None]
+
+
+class InProcess:
+    """Runs all actors in this process, one after the other."""
+
+    def __enter__(self) -> "InProcess":
+        self._threads = torch.get_num_threads()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        torch.set_num_threads(self._threads)
+
+    def resources(
+        self, shards: int | None, *, cpus: float, gpus: float | None, most: int
+    ) -> Resources:
+        """What `shards` and `gpus` mean here; null: a shard a GPU, or a single one.
+
+        Raises:
+            ValueError: more GPUs are asked for than there are.
+        """
+        devices = torch.cuda.device_count()
+        return _decide(shards, cpus, gpus, cores=cpus, devices=devices, most=most)
+
+    def crew(
+        self,
+        work: Work,
+        meta: np.ndarray,
+        *,
+        outer: Outer,
+        resources: Resources,
+        modules: Sequence[str] = (),
+    ) -> Crew:
+        """The actors; they compute with as many threads as a shard on Ray."""
+        torch.set_num_threads(max(1, int(resources.cpus)))
+        shards = [
+            TaskShard(work, rank=rank, shards=resources.shards, device=resources.device)
+            for rank in range(resources.shards)
+        ]
+        server = _Here(ParameterServer(meta, outer))
+        return Crew([_Here(shard) for shard in shards], server, lambda value: value, lambda: None)
+
+
+class _Here:
+    """Gives a plain object an actor's way of being called."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    def __getattr__(self, method: str) -> Any:
+        return SimpleNamespace(remote=getattr(self._actor, method))
+
+
+class OnRay:
+    """Runs the actors on a Ray cluster; where none is named, on one started on this machine."""
+
+    def __init__(self, address: str | None = None) -> None:
+        self._address = address or os.environ.get("RAY_ADDRESS") or "local"
+
+    def __enter__(self) -> "OnRay":
+        import ray
+
+        self._joined = ray.is_initialized()  # inside a Tune trial, say
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        import ray
+
+        if not self._joined:
+            ray.shutdown()
+
+    def resources(
+        self, shards: int | None, *, cpus: float, gpus: float | None, most: int
+    ) -> Resources:
+        """Join the cluster; `shards` null: one a GPU, or one a core, `most` at the most.
+
+        A Ray started on this machine declares as many CPUs as the shards need.
+
+        Raises:
+            ValueError: nothing answers at the address, or there are fewer GPUs or CPUs than asked.
+        """
+        import ray
+
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        if not self._joined and self._address == "local":
+            os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # it listens on this machine alone
+            cores, devices = os.cpu_count() or 1, torch.cuda.device_count()
+            resources = _decide(shards, cpus, gpus, cores=cores, devices=devices, most=most)
+            declared = max(cores, math.ceil(resources.shards * cpus))
+            ray.init(address="local", num_cpus=declared, include_dashboard=False, **QUIET)
+            return resources
+        if not self._joined:
+            _must_answer(self._address)
+            try:
+                ray.init(address=self._address, **QUIET)
+            except (ConnectionError, RuntimeError) as error:
+                raise ValueError(f"no Ray cluster at {self._address}: {error}") from None
+        there = ray.cluster_resources()
+        cores, devices = there.get("CPU", 0), there.get("GPU", 0)
+        resources = _decide(shards, cpus, gpus, cores=cores, devices=devices, most=most)
+        if resources.shards * cpus > cores:
+            raise ValueError(
+                f"{resources.shards} shards with {cpus:g} CPU each need "
+                f"{resources.shards * cpus:g} CPUs; the cluster has {cores:g}"
+            )
+        return resources
+
+    def crew(
+        self,
+        work: Work,
+        meta: np.ndarray,
+        *,
+        outer: Outer,
+        resources: Resources,
+        modules: Sequence[str] = (),
+    ) -> Crew:
+        """The actors, all of them up; `modules`, the user's own, travel along by value.
+
+        Raises:
+            ValueError: the cluster has no room for the actors.
+        """
+        import ray
+
+        for module in modules:
+            ray.cloudpickle.register_pickle_by_value(import_module(module))
+        shared = ray.put(work)
+        # A shard can always compute its part again: a lost one is restarted, its call repeated.
+        shard_actor = ray.remote(TaskShard).options(
+            num_cpus=resources.cpus, num_gpus=resources.gpus, max_restarts=-1, max_task_retries=-1
+        )
+        shards = [
+            shard_actor.remote(
+                shared, rank=rank, shards=resources.shards, device=resources.device
+            )
+            for rank in range(resources.shards)
+        ]
+        ray.method(num_returns=2)(ParameterServer.update)
+        server = ray.remote(ParameterServer).options(num_cpus=0).remote(meta, outer)
+
+        def close() -> None:
+            for actor in (*shards, server):
+                ray.kill(actor)
+
+        pings = [shard.ping.remote() for shard in shards]
+        _, waiting = ray.wait(pings, num_returns=len(pings), timeout=PLACED_WITHIN)
+        if waiting:
+            free = ray.available_resources()
+            close()
+            raise ValueError(
+                f"{len(waiting)} of {resources.shards} shards found no room in {PLACED_WITHIN} s: "
+                f"each needs {resources.cpus:g} CPU and {resources.gpus:g} GPU, the cluster has "
+                f"{free.get('CPU', 0):g} CPU and {free.get('GPU', 0):g} GPU free"
+            )
+        _get(pings)
+        return Crew(shards, server, _get, close)
+
+
+def _get(references: Any) -> Any:
+    """Values; what a user's code raised in an actor is raised here as it was."""
+    import ray
+
+    try:
+        return ray.get(references)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None
+    except ray.exceptions.RayActorError as error:
+        raise ConnectionError(f"an actor was lost (--resume goes on): {error}") from None
+
+
+def _decide(
+    shards: int | None,
+    cpus: float,
+    gpus: float | None,
+    *,
+    cores: float,
+    devices: float,
+    most: int,
+) -> Resources:
+    if gpus is None:
+        gpus = 1.0 if devices >= 1 else 0.0
+    if shards is None:
+        room = devices / gpus if gpus else cores / (cpus or 1)
+        shards = max(1, min(int(room), most))
+    if shards * gpus > devices:
+        raise ValueError(
+            f"{shards} shards with {gpus:g} GPU each need {shards * gpus:g} GPUs; "
+            f"there are {devices:g}"
+        )
+    return Resources(shards=shards, cpus=cpus, gpus=gpus)
+
+
+def _must_answer(address: str) -> None:
+    """Fail in seconds where Ray itself would retry for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host:
+        return  # "auto"
+    try:
+        socket.create_connection((host, int(port)), timeout=3).close()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"no Ray cluster at {address}: {error}") from None

@@ -1,0 +1,118 @@
+"""Metrics: flat dicts into one sink, which is a JSON-lines file, TensorBoard events and a progress line."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+FLUSH_EVERY = 1.0  # seconds
+
+
+class Metrics:
+    """Where the numbers of a run go. Rows after `start` (of a run that was killed) are dropped."""
+
+    def __init__(self, folder: Path, *, start: int, total: int, quiet: bool = False) -> None:
+        from tensorboardX import SummaryWriter
+
+        self._path = folder / "metrics.jsonl"
+        kept = [row for row in read(self._path) if row["iteration"] <= start]
+        self._path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        self._file = self._path.open("a")
+        self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
+        self._flushed = time.monotonic()
+        self._progress = _progress(start, total, quiet=quiet)
+
+    def log(self, row: dict[str, Any]) -> None:
+        """One flat row; its `iteration` says when."""
+        self._file.write(json.dumps(row) + "\n")
+        for name, value in row.items():
+            if name != "iteration":
+                self._events.add_scalar(name, value, row["iteration"])
+        now = time.monotonic()
+        if now - self._flushed > FLUSH_EVERY:
+            self._file.flush()
+            self._flushed = now
+        self._progress.show(row)
+
+    def close(self) -> None:
+        """Flush everything."""
+        self._progress.close()
+        self._file.close()
+        self._events.close()
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics file; a last line cut short by a kill is left out."""
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def _progress(start: int, total: int, *, quiet: bool) -> Any:
+    if quiet:
+        return _Quiet()
+    return _Bar(start, total) if sys.stderr.isatty() else _Lines(total)
+
+
+def _text(row: dict[str, Any]) -> str:
+    shown = {"it_per_s": "it/s", "tasks_per_s": "tasks/s", "loss/before": "before"}
+    shown |= {"loss/after": "after"}
+    parts = [f"{row[key]:.4g} {name}" for key, name in shown.items() if key in row]
+    parts += [f"{name} {row[name]:.4g}" for name in row if name.startswith("val/")]
+    return "  ".join(parts)
+
+
+class _Quiet:
+    def show(self, row: dict[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class _Bar:
+    """A live line."""
+
+    def __init__(self, start: int, total: int) -> None:
+        self._bar = Progress(
+            TextColumn("{task.completed}/{task.total}"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.description}"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+        )
+        self._task = self._bar.add_task("starting", total=total, completed=start)
+        self._validation: dict[str, Any] = {}
+        self._bar.start()
+
+    def show(self, row: dict[str, Any]) -> None:
+        self._validation |= {name: row[name] for name in row if name.startswith("val/")}
+        text = _text({**row, **self._validation})
+        self._bar.update(self._task, completed=row["iteration"], description=text)
+
+    def close(self) -> None:
+        self._bar.stop()
+
+
+class _Lines:
+    """A plain line now and then, where there is no terminal."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._next = 0.0
+
+    def show(self, row: dict[str, Any]) -> None:
+        now = time.monotonic()
+        if now >= self._next or row["iteration"] == self._total:
+            print(f"{row['iteration']}/{self._total}  {_text(row)}", file=sys.stderr, flush=True)
+            self._next = now + 10
+
+    def close(self) -> None: ...

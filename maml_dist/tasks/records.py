@@ -1,0 +1,301 @@
+"""Tasks as records: the rows of one task (a user, a sensor, a molecule) in Parquet or Arrow files.
+
+The rows of a task stand next to each other in one row group (Parquet) or record batch (Arrow);
+here both are a "row group". Only the task-id column is read to find the tasks. To read few row
+groups, task `index` stays in one of them for `visit` meta-iterations; the row group is drawn in
+proportion to its tasks, then a task of it uniformly, so that every draw is uniform over tasks.
+"""
+
+import difflib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from functools import cached_property, lru_cache, partial
+from hashlib import blake2b
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from pyarrow import fs, ipc
+from pyarrow import parquet as pq
+from torch import Tensor
+from torch.nn.functional import cross_entropy, mse_loss
+
+from maml_dist.core.episode import Batch, Episode, supervised
+from maml_dist.core.source import Adapt, TaskKey, TaskSource
+
+SUFFIXES = (".parquet", ".arrow", ".feather")
+Opened = tuple[pa.Schema, int, Callable[[int], pa.Table]]
+
+
+class Rows(NamedTuple):
+    """One task, by the rows drawn from it."""
+
+    group: int  # row group, counted through all files in order of their paths
+    rows: np.ndarray  # [shots + query], within the row group; the support rows first
+
+
+@dataclass(frozen=True)
+class Records(TaskSource):
+    """Rows of features and a target: x [task, n, features], y [task, n, 1], mean squared error;
+    with `classes` y [task, n], cross entropy.
+
+    A task with fewer than shots + query rows is never drawn. A task's split depends on its id
+    alone: new files move no task. A row group is read whole, so thousands of tasks in each (more
+    than `visit`) and not many more keep draws diverse and memory small.
+    """
+
+    path: str  # file, or folder of them: a local path or a URI (file://, s3://, gs://)
+    features: tuple[str, ...]  # columns of numbers
+    target: str  # column of numbers, or of integers 0 … classes - 1
+    task_id: str = "task_id"  # column of integers or strings
+    classes: int | None = None  # None: regression
+    shots: int = 10  # support rows a task
+    query: int = 10  # query rows a task
+    val: float = 0.1  # fraction of the tasks
+    test: float = 0.1  # fraction of the tasks
+    visit: int = 64  # meta-iterations of training an index stays in a row group
+    cache: int = 64  # row groups kept in memory; best no fewer than the tasks of one shard
+
+    def __post_init__(self) -> None:
+        for name in ("shots", "query", "visit", "cache"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"task.{name}={getattr(self, name)}: must be 1 or more")
+        if min(self.val, self.test) < 0 or self.val + self.test > 1:
+            raise ValueError(f"task.val={self.val}, task.test={self.test}: must add up to 0 … 1")
+        if self.classes is not None and self.classes < 2:
+            raise ValueError(f"task.classes={self.classes}: must be 2 or more, or null")
+        if isinstance(self.features, str) or not self.features:
+            raise ValueError(f"task.features={self.features!r}: must be a list of column names")
+
+    @property
+    def metric(self) -> str:  # type: ignore[override]  # a field decides what the base class fixes
+        """What is reported: "mse", or "accuracy" with classes."""
+        return "accuracy" if self.classes else "mse"
+
+    @property
+    def maximize(self) -> bool:  # type: ignore[override]  # as above
+        """Whether more of the metric is better."""
+        return bool(self.classes)
+
+    @cached_property
+    def index(self) -> "RecordIndex":
+        """Where the tasks are: built at the first draw; ValueError if the files do not serve."""
+        return RecordIndex(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}  # no index
+
+    def sample(self, key: TaskKey) -> Rows:
+        """A task of the split and shots + query of its rows, without replacement."""
+        tasks = self.index.tasks(key.split)
+        visit = self.visit if key.split == "train" else 1  # evaluation wants independent tasks
+        block = key._replace(it=(key.it + key.index) // visit)  # indices switch one by one
+        drawn = block.rng(1).integers(tasks.ends[-1])
+        group = int(np.searchsorted(tasks.ends, drawn, side="right")) - 1
+        rng = key.rng()
+        task = rng.integers(tasks.ends[group], tasks.ends[group + 1])
+        chosen = rng.choice(tasks.length[task], self.shots + self.query, replace=False)
+        return Rows(group, tasks.first[task] + chosen)
+
+    def collect(self, tasks: Sequence[Rows], *, steps: int, adapt: Adapt | None = None) -> Episode:
+        """The rows of each task, `shots` of them for support; ValueError if a value is unusable."""
+        groups = np.array([task.group for task in tasks])
+        rows = np.stack([task.rows for task in tasks])
+        values = np.empty((*rows.shape, len(self.features) + 1), np.float32)
+        for group in np.unique(groups):
+            mine = groups == group
+            values[mine] = self.index.read(int(group))[rows[mine]]
+        points = torch.from_numpy(values)
+        x, y = points[..., :-1], points[..., -1].long() if self.classes else points[..., -1:]
+        cut = self.shots
+        support = Batch(x[:, :cut].contiguous(), y[:, :cut].contiguous())
+        query = Batch(x[:, cut:].contiguous(), y[:, cut:].contiguous())
+        return supervised(support, query, steps=steps)
+
+    def loss(self, output: Tensor, batch: Batch) -> Tensor:
+        """Mean squared error, or cross entropy with classes."""
+        return (cross_entropy if self.classes else mse_loss)(output, batch.y)
+
+    def score(self, output: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """The loss, or with classes the fraction classified right."""
+        if not self.classes:
+            return super().score(output, batch)
+        return {"accuracy": (output.argmax(-1) == batch.y).to(output.dtype).mean()}
+
+
+class SplitTasks(NamedTuple):
+    """The tasks of one split that have rows enough, in order of row group."""
+
+    ends: np.ndarray  # [groups + 1]: row group g holds tasks ends[g] … ends[g + 1] - 1
+    first: np.ndarray  # [tasks]: first row within the row group
+    length: np.ndarray  # [tasks]: rows
+
+
+class RecordIndex:
+    """Which rows of which row group belong to which task; reads and keeps decoded row groups."""
+
+    def __init__(self, source: Records) -> None:
+        self._source = source
+        self._files, paths = _find(source.path)
+        with ThreadPoolExecutor(8) as pool:  # several files at once: remote ones take their time
+            groups = [group for scan in pool.map(self._scan, paths) for group in scan]
+        if not groups:
+            raise ValueError(f"task.path={source.path!r}: no rows")
+        self.groups, hashes, lengths = zip(*groups, strict=True)  # groups: file, number within it
+        self.read = lru_cache(maxsize=source.cache)(self._read)
+
+        group = np.repeat(np.arange(len(groups)), [len(runs) for runs in lengths])
+        self._refuse_scattered(np.concatenate(hashes), group)
+        first = np.concatenate([np.cumsum(runs, dtype=np.int32) - runs for runs in lengths])
+        length = np.concatenate(lengths)
+        enough = length >= source.shots + source.query
+        self.num_tasks = len(length)
+        self.too_short = int((~enough).sum())  # tasks never drawn
+        unit = (np.concatenate(hashes) >> 11) * 2.0**-53  # [0, 1)
+        split = np.searchsorted([source.test, source.test + source.val], unit, side="right")
+        self._tasks = {}
+        for number, name in enumerate(("test", "val", "train")):
+            mine = np.flatnonzero(enough & (split == number))
+            ends = np.cumsum(np.bincount(group[mine] + 1, minlength=len(groups) + 1))
+            self._tasks[name] = SplitTasks(ends, first[mine], length[mine])
+
+    def tasks(self, split: str) -> SplitTasks:
+        """The tasks of a split that can be drawn; ValueError if there are none."""
+        if split not in self._tasks:
+            raise ValueError(f"split={split!r}: must be one of {', '.join(self._tasks)}")
+        if not len(self._tasks[split].first):
+            source, need = self._source, self._source.shots + self._source.query
+            raise ValueError(
+                f"task.path={source.path!r}: no {split} task to draw (val={source.val}, test="
+                f"{source.test}); {self.too_short} of {self.num_tasks} tasks have < {need} rows"
+            )
+        return self._tasks[split]
+
+    def _read(self, group: int) -> np.ndarray:
+        """The features and the target of a row group: float32 [rows, features + 1]."""
+        (path, number), source = self.groups[group], self._source
+        names = [*source.features, source.target]
+        with _open(self._files, path, names) as (_, _, read):
+            table = read(number)
+        with np.errstate(over="ignore"):  # becomes infinite: refused below
+            columns = [table[name].to_numpy() for name in names]
+            values = np.stack(columns, -1, dtype=np.float32, casting="unsafe")
+        finite, target = np.isfinite(values).all(0), values[:, -1]
+        where = f"{path}, row group {number}"
+        if not finite.all():
+            raise ValueError(f"{where}: {names[finite.argmin()]!r} has a missing or infinite value")
+        if source.classes and not ((target >= 0) & (target < source.classes)).all():
+            found = f"{target.min():.0f} … {target.max():.0f}"
+            raise ValueError(
+                f"{where}: {source.target!r} is {found}, task.classes={source.classes}"
+            )
+        return values
+
+    def _scan(self, path: str) -> list[tuple[tuple[str, int], np.ndarray, np.ndarray]]:
+        """Of each row group of a file: its place, the hashes of its tasks and their lengths."""
+        groups = []
+        with _open(self._files, path, [self._source.task_id]) as (schema, num_groups, read):
+            self._check(path, schema)
+            for number in range(num_groups):
+                ids, length = _runs(read(number).column(0))
+                if ids.null_count:
+                    raise ValueError(f"{path}, row group {number}: a row without a task id")
+                groups.append(((path, number), _hash(ids), length))
+        return groups
+
+    def _check(self, path: str, schema: pa.Schema) -> None:
+        """Raise if a column is not there or cannot be used."""
+        source, whole = self._source, ["integer", "boolean"]
+        wanted = [("features", name, [*whole, "floating"]) for name in source.features]
+        wanted.append(("target", source.target, whole if source.classes else [*whole, "floating"]))
+        wanted.append(("task_id", source.task_id, ["integer", "string", "large_string"]))
+        for field, name, kinds in wanted:
+            if name not in schema.names:
+                nearest = "".join(difflib.get_close_matches(name, schema.names, n=1, cutoff=0))
+                raise ValueError(f"task.{field}: no column {name!r} in {path}; nearest: {nearest}")
+            kind = _plain(schema.field(name).type)
+            if not any(getattr(pa.types, f"is_{allowed}")(kind) for allowed in kinds):
+                raise ValueError(
+                    f"task.{field}: column {name!r} in {path} is {kind}, not {' or '.join(kinds)}"
+                )
+
+    def _refuse_scattered(self, hashes: np.ndarray, group: np.ndarray) -> None:
+        """Raise if one task has two runs of rows."""
+        order = np.argsort(hashes)
+        twice = np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]])
+        if twice.size:
+            one, two = sorted(order[twice[0] : twice[0] + 2])
+            (path, number), other = self.groups[group[one]], self.groups[group[two]]
+            with _open(self._files, path, [self._source.task_id]) as (_, _, read):
+                task = _runs(read(number).column(0))[0][one - np.searchsorted(group, group[one])]
+            raise ValueError(
+                f"task {task} has rows in two places ({path}, row group {number}; {other[0]}, row"
+                f" group {other[1]}): they must stand next to each other in one row group"
+            )
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """The type of the values of a dictionary-encoded column, else the type itself."""
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def _runs(column: pa.ChunkedArray) -> tuple[pa.Array, np.ndarray]:
+    """The runs of equal ids: the id of each and its rows."""
+    runs = pc.run_end_encode(column.cast(_plain(column.type)).combine_chunks())
+    return runs.values, np.diff(runs.run_ends.to_numpy(), prepend=np.int32(0))
+
+
+def _hash(ids: pa.Array) -> np.ndarray:
+    """A number in [0, 2^64) for each id: the same for ever, on every machine."""
+    if not pa.types.is_integer(ids.type):
+        names = (name.encode() for name in ids.to_pylist())
+        return np.frombuffer(b"".join(blake2b(n, digest_size=8).digest() for n in names), "<u8")
+    words = ids.to_numpy().astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+    words = (words ^ (words >> 30)) * np.uint64(0xBF58476D1CE4E5B9)  # splitmix64: a bijection,
+    words = (words ^ (words >> 27)) * np.uint64(0x94D049BB133111EB)  # so no two ids collide
+    return np.asarray(words ^ (words >> 31))
+
+
+def _find(path: str) -> tuple[fs.FileSystem, list[str]]:
+    """The file system of `path` and the data files there, sorted."""
+    with _reading(path):
+        files, place = fs.LocalFileSystem(), path
+        if "://" in path:
+            files, place = fs.FileSystem.from_uri(path)
+        info = files.get_file_info(place)
+        if info.type == fs.FileType.NotFound:
+            raise ValueError(f"task.path={path!r}: no such file or folder")
+        folder = fs.FileSelector(place, recursive=True)
+        infos = [info] if info.is_file else files.get_file_info(folder)
+    paths = sorted(info.path for info in infos if info.path.endswith(SUFFIXES))
+    if not paths:
+        raise ValueError(f"task.path={path!r}: no file ending in {', '.join(SUFFIXES)}")
+    return files, paths
+
+
+@contextmanager
+def _open(files: fs.FileSystem, path: str, names: list[str]) -> Iterator[Opened]:
+    """The schema of a file, how many row groups it has, and what reads columns of one of them."""
+    with _reading(path), files.open_input_file(path) as file:
+        if path.endswith(".parquet"):
+            parquet = pq.ParquetFile(file)
+            read = partial(parquet.read_row_group, columns=names)
+            yield parquet.schema_arrow, parquet.num_row_groups, read
+        else:
+            schema = ipc.open_file(file).schema
+            wanted = [number for number, name in enumerate(schema.names) if name in names]
+            arrow = ipc.open_file(file, options=ipc.IpcReadOptions(included_fields=wanted))
+            yield schema, arrow.num_record_batches, lambda number: pa.table(arrow.get_batch(number))
+
+
+@contextmanager
+def _reading(path: str) -> Iterator[None]:
+    """Name the file in what Arrow has to say about it."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path}: cannot be read: {error}") from error
