@@ -282,7 +282,7 @@ def _open(files: fs.FileSystem, path: str, names: list[str]) -> Iterator[Opened]
     """The schema of a file, how many row groups it has, and what reads columns of one of them."""
     with _reading(path), files.open_input_file(path) as file:
         if path.endswith(".parquet"):
-            parquet = pq.ParquetFile(file)
+            parquet = pq.ParquetFile(file, pre_buffer=True)  # one request for all columns
             read = partial(parquet.read_row_group, columns=names)
             yield parquet.schema_arrow, parquet.num_row_groups, read
         else:

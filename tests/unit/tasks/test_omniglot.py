@@ -1,0 +1,150 @@
+"""Omniglot: every form of the official images gives one file, and nothing else gives any."""
+
+import os
+import shutil
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from generated import omniglot_folder, omniglot_zips
+from PIL import Image
+
+from maml_dist.tasks import class_file
+from maml_dist.tasks.omniglot import PARTS, Omniglot, convert
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return omniglot_folder(tmp_path / "images", characters=6, drawings=4)
+
+
+def zip_of(folder: Path, path: Path, *, under: str = "") -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for image in folder.rglob("*.png"):
+            archive.write(image, under + image.relative_to(folder).as_posix())
+    return path
+
+
+def test_folders_zips_and_one_zip_give_the_same_file(folder: Path, tmp_path: Path) -> None:
+    zips = omniglot_zips(folder, tmp_path / "zips")
+    one = zip_of(folder, tmp_path / "all.zip", under="omniglot/python/")
+    mixed = tmp_path / "mixed"
+    shutil.copytree(folder / PARTS[0], mixed / PARTS[0])
+    shutil.copy(zips / f"{PARTS[1]}.zip", mixed)
+    for number, source in enumerate((folder, zips, one, mixed)):
+        convert(source, tmp_path / f"{number}.arrow")
+    files = {(tmp_path / f"{number}.arrow").read_bytes() for number in range(4)}
+    assert len(files) == 1
+
+
+def test_ink_is_one_and_upright(folder: Path, tmp_path: Path) -> None:
+    path = next((folder / PARTS[0]).rglob("*.png"))
+    image = Image.new("1", (105, 105), 1)
+    image.paste(0, (0, 0, 75, 15))  # a bar of ink at the top left, 20 by 4 of 28
+    image.save(path)
+    convert(folder, tmp_path / "omniglot.arrow")
+    character = class_file.read(tmp_path / "omniglot.arrow", dataset="omniglot")[
+        path.parent.relative_to(folder).as_posix()
+    ]
+    drawing = character[sorted(path.parent.iterdir()).index(path), 0]
+    assert character.shape == (4, 1, 28, 28)
+    assert drawing[:3, :19].min() > 200 and drawing[6:].max() < 9 and drawing[:, 22:].max() < 9
+
+
+def test_rotations_are_further_classes_and_no_copies(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "omniglot.arrow"
+    convert(folder, path)
+    plain = Omniglot(str(path), rotations=False).classes("train")
+    turned = Omniglot(str(path)).classes("train")
+    assert (len(plain), len(turned)) == (4, 16)  # 1100/1623 of 6 characters
+    last_column = plain[1][0, 0, :, -1]
+    np.testing.assert_array_equal(turned[4], plain[1])
+    np.testing.assert_array_equal(turned[5][0, 0, 0], last_column)  # counter-clockwise: now the top
+    np.testing.assert_array_equal(turned[6][0, 0, ::-1, 0], last_column)
+    np.testing.assert_array_equal(turned[7][0, 0, -1, ::-1], last_column)
+    assert not any(c.flags.owndata or c.flags.writeable for c in turned)
+
+
+def test_splits_share_no_character_and_follow_the_seed(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "omniglot.arrow"
+    convert(folder, path)
+
+    def drawings(split: str, seed: int) -> set[bytes]:
+        data = Omniglot(str(path), rotations=False, seed=seed)
+        return {character.tobytes() for character in data.classes(split)}
+
+    assert len(set.union(*(drawings(split, 0) for split in ("train", "val", "test")))) == 6
+    assert len({frozenset(drawings("train", seed)) for seed in range(5)}) > 1
+
+
+def test_the_file_is_looked_for_in_the_data_home(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MAML_DIST_DATA", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="maml_dist.data omniglot --source PATH --out"):
+        Omniglot().classes("train")
+    convert(folder, tmp_path / "omniglot.arrow")
+    assert len(Omniglot().classes("train")) == 16
+
+
+def no_part(root: Path) -> None:
+    (root / f"{PARTS[1]}.zip").unlink()
+
+
+def truncated_zip(root: Path) -> None:
+    path = root / f"{PARTS[1]}.zip"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def damaged_member(root: Path) -> None:
+    path = root / f"{PARTS[0]}.zip"
+    content = path.read_bytes()
+    place = content.index(b"IDAT")
+    path.write_bytes(content[:place] + b"XXXX" + content[place + 4 :])
+
+
+def wrong_content(root: Path) -> None:
+    with zipfile.ZipFile(root / f"{PARTS[1]}.zip", "w") as archive:
+        archive.writestr("readme.txt", "nothing here")
+
+
+def bad_png(root: Path) -> None:
+    with zipfile.ZipFile(root / f"{PARTS[1]}.zip", "w") as archive:
+        for number in range(4):
+            archive.writestr(f"{PARTS[1]}/Angelic/character01/{number}.png", b"no png")
+
+
+def lost_drawing(root: Path) -> None:
+    with zipfile.ZipFile(root / f"{PARTS[1]}.zip", "w") as archive:
+        archive.writestr(f"{PARTS[1]}/Angelic/character01/1.png", b"")
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (no_part, r"images_evaluation\.zip is not there; give the folder that holds"),
+        (truncated_zip, r"images_evaluation\.zip is no zip file, or not a whole one"),
+        (damaged_member, r"character01/0001_01\.png is damaged \(Bad CRC-32"),
+        (wrong_content, "has no images_evaluation/ALPHABET/CHARACTER"),
+        (bad_png, r"Angelic/character01/0\.png is not a readable image"),
+        (lost_drawing, "Angelic/character01 has 1 drawings where others have 4"),
+    ],
+)
+def test_what_is_wrong_is_named_and_nothing_is_written(
+    folder: Path, tmp_path: Path, harm: Callable[[Path], None], message: str
+) -> None:
+    zips = omniglot_zips(folder, tmp_path / "zips")
+    harm(zips)
+    (tmp_path / "out").mkdir()
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        convert(zips, tmp_path / "out" / "omniglot.arrow")
+    assert os.listdir(tmp_path / "out") == []
+
+
+def test_an_empty_source(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"images_background\.zip is not there"):
+        convert(tmp_path, tmp_path / "omniglot.arrow")
+    with pytest.raises(FileNotFoundError, match="nowhere is not there"):
+        convert(tmp_path / "nowhere", tmp_path / "omniglot.arrow")
