@@ -77,7 +77,6 @@ class Adam(Outer):
         count = state["count"] + 1
         first = torch.lerp(state["first"], gradient, 1 - decay1)
         second = decay2 * state["second"] + (1 - decay2) * gradient * gradient
-        updates = float(count)
-        scale1, scale2 = 1 - decay1**updates, 1 - decay2**updates
+        scale1, scale2 = 1 - decay1**count, 1 - decay2**count
         direction = (first / scale1) / ((second / scale2).sqrt() + self.eps)
         return direction, {"first": first, "second": second, "count": count}

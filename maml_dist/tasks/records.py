@@ -43,9 +43,8 @@ class Records(TaskSource):
     """Rows of features and a target: x [task, n, features], y [task, n, 1], mean squared error;
     with `classes` y [task, n], cross entropy.
 
-    A task with fewer than shots + query rows is never drawn. A task's split depends on its id
-    alone: new files move no task. A row group is read whole, so thousands of tasks in each (more
-    than `visit`) and not many more keep draws diverse and memory small.
+    Tasks with under shots + query rows are never drawn. A task's split depends on its id alone:
+    new files move none. Row groups are read whole: some thousand tasks in each serve best.
     """
 
     path: str  # file, or folder of them: a local path or a URI (file://, s3://, gs://)

@@ -1,0 +1,85 @@
+"""load: a trained run as an `nn.Module` that can adapt."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from maml_dist.core.episode import Batch
+from maml_dist.core.learner import Learner
+from maml_dist.core.objective import Objective
+from maml_dist.core.params import Params
+from maml_dist.core.source import TaskSource
+from maml_dist.run import Run
+
+
+class Adaptable(nn.Module):
+    """What `load` adds to the user's own class of module."""
+
+    _meta: Params
+    _learner: Learner
+    _source: TaskSource
+
+    def adapt(self, x: Any, y: Any, *, steps: int | None = None) -> "Adaptable":
+        """A copy of this module, adapted to a support set; the module itself is unchanged.
+
+        Args:
+            x: inputs [shots, …] (a tensor or anything that `torch.as_tensor` takes).
+            y: targets, shaped as the task source gives them: [shots, …].
+            steps: inner steps; as many as in training if None.
+
+        Returns:
+            A module of the same class; it can adapt again, from where it stands.
+
+        Raises:
+            ValueError: x and y differ in length, or the model does not take them.
+        """
+        steps = self._learner.steps if steps is None else steps
+        like = next(self.parameters())
+        x, y = torch.as_tensor(x, device=like.device), torch.as_tensor(y, device=like.device)
+        x = x.to(like.dtype) if x.is_floating_point() else x
+        y = y.to(like.dtype) if y.is_floating_point() else y
+        if steps < 0 or not len(x) or len(x) != len(y):
+            raise ValueError(f"adapt(x {list(x.shape)}, y {list(y.shape)}, steps={steps}): "
+                             "x and y must hold equally many examples, at least one")
+        adapted = copy.deepcopy(self)
+        meta = {**self._meta, **{name: p.detach() for name, p in self.named_parameters()}}
+        support = (Batch(x, y),) * steps
+        zero = torch.zeros((), device=like.device)
+        try:
+            with torch.no_grad():
+                phi = self._learner.adapt(
+                    Objective(adapted, self._source).loss, meta, support, zero
+                )
+        except (RuntimeError, IndexError) as error:
+            raise ValueError(f"cannot adapt to x {list(x.shape)}, y {list(y.shape)}: {error}") from None
+        adapted.load_state_dict({**adapted.state_dict(), **phi})
+        return adapted
+
+
+def load(run: str | Path, *, checkpoint: str = "best") -> Adaptable:
+    """The meta-learned model of a run: the user's own module, with `adapt` beside its methods.
+
+    Batch norm normalises with the batch that it is given, as in training.
+
+    Args:
+        run: the run's folder.
+        checkpoint: "best", "last" or a checkpoint file.
+
+    Raises:
+        ValueError: the folder is no run, or has no such checkpoint.
+    """
+    opened = Run.open(run)
+    weights, _ = opened.weights(checkpoint)
+    experiment = opened.experiment
+    model: Any = experiment.model
+    names = {name for name, _ in model.named_parameters()}
+    kind = type(model)
+    model.__class__ = type(kind.__name__, (Adaptable, kind), {"__module__": kind.__module__})
+    model._learner, model._source = experiment.learner, experiment.task
+    model._meta = {name: value for name, value in weights.items() if name not in names}
+    model.load_state_dict({**model.state_dict(), **{name: weights[name] for name in names}})
+    adaptable: Adaptable = model.train()
+    return adaptable

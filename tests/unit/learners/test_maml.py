@@ -1,0 +1,75 @@
+import pytest
+import torch
+
+from maml_dist.core.episode import Batch, supervised
+from maml_dist.learners.maml import MAML
+
+IT = torch.tensor(0.0)
+
+
+def loss(params, batch):
+    """Quadratic, so that everything has a closed form: half of |w - x|^2 + |b - y|^2."""
+    return 0.5 * ((params["w"] - batch.x) ** 2).sum() + 0.5 * ((params["b"] - batch.y) ** 2).sum()
+
+
+def setting():
+    meta = {"w": torch.tensor([1.0, -2.0]).double(), "b": torch.tensor([3.0]).double()}
+    support = Batch(torch.tensor([0.5, 0.0]).double(), torch.tensor([1.0]).double())
+    query = Batch(torch.tensor([2.0, 1.0]).double(), torch.tensor([-1.0]).double())
+    return meta, support, query
+
+
+def test_adaptation_has_its_closed_form():
+    meta, support, query = setting()
+    learner = MAML(alpha=0.1, steps=4)
+    phi = learner.adapt(loss, meta, (support,) * 4, IT)
+    torch.testing.assert_close(phi["w"], support.x + 0.9**4 * (meta["w"] - support.x))
+
+
+@pytest.mark.parametrize(("first_order", "factor"), [(False, 0.9**4), (True, 1.0)])
+def test_the_meta_gradient_has_its_closed_form(first_order, factor):
+    meta, support, query = setting()
+    learner = MAML(alpha=0.1, steps=4, first_order=first_order)
+    episode = supervised(support, query, steps=4)
+    gradient, metrics = learner.gradient(loss, loss, meta, episode, IT)
+    phi = support.x + 0.9**4 * (meta["w"] - support.x)
+    torch.testing.assert_close(gradient["w"], factor * (phi - query.x))
+    torch.testing.assert_close(metrics["loss/before"], loss(meta, support))
+
+
+def test_anil_adapts_its_part_alone_and_meta_learns_all():
+    meta, support, query = setting()
+    learner = MAML(alpha=0.1, steps=2, adapted=("b",))
+    episode = supervised(support, query, steps=2)
+    phi = learner.adapt(loss, meta, episode.support, IT)
+    assert torch.equal(phi["w"], meta["w"])
+    torch.testing.assert_close(phi["b"], support.y + 0.9**2 * (meta["b"] - support.y))
+    gradient, _ = learner.gradient(loss, loss, meta, episode, IT)
+    torch.testing.assert_close(gradient["w"], meta["w"] - query.x)
+    torch.testing.assert_close(gradient["b"], 0.9**2 * (phi["b"] - query.y))
+
+
+def test_without_steps_it_is_joint_training():
+    meta, support, query = setting()
+    episode = supervised(support, query, steps=0)
+    gradient, metrics = MAML(steps=0).gradient(loss, loss, meta, episode, IT)
+    torch.testing.assert_close(gradient["w"], meta["w"] - query.x)
+    assert metrics["loss/before"] == metrics["loss/after"] == loss(meta, query)
+
+
+def test_another_number_of_steps_at_test():
+    meta, support, _ = setting()
+    path = list(MAML(alpha=0.1, steps=1).path(loss, meta, (support,) * 7, IT))
+    assert len(path) == 8
+    torch.testing.assert_close(path[7]["w"], support.x + 0.9**7 * (meta["w"] - support.x))
+
+
+@pytest.mark.parametrize("bad", [{"alpha": -1}, {"alpha": float("nan")}, {"steps": -1}])
+def test_impossible_settings_are_refused_by_name(bad):
+    with pytest.raises(ValueError, match=f"learner.{next(iter(bad))}="):
+        MAML(**bad)
+
+
+def test_a_pattern_that_matches_nothing_is_refused():
+    with pytest.raises(ValueError, match=r"'hed\.\*' matches no parameter; there are w, b"):
+        MAML(adapted=("hed.*",)).init(setting()[0])
