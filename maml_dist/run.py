@@ -82,16 +82,26 @@ class Run:
         Raises:
             ValueError: that run's parameters are not those of this model and learner.
         """
-        model = {name: p.detach() for name, p in self.experiment.model.named_parameters()}
-        meta = self.experiment.learner.init(model)
-        if self.experiment.init is None:
-            return meta
-        loaded, _ = Run.open(self.experiment.init).weights()
-        for name in meta.keys() | loaded.keys():
-            here, there = (list(p[name].shape) if name in p else None for p in (meta, loaded))
+        init = self.experiment.init
+        if init is None:
+            return self._seeded
+        loaded, _ = Run.open(init).weights()
+        for name in {**self._seeded, **loaded}:
+            sides = (loaded, self._seeded)
+            there, here = (list(side[name].shape) if name in side else None for side in sides)
             if here != there:
-                raise ValueError(f"init={self.experiment.init}: {name} is {there} there, {here} here")
-        return {name: loaded[name] for name in meta}
+                raise ValueError(f"init={init}: {name} is {there} there, {here} here")
+        return {name: loaded[name] for name in self._seeded}
+
+    @cached_property
+    def layout(self) -> Layout:
+        """How the flat meta-parameters split into named tensors."""
+        return layout(self._seeded)
+
+    @cached_property
+    def _seeded(self) -> Params:
+        model = {name: p.detach() for name, p in self.experiment.model.named_parameters()}
+        return self.experiment.learner.init(model)
 
     def weights(self, checkpoint: str = "best") -> tuple[Params, Entry]:
         """The meta-parameters of a checkpoint ("best", "last" or a file), and which one it is.
@@ -129,11 +139,6 @@ class Run:
             score=score,
             maximize=self.experiment.task.maximize,
         )
-
-    @cached_property
-    def layout(self) -> Layout:
-        """How the flat meta-parameters split into named tensors."""
-        return layout(self.initial)
 
     @property
     def work(self) -> Work:

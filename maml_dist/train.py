@@ -209,6 +209,8 @@ def _prepare(
             raise ValueError(f"a resumed run keeps its {fixed[0]!r}; {', '.join(RESUMABLE)} can change")
         return Run(run.path, override(run.config, overrides))
     config = compose(recipe, overrides)
+    if config["init"] is not None:
+        config["init"] = str(Path(config["init"]).absolute())
     stamp = time.strftime("%Y%m%d-%H%M%S")
     folder = Path(path or Path("runs") / f"{config['name']}-{stamp}").absolute()
     refuse_used(folder)

@@ -140,7 +140,7 @@ def _content(path: str) -> bytes:
 
 def _tensors(content: bytes, name: str) -> dict[str, Tensor]:
     try:
-        return load(content)
+        return dict(sorted(load(content).items()))  # safetensors keeps no order
     except SafetensorError as error:
         raise ValueError(f"checkpoint {name} is damaged: {error}") from None
 

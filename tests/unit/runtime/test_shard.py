@@ -1,0 +1,112 @@
+import numpy as np
+import pytest
+import torch
+
+from maml_dist.core.engine import Engine
+from maml_dist.core.outer import Adam
+from maml_dist.core.params import flatten, layout
+from maml_dist.core.source import TaskKey
+from maml_dist.learners.maml import MAML
+from maml_dist.models.mlp import MLP
+from maml_dist.runtime.server import ParameterServer
+from maml_dist.runtime.shard import TaskShard, Work
+from maml_dist.tasks.sinusoid import Sinusoid
+
+
+class Doubles(Sinusoid):
+    """Sinusoids in float64."""
+
+    def collect(self, tasks, *, steps, adapt=None):
+        from maml_dist.core.episode import map_tensors
+
+        return map_tensors(lambda tensor: tensor.double(), super().collect(tasks, steps=steps))
+
+
+def setting(source=None, meta_batch=6, alpha=0.01):
+    torch.manual_seed(0)
+    model = MLP(1, 1, hidden=(8, 8)).double()
+    params = {name: p.detach() for name, p in model.named_parameters()}
+    learner = MAML(alpha=alpha, steps=1)
+    work = Work(source or Doubles(), model, learner, Engine(), layout(params), 3, meta_batch)
+    return work, flatten(params).numpy()
+
+
+def after(shards: int, iterations: int) -> np.ndarray:
+    work, meta = setting()
+    crew = [TaskShard(work, rank=rank, shards=shards) for rank in range(shards)]
+    server = ParameterServer(meta, Adam(beta=0.01))
+    for it in range(iterations):
+        meta, _ = server.update(*(shard.gradient(meta, it) for shard in crew))
+    return meta
+
+
+@pytest.mark.parametrize("shards", [2, 4])
+def test_any_number_of_shards_gives_the_same_weights(shards):
+    np.testing.assert_allclose(after(shards, 5), after(1, 5), rtol=1e-8)
+
+
+def test_the_shards_own_every_task_once():
+    work, meta = setting()
+    parts = [TaskShard(work, rank=rank, shards=4).gradient(meta, 0) for rank in range(4)]
+    assert [part.tasks for part in parts] == [2, 2, 1, 1]
+
+
+def test_a_restarted_shard_gives_the_same_bits():
+    work, meta = setting()
+    old = TaskShard(work, rank=1, shards=2)
+    for it in range(3):
+        before = old.gradient(meta, it)
+    after = TaskShard(work, rank=1, shards=2).gradient(meta, 2)
+    assert np.array_equal(before.gradient, after.gradient)
+
+
+def test_scores_of_a_share_are_those_of_the_whole():
+    work, meta = setting()
+    whole = TaskShard(work, rank=0, shards=1).scores(meta, 0, split="val", tasks=5, steps=3)["mse"]
+    assert whole.shape == (5, 4)
+    part = TaskShard(work, rank=1, shards=2).scores(meta, 0, split="val", tasks=5, steps=3)["mse"]
+    np.testing.assert_allclose(part, whole[1::2], rtol=1e-10)
+    assert TaskShard(work, rank=3, shards=4).scores(meta, 0, split="val", tasks=2, steps=1) == {}
+
+
+def test_scores_are_those_of_a_hand_written_loop():
+    work, meta = setting()
+    scores = TaskShard(work, rank=0, shards=1).scores(meta, 0, split="test", tasks=2, steps=2)
+    model = work.model
+    task = work.source.sample(TaskKey(3, "test", 0, 1))
+    episode = work.source.collect([task], steps=1)
+    (x, y), query = episode.support[0], episode.query
+    for _ in range(2):
+        loss = ((model(x[0]) - y[0]) ** 2).mean()
+        gradients = torch.autograd.grad(loss, list(model.parameters()))
+        with torch.no_grad():
+            for p, g in zip(model.parameters(), gradients, strict=True):
+                p -= 0.01 * g
+    by_hand = ((model(query.x[0]) - query.y[0]) ** 2).mean().item()
+    assert scores["mse"][1, 2] == pytest.approx(by_hand, rel=1e-10)
+
+
+def test_the_task_whose_loss_is_not_finite_is_named():
+    class Poisoned(Doubles):
+        def sample(self, key):
+            wave = super().sample(key)
+            return wave._replace(amplitude=float("nan")) if key.index == 4 else wave
+
+    work, meta = setting(Poisoned())
+    with pytest.raises(FloatingPointError, match=r"iteration 0 is not finite .*: \[4\]"):
+        TaskShard(work, rank=0, shards=2).gradient(meta, 0)
+
+
+def test_the_server_takes_the_mean_over_tasks_and_can_be_restored():
+    work, meta = setting()
+    crew = [TaskShard(work, rank=rank, shards=2) for rank in range(2)]
+    parts = [shard.gradient(meta, 0) for shard in crew]
+    server = ParameterServer(meta, Adam(beta=0.01))
+    _, metrics = server.update(*parts)
+    total = sum(part.metrics["loss/after"] for part in parts)
+    assert metrics["loss/after"] == pytest.approx(total / 6)
+    saved = server.state()
+    expected, _ = server.update(*parts)
+    other = ParameterServer(np.zeros_like(meta), Adam(beta=0.01))
+    other.restore(saved)
+    assert np.array_equal(other.update(*parts)[0], expected)

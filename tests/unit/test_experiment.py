@@ -1,0 +1,114 @@
+import pytest
+import torch
+import yaml
+
+from maml_dist.experiment import build, compose, override, user_modules
+from maml_dist.recipe import parse_overrides, recipes
+
+
+def test_overrides_reach_their_objects():
+    words = ["learner.alpha=1e-2", "steps=3", "model.hidden=[8, 8]", "iterations=7", "query=4"]
+    experiment = build(compose("sinusoid", parse_overrides(words)))
+    assert experiment.learner.alpha == 0.01 and experiment.learner.steps == 3
+    assert experiment.iterations == 7 and experiment.task.query == 4
+    assert experiment.model.head.in_features == 8
+
+
+def test_a_configuration_composed_again_is_itself():
+    config = compose("omniglot-5way-1shot", {"alpha": 0.3})
+    assert override(config, {}) == config
+
+
+def test_a_class_can_be_exchanged_with_its_arguments():
+    changes = {"outer.class_path": "maml_dist.core.outer.SGD", "outer.beta": 0.5}
+    assert repr(build(compose("sinusoid", changes)).outer) == "SGD(beta=0.5, clip=None)"
+
+
+def test_the_seed_decides_the_initial_weights():
+    one, same, other = (build(compose("sinusoid", {"seed": seed})).model for seed in (1, 1, 2))
+    assert torch.equal(one.head.weight, same.head.weight)
+    assert not torch.equal(one.head.weight, other.head.weight)
+
+
+@pytest.mark.parametrize("recipe", recipes())
+def test_every_recipe_is_complete_and_cites_the_paper(recipe):
+    config = compose(recipe)
+    assert config["name"] == recipe and config["description"]
+    build(config)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["alhpa=1"], "unknown key 'alhpa'; did you mean 'alpha'?"),
+        (["learner.alhpa=1"], "did you mean 'learner.alpha'?"),
+        (["iterationz=1"], "did you mean 'iterations'?"),
+        (["alpha=x"], "learner.alpha: Expected a float. Got value: x"),
+        (["iterations=1.5"], "iterations: Expected a int. Got value: 1.5"),
+        (["alpha=-1"], "learner.alpha=-1.0: must be a positive number"),
+        (["beta=0"], "outer.beta=0.0: must be a positive number"),
+        (["shots=0"], "task.shots=0"),
+        (["meta_batch=0"], "meta_batch=0: must be 1 or more"),
+        (["shards=26"], "shards=26: more than the 25 tasks"),
+        (["engine.batching=all"], "Expected a Literal['auto', 'task', 'vmap']. Got value: all"),
+        (["learner.class_path=os.system"], "os.system does not correspond to a subclass"),
+        (["learner.class_path=maml_dist.learners.maml.MALM"], "has no attribute 'MALM'"),
+        (["learner.class_path=nowhere.MAML"], "No module named 'nowhere'"),
+        (["alpha"], "'alpha': expected key=value"),
+    ],
+)
+def test_a_wrong_override_is_one_clear_line(words, said):
+    with pytest.raises(ValueError) as caught:
+        build(compose("sinusoid", parse_overrides(words)))
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "must hold keys and values"),
+        ("just words", "must hold keys and values"),
+        ("a: [1", "is not a plain YAML file"),
+        ("a: !!python/object/apply:os.system ['touch hacked']", "is not a plain YAML file"),
+        ("task: {}", "the recipe lacks model, learner, outer"),
+    ],
+)
+def test_a_wrong_file_is_one_clear_line(tmp_path, monkeypatch, text, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(ValueError, match=said):
+        compose(tmp_path / "mine.yaml")
+    assert not (tmp_path / "hacked").exists()
+
+
+def test_a_wrong_key_in_a_file_names_the_nearest(tmp_path):
+    config = compose("sinusoid")
+    config["learner"]["init_args"]["alhpa"] = 1
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(ValueError, match="unknown key 'learner.alhpa'; did you mean 'alpha'"):
+        compose(tmp_path / "mine.yaml")
+
+
+def test_an_unknown_recipe_names_the_nearest():
+    with pytest.raises(ValueError, match="no recipe 'sinusoidd'; did you mean 'sinusoid'"):
+        compose("sinusoidd")
+    with pytest.raises(ValueError, match="no such file"):
+        compose("nowhere/mine.yaml")
+
+
+def test_a_users_own_class_beside_its_recipe(tmp_path):
+    (tmp_path / "my_learner_file.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from maml_dist.learners.maml import MAML\n"
+        "@dataclass(frozen=True)\n"
+        "class Mine(MAML):\n"
+        "    gamma: float = 0.5\n"
+    )
+    config = compose("sinusoid")
+    config["learner"] = {"class_path": "my_learner_file.Mine", "init_args": {"gamma": 0.25}}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(config))
+    composed = compose(tmp_path / "mine.yaml")
+    assert build(composed).learner.gamma == 0.25
+    assert composed["code"] == [str(tmp_path)]
+    assert user_modules(composed) == ["my_learner_file"]

@@ -1,0 +1,151 @@
+"""Whole runs in this process."""
+
+import json
+import signal
+
+import numpy as np
+import pytest
+import torch
+
+import maml_dist
+from generated import fill_data_home
+from maml_dist.recipe import recipes
+from maml_dist.run import Run
+from maml_dist.train import main
+
+SMALL = {"iterations": 6, "checkpoint_every": 2, "log_every": 1, "meta_batch": 3, "local": True}
+SMALL |= {"validation_tasks": 3, "test_tasks": 4, "test_steps": 2, "progress": False}
+
+
+def weights(run: Run) -> np.ndarray:
+    return torch.cat([value.flatten() for value in run.weights("last")[0].values()]).numpy()
+
+
+def initial(run: Run) -> np.ndarray:
+    return torch.cat([value.flatten() for _, value in sorted(run.initial.items())]).numpy()
+
+
+@pytest.fixture
+def undisturbed(tmp_path):
+    return maml_dist.meta_train("sinusoid", run=tmp_path / "undisturbed", **SMALL)
+
+
+def test_a_run_learns_and_keeps_its_numbers(undisturbed):
+    assert undisturbed.finished
+    assert [row["iteration"] for row in undisturbed.metrics] == [1, 2, 3, 4, 5, 6]
+    assert "val/mse" in undisturbed.metrics[1] and "val/mse" not in undisturbed.metrics[0]
+    assert not np.array_equal(weights(undisturbed), initial(undisturbed))
+
+
+def test_an_evaluation_has_the_promised_form(undisturbed):
+    evaluation = undisturbed.evaluate(tasks=5, steps=3)
+    assert evaluation == json.loads((undisturbed.path / "evaluation.json").read_text())
+    (result,) = evaluation.pop("results")
+    assert evaluation == {"recipe": "sinusoid", "split": "test", "tasks": 5, "metric": "mse"}
+    assert result["mode"] == "default"
+    assert [row["step"] for row in result["steps"]] == [0, 1, 2, 3]
+    assert set(result["steps"][0]) == {"step", "mean", "ci95", "median"}
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("at", [1, 3, 4])
+def test_killed_and_resumed_is_undisturbed(tmp_path, undisturbed, monkeypatch, at):
+    from maml_dist.runtime.server import ParameterServer
+
+    update = ParameterServer.update
+
+    def dies(self, *parts):
+        if self._it == at:
+            raise Killed
+        return update(self, *parts)
+
+    monkeypatch.setattr(ParameterServer, "update", dies)
+    with pytest.raises(Killed):
+        maml_dist.meta_train("sinusoid", run=tmp_path / "killed", ahead=1, **SMALL)
+    monkeypatch.undo()
+    resumed = maml_dist.meta_train(resume=tmp_path / "killed", local=True, progress=False)
+    assert np.array_equal(weights(resumed), weights(undisturbed))
+    assert [row["iteration"] for row in resumed.metrics] == [1, 2, 3, 4, 5, 6]
+
+
+def test_an_extended_run_is_a_longer_one(tmp_path, undisturbed):
+    run = maml_dist.meta_train("sinusoid", run=tmp_path / "a", **{**SMALL, "iterations": 2})
+    longer = maml_dist.meta_train(resume=run.path, iterations=6, local=True, progress=False)
+    assert np.array_equal(weights(longer), weights(undisturbed))
+    assert Run.open(run.path).config["iterations"] == 6
+
+
+def test_a_finished_run_is_left_alone(undisturbed):
+    before = (undisturbed.path / "metrics.jsonl").stat().st_mtime_ns
+    assert maml_dist.meta_train(resume=undisturbed.path, local=True, progress=False).finished
+    assert (undisturbed.path / "metrics.jsonl").stat().st_mtime_ns == before
+
+
+def test_a_run_is_not_written_over_and_keeps_its_settings(undisturbed):
+    with pytest.raises(ValueError, match="already holds a run"):
+        maml_dist.meta_train("sinusoid", run=undisturbed.path, **SMALL)
+    with pytest.raises(ValueError, match="a resumed run keeps its 'alpha'"):
+        maml_dist.meta_train(resume=undisturbed.path, alpha=0.5)
+    with pytest.raises(ValueError, match="is not a run"):
+        maml_dist.meta_train(resume=undisturbed.path / "checkpoints")
+
+
+def test_an_interrupted_run_leaves_a_checkpoint_and_goes_on(tmp_path, undisturbed):
+    def interrupt(row):
+        if row["iteration"] == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    settings = {**SMALL, "ahead": 1}
+    run = maml_dist.meta_train("sinusoid", run=tmp_path / "i", on_validation=interrupt, **settings)
+    assert not run.finished
+    assert 2 < run.checkpoints.last.iteration < 6
+    resumed = maml_dist.meta_train(resume=run.path, local=True, progress=False)
+    assert np.array_equal(weights(resumed), weights(undisturbed))
+
+
+def test_no_iterations_keep_the_untrained_weights(tmp_path):
+    run = maml_dist.meta_train("sinusoid", run=tmp_path / "none", **{**SMALL, "iterations": 0})
+    assert np.array_equal(weights(run), initial(run))
+    assert run.evaluate(tasks=2)["tasks"] == 2
+
+
+def test_a_warm_start_begins_with_the_other_runs_weights(tmp_path, undisturbed):
+    settings = {**SMALL, "iterations": 0, "init": str(undisturbed.path)}
+    run = maml_dist.meta_train("sinusoid", run=tmp_path / "warm", **settings)
+    best = undisturbed.weights("best")[0]
+    assert all(torch.equal(best[name], value) for name, value in run.weights()[0].items())
+    with pytest.raises(ValueError, match="body.0.weight is .40, 1. there, .8, 1. here"):
+        maml_dist.meta_train("sinusoid", run=tmp_path / "x", hidden=[8], **settings)
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.fixture(scope="module")
+def data_home(tmp_path_factory):
+    home = tmp_path_factory.mktemp("data")
+    fill_data_home(home)
+    return home
+
+
+@pytest.mark.parametrize("recipe", recipes())
+def test_every_recipe_runs(tmp_path, monkeypatch, data_home, recipe):
+    monkeypatch.setenv("MAML_DIST_DATA", str(data_home))
+    small = {**SMALL, "iterations": 2, "meta_batch": 2, "engine.traced": False, "test_steps": 1}
+    small |= {"validation_tasks": 2, "test_tasks": 2}
+    if not recipe.startswith("sinusoid"):
+        small |= {"query": 1}
+    if recipe.startswith("mini"):
+        small |= {"filters": 4}
+    run = maml_dist.meta_train(recipe, run=tmp_path / recipe, **small)
+    modes = [result["mode"] for result in run.evaluate()["results"]]
+    batch_norm = not recipe.startswith("sinusoid")
+    assert modes == (["transductive", "inductive"] if batch_norm else ["default"])
+
+
+def test_the_command_prints_its_recipes_and_its_configuration(capsys):
+    assert main(["--list"]) == 0
+    assert set(recipes()) == {line.split()[0] for line in capsys.readouterr().out.splitlines()}
+    assert main(["sinusoid", "--print-config", "alpha=0.5"]) == 0
+    assert "alpha: 0.5" in capsys.readouterr().out
