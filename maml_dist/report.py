@@ -1,1 +1,169 @@
-def report(run): ...
+"""Report: the pictures of a run, and one self-contained page that shows them."""
+
+import argparse
+import base64
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from maml_dist.command import guarded
+
+if TYPE_CHECKING:
+    from maml_dist.figures import Drawn
+    from maml_dist.run import Run
+
+DPI = 144  # of the pictures, dots an inch
+
+
+def report(run: "Run", compare: Sequence["Run"] = ()) -> Path:
+    """Draw a run: replaces `figures/*.png` and `report.html` in its folder.
+
+    A run without an `evaluation.json`, or with one older than its training, is evaluated first.
+
+    Args:
+        run: the run.
+        compare: runs to draw beside it.
+
+    Returns:
+        The page.
+
+    Raises:
+        ValueError: the runs have different scores.
+        OSError: the pictures cannot be written, or the data of the tasks are not there.
+    """
+    from maml_dist.examples import sheet, waves
+    from maml_dist.figures import loss, steps, validation
+
+    drawn = _drawn([run, *compare])
+    folder = run.path / "figures"
+    folder.mkdir(exist_ok=True)
+    pictures = []
+    for draw in (steps, loss, validation, waves, sheet):
+        if picture := draw(drawn):
+            file = folder / f"{picture.name}.png"
+            picture.figure.savefig(file, dpi=DPI)
+            pictures.append(
+                {
+                    "name": picture.name,
+                    "caption": picture.caption,
+                    "width": round(96 * picture.figure.get_figwidth()),  # CSS pixels
+                    "data": base64.b64encode(file.read_bytes()).decode(),
+                }
+            )
+    run.write("report.html", _page(drawn, pictures))
+    return run.path / "report.html"
+
+
+def _drawn(runs: Sequence["Run"]) -> list["Drawn"]:
+    """The runs with their evaluations, labels and colours."""
+    from maml_dist.figures import STYLES, Drawn
+
+    _refuse_mixed(runs, [run.experiment.task.metric for run in runs])
+    evaluations = [_evaluation(run) for run in runs]
+    _refuse_mixed(
+        *zip(*[(r, f"{e['split']} tasks") for r, e in zip(runs, evaluations, strict=True) if e])
+    )
+    names = [run.config["name"] for run in runs]
+    if len(set(names)) < len(names):
+        names = [run.path.name for run in runs]
+    return [
+        Drawn(name, run, evaluation, *STYLES[place % len(STYLES)])
+        for place, (name, run, evaluation) in enumerate(zip(names, runs, evaluations, strict=True))
+    ]
+
+
+def _refuse_mixed(runs: Sequence["Run"], scores: Sequence[str]) -> None:
+    if len(set(scores)) > 1:
+        listed = ", ".join(f"{run.path}: {score}" for run, score in zip(runs, scores, strict=True))
+        raise ValueError(f"only runs with the same score can be compared; {listed}")
+
+
+def _evaluation(run: "Run") -> dict[str, Any] | None:
+    """The run's evaluation, made anew where it is older than the training; None without weights."""
+    if run.checkpoints.last is None:
+        return None
+    file, trained = run.path / "evaluation.json", run.path / "metrics.jsonl"
+    if file.exists() and (not trained.exists() or trained.stat().st_mtime <= file.stat().st_mtime):
+        evaluation: dict[str, Any] = json.loads(file.read_text())
+        return evaluation
+    return run.evaluate()
+
+
+def _page(drawn: Sequence["Drawn"], pictures: list[dict[str, Any]]) -> str:
+    """The page as HTML, from the template beside this module."""
+    import yaml
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    run = drawn[0].run
+    tables = [
+        {
+            "label": each.label,
+            "about": f"{each.evaluation['metric']}, {each.evaluation['tasks']} "
+            f"{each.evaluation['split']} tasks" + ("" if mode == "default" else f", {mode}"),
+            "rows": result["steps"],
+            "paper": {} if mode == "inductive" else each.run.experiment.paper,
+        }
+        for each in drawn
+        if each.evaluation
+        for result in each.evaluation["results"]
+        for mode in [result["mode"]]
+    ]
+    environment = Environment(
+        loader=PackageLoader("maml_dist", ""), autoescape=True, undefined=StrictUndefined
+    )
+    here = Path.cwd()
+    recipe = run.path / "recipe.yaml"
+    recipe = recipe.relative_to(here) if recipe.is_relative_to(here) else recipe
+    return environment.get_template("report.html").render(
+        recipe=run.config["name"],
+        description=run.config["description"],
+        facts=_facts(run),
+        tables=tables,
+        pictures=pictures,
+        command=f"python -m maml_dist.train {shlex.quote(str(recipe))}",
+        yaml=yaml.safe_dump(run.config, sort_keys=False),
+    )
+
+
+def _facts(run: "Run") -> dict[str, str]:
+    """What the head of the page says of a run."""
+    experiment, last, best = run.experiment, run.checkpoints.last, run.checkpoints.best
+    done = last.iteration if last else 0
+    of = "" if run.finished else f" of {experiment.iterations:,}"
+    facts = {
+        "meta-iterations": f"{done:,}{of}",
+        "tasks each": str(experiment.meta_batch),
+        "shards": str(experiment.shards),
+        "seed": str(experiment.seed),
+    }
+    if best:
+        scored = "" if best.score is None else f", validation {experiment.task.metric} {best.score:.4g}"
+        facts["best checkpoint"] = f"iteration {best.iteration:,}{scored}"
+    if experiment.init:
+        facts["started from"] = experiment.init
+    return facts
+
+
+def main(arguments: list[str]) -> int:
+    """`python -m maml_dist.report`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m maml_dist.report",
+        description="Draw a run: RUN/figures/*.png and one page that shows them, RUN/report.html.",
+    )
+    parser.add_argument("run", metavar="RUN", type=Path, help="the run's folder")
+    parser.add_argument(
+        "--compare", metavar="RUN", type=Path, nargs="+", default=[], help="runs to draw beside it"
+    )
+    options = parser.parse_args(arguments)
+
+    from maml_dist.run import Run
+
+    print(report(Run.open(options.run), [Run.open(path) for path in options.compare]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main))

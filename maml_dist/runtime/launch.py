@@ -172,12 +172,12 @@ class OnRay:
             ray.cloudpickle.register_pickle_by_value(import_module(module))
         shared = ray.put(work)
         # A shard can always compute its part again: a lost one is restarted, its call repeated.
-        shard_actor = ray.remote(TaskShard).options(
+        shard_actor = ray.remote(_RayShard).options(
             num_cpus=resources.cpus, num_gpus=resources.gpus, max_restarts=-1, max_task_retries=-1
         )
         shards = [
             shard_actor.remote(
-                shared, rank=rank, shards=resources.shards, device=resources.device
+                [shared], rank=rank, shards=resources.shards, device=resources.device
             )
             for rank in range(resources.shards)
         ]
@@ -185,8 +185,10 @@ class OnRay:
         server = ray.remote(ParameterServer).options(num_cpus=0).remote(meta, outer)
 
         def close() -> None:
+            nonlocal shared
             for actor in (*shards, server):
                 ray.kill(actor)
+            shared = None  # until here restarted shards need it
 
         pings = [shard.ping.remote() for shard in shards]
         _, waiting = ray.wait(pings, num_returns=len(pings), timeout=PLACED_WITHIN)
@@ -200,6 +202,15 @@ class OnRay:
             )
         _get(pings)
         return Crew(shards, server, _get, close)
+
+
+class _RayShard(TaskShard):
+    """A shard that fetches its work itself, so that Ray need not repeat it at a restart."""
+
+    def __init__(self, work: list[Any], *, rank: int, shards: int, device: str) -> None:
+        import ray
+
+        super().__init__(ray.get(work[0]), rank=rank, shards=shards, device=device)
 
 
 def _get(references: Any) -> Any:

@@ -1,0 +1,123 @@
+"""The same run on Ray and in this process, undisturbed and disturbed: the same bits."""
+
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+
+import maml_dist
+from maml_dist.run import Run
+from maml_dist.runtime.launch import OnRay
+
+pytestmark = pytest.mark.ray
+
+SMALL = {"iterations": 50, "checkpoint_every": 20, "log_every": 10, "progress": False}
+SMALL |= {"validation_tasks": 10, "test_steps": 2, "test_tasks": 10}
+
+
+def weights(run: Run) -> np.ndarray:
+    return torch.cat([value.flatten() for value in run.weights("last")[0].values()]).numpy()
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory):
+    """The weights of a run in this process, by its number of shards."""
+    folder = tmp_path_factory.mktemp("local")
+    return {
+        shards: weights(
+            maml_dist.meta_train(
+                "sinusoid", run=folder / str(shards), shards=shards, local=True, **SMALL
+            )
+        )
+        for shards in (1, 2, 4)
+    }
+
+
+@pytest.mark.parametrize("shards", [1, 2, 4])
+def test_ray_and_this_process_give_the_same_bits(tmp_path, ray_here, local, shards):
+    run = maml_dist.meta_train("sinusoid", run=tmp_path / "run", shards=shards, **SMALL)
+    assert np.array_equal(weights(run), local[shards])
+
+
+@pytest.mark.parametrize("shards", [2, 4])
+def test_any_number_of_shards_agrees_to_rounding(local, shards):
+    difference = np.linalg.norm(local[shards] - local[1])
+    assert difference <= 1e-5 * np.linalg.norm(local[1])
+
+
+def test_a_killed_shard_is_restarted_and_nothing_changes(tmp_path, ray_here, local, monkeypatch):
+    crews = []
+    launch = OnRay.crew
+
+    def keep_hold(place, *work, **options):
+        crews.append(launch(place, *work, **options))
+        return crews[0]
+
+    def kill_a_shard(row):
+        if row["iteration"] == 20:
+            ray_here.kill(crews[0].shards[0], no_restart=False)
+
+    monkeypatch.setattr(OnRay, "crew", keep_hold)
+    run = maml_dist.meta_train(
+        "sinusoid", run=tmp_path / "run", shards=2, ahead=1, on_validation=kill_a_shard, **SMALL
+    )
+    assert np.array_equal(weights(run), local[2])
+
+
+def test_a_users_error_in_an_actor_is_raised_as_it_was(tmp_path, ray_here):
+    with pytest.raises(FloatingPointError, match="is not finite"):
+        maml_dist.meta_train(
+            "sinusoid", run=tmp_path / "run", shards=2, alpha=1e30, steps=5, **SMALL
+        )
+
+
+def test_more_gpus_than_there_are_is_an_error_before_anything_is_written(tmp_path, ray_here):
+    with pytest.raises(ValueError, match="2 shards with 99 GPU each need 198 GPUs; there are 0"):
+        maml_dist.meta_train(
+            "sinusoid", run=tmp_path / "run", shards=2, gpus_per_shard=99, **SMALL
+        )
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("delay", [0.0, 2.0])
+def test_a_killed_driver_resumes_to_the_same_bits(tmp_path, command, local, delay):
+    """Killed with SIGKILL as soon as the run is there, and later."""
+    settings = [f"{name}={value}" for name, value in SMALL.items() if name != "progress"]
+    driver = command("train", "sinusoid", "shards=2", *settings, "--run", "run")
+    while not (tmp_path / "run" / "recipe.yaml").exists():
+        assert driver.poll() is None, driver.communicate()
+        time.sleep(0.05)
+    time.sleep(delay)
+    driver.kill()
+    driver.wait()
+    run = maml_dist.meta_train(resume=tmp_path / "run", local=True, progress=False)
+    assert np.array_equal(weights(run), local[2])
+
+
+def test_ctrl_c_leaves_a_checkpoint(tmp_path, command):
+    driver = command("train", "sinusoid", "iterations=1000000", "--run", "run", "shards=1")
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while not (metrics.exists() and metrics.read_text()):
+        assert driver.poll() is None and time.monotonic() < deadline
+        time.sleep(0.2)
+    driver.send_signal(signal.SIGINT)
+    out, err = driver.communicate(timeout=60)
+    assert driver.returncode == 130
+    assert "go on with --resume" in out and "Traceback" not in err
+    assert Run.open(tmp_path / "run").checkpoints.last.iteration > 0
+
+
+def test_it_runs_outside_the_main_thread(tmp_path, ray_here, local):
+    runs = []
+    thread = threading.Thread(
+        target=lambda: runs.append(
+            maml_dist.meta_train("sinusoid", run=tmp_path / "run", shards=1, **SMALL)
+        )
+    )
+    thread.start()
+    thread.join()
+    assert np.array_equal(weights(runs[0]), local[1])

@@ -1,0 +1,130 @@
+"""What a user can get wrong: one line on stderr, exit status 2, nothing written, no traceback."""
+
+import sys
+
+import pytest
+import yaml
+
+from generated import fill_data_home
+from maml_dist import data, evaluate, report, train
+from maml_dist.command import guarded
+from maml_dist.experiment import compose
+
+BROKEN = {
+    "broken.yaml": "task: [1",
+    "empty.yaml": "",
+    "code.yaml": "task: !!python/object/apply:os.system ['touch hacked']",
+    "wide.yaml": yaml.safe_dump({**compose("sinusoid"), "model": {"class_path": "torch.nn.Tanh"}}),
+    "linear.yaml": yaml.safe_dump(
+        {
+            **compose("sinusoid"),
+            "model": {
+                "class_path": "torch.nn.Linear",
+                "init_args": {"in_features": 3, "out_features": 1},
+            },
+        }
+    ),
+}
+
+
+def fail(capsys, monkeypatch, module, words):
+    """The one line that the command says."""
+    monkeypatch.setattr(sys, "argv", ["command", *words])
+    assert guarded(module.main) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ") and err.count("\n") == 1, err
+    return err
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty working folder with a few bad files; afterwards nothing else may be in it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MAML_DIST_DATA", str(tmp_path / "data"))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    for name, text in BROKEN.items():
+        (tmp_path / name).write_text(text)
+    before = sorted(tmp_path.rglob("*"))
+    yield tmp_path
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("sinusiod", "did you mean 'sinusoid'"),
+        ("sinusoid alhpa=1", "did you mean 'alpha'"),
+        ("sinusoid alpha=-1", "learner.alpha=-1.0: must be a positive number"),
+        ("alpha=-1", "learner.alpha=-1.0: must be a positive number"),
+        ("sinusoid iterations=many", "iterations: Expected a int. Got value: many"),
+        ("sinusoid nonsense", "'nonsense': expected key=value"),
+        ("sinusoid --run broken.yaml", "broken.yaml is not a folder"),
+        ("sinusoid --run broken.yaml/run", "broken.yaml is not a folder"),
+        ("--resume nowhere", "nowhere is not a run"),
+        ("sinusoid --resume nowhere", "no RECIPE and no --run beside it"),
+        ("sinusoid init=nowhere", "nowhere is not a run"),
+        ("sinusoid --address 127.0.0.1:1", "no Ray cluster at 127.0.0.1:1"),
+        ("sinusoid --address nonsense", "nonsense"),
+        ("sinusoid gpus_per_shard=8 shards=2", "need 16 GPUs; there are 0"),
+        ("sinusoid --local gpus_per_shard=1", "need 1 GPUs; there are 0"),
+        ("sinusoid checkpoints=gopher://x", "checkpoints=gopher://x"),
+        ("broken.yaml", "broken.yaml is not a plain YAML file"),
+        ("empty.yaml", "empty.yaml must hold keys and values"),
+        ("code.yaml", "code.yaml is not a plain YAML file"),
+        ("missing.yaml", "no such file: missing.yaml"),
+        ("linear.yaml", "the model does not take the support set, x [10, 1]"),
+        ("omniglot-5way-1shot", "maml_dist.data omniglot"),
+        ("mini-imagenet-5way-1shot", "maml_dist.data mini-imagenet"),
+    ],
+)
+def test_train(folder, capsys, monkeypatch, words, said):
+    assert said in fail(capsys, monkeypatch, train, words.split())
+
+
+@pytest.mark.parametrize("module", [evaluate, report])
+def test_no_run(folder, capsys, monkeypatch, module):
+    assert "is not a run" in fail(capsys, monkeypatch, module, ["nowhere"])
+
+
+def test_no_data(folder, capsys, monkeypatch):
+    words = ["omniglot", "--source", "nowhere"]
+    assert "nowhere" in fail(capsys, monkeypatch, data, words)
+
+
+def test_more_ways_than_classes_and_other_misfits(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MAML_DIST_DATA", str(tmp_path))
+    fill_data_home(tmp_path)
+    for words, said in (
+        (["ways=5000", "outputs=5000"], "task.ways=5000: there are only"),
+        (["shots=500"], "the smallest class"),
+        (["ways=7"], "the loss does not take the model's output [7, 5] with y [7] up to 6"),
+        (["channels=3"], "the model does not take the support set, x [5, 1, 28, 28]"),
+    ):
+        line = fail(capsys, monkeypatch, train, ["omniglot-5way-1shot", "--run", "run", *words])
+        assert said in line
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_is_there_is_not_written_over(tmp_path, capsys, monkeypatch):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.yaml").write_text("mine: true")
+    words = ["sinusoid", "--run", str(tmp_path / "run")]
+    assert "already holds a run" in fail(capsys, monkeypatch, train, words)
+    assert (tmp_path / "run" / "recipe.yaml").read_text() == "mine: true"
+
+
+def test_an_evaluation_of_what_is_not_there(tmp_path, capsys, monkeypatch):
+    import maml_dist
+
+    maml_dist.meta_train(
+        "sinusoid", run=tmp_path / "run", iterations=0, local=True, progress=False
+    )
+    for words, said in (
+        (["--split", "tset"], "split 'tset': there are train, val and test"),
+        (["--tasks", "0"], "tasks=0"),
+        (["--checkpoint", "nowhere"], "no checkpoint at nowhere"),
+    ):
+        assert said in fail(capsys, monkeypatch, evaluate, [str(tmp_path / "run"), *words])
+    assert not (tmp_path / "run" / "evaluation.json").exists()
