@@ -51,13 +51,13 @@ def test_a_node_shell_finds_its_own_cluster(file: str, node: str, tmp_path: Path
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_what_is_copied_to_the_nodes_exists_and_installs(file: str) -> None:
-    mounts = written(file)["file_mounts"]
-    assert mounts.pop("~/.ray/auth_token") == "~/.ray/auth_token"  # the user's; its header says how
+def test_the_checkout_and_the_users_token_are_copied_to_the_nodes(file: str) -> None:
+    config = written(file)
+    assert config["file_mounts"] == {"~/.ray/auth_token": "~/.ray/auth_token", "~/maml_dist": "."}
     assert "ray get-auth-token --generate" in (ROOT / file).read_text()
-    assert mounts == {f"~/maml_dist/{name}": name for name in mounts.values()}
-    assert all((ROOT / name).exists() for name in mounts.values())
-    assert {"maml_dist", "pyproject.toml", "README.md", "LICENSE"} <= set(mounts.values())
+    left_out = {*config["rsync_exclude"], *(ROOT / ".gitignore").read_text().split()}
+    assert config["rsync_filter"] == [".gitignore"]
+    assert {".git", ".venv/", "/runs/"} <= left_out
 
 
 @pytest.mark.parametrize("file", FILES)
