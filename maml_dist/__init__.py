@@ -1,8 +1,8 @@
 """maml_dist: model-agnostic meta-learning, distributed over Ray.
 
-    run = maml_dist.meta_train("sinusoid", iterations=1000, local=True)
-    model = maml_dist.load(run.path)
-    adapted = model.adapt(x, y, steps=5)
+run = maml_dist.meta_train("sinusoid", iterations=1000, local=True)
+model = maml_dist.load(run.path)
+adapted = model.adapt(x, y, steps=5)
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""Try an experiment on one task of each split, so that what cannot work is said before it starts."""
+"""Try an experiment on a task of each split: what cannot work is said before it starts."""
 
 import torch
 
@@ -30,7 +30,11 @@ def check(experiment: Experiment, meta: Params) -> None:
             raise ValueError(f"the model does not take the {name} set, x {x}: {error}") from None
         shape = list(output.shape)
         try:
-            loss = source.loss(output, batch) if name == "support" else source.query_loss(output, batch)
+            loss = (
+                source.loss(output, batch)
+                if name == "support"
+                else source.query_loss(output, batch)
+            )
         except (RuntimeError, IndexError) as error:
             most = f" up to {int(batch.y.max())}" if not batch.y.is_floating_point() else ""
             raise ValueError(
@@ -40,4 +44,3 @@ def check(experiment: Experiment, meta: Params) -> None:
             raise ValueError(f"the loss of one task must be a scalar tensor, not {loss!r}")
     if source.metric not in source.score(output, query):
         raise ValueError(f"the task's score has no {source.metric!r}, which is its metric")
-

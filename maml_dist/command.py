@@ -1,20 +1,25 @@
-"""How every command ends: a user's mistake is one line on stderr and exit status 2, never a traceback."""
+"""How every command ends: a user's mistake is one line on stderr and exit status 2."""
 
 import sys
 from collections.abc import Callable
 
 
-def fail(message: object) -> int:
-    """Print one error line; returns the exit status 2."""
+def fail(message: object, *, status: int) -> int:
+    """Print one error line; returns the exit status."""
     print("error:", " ".join(str(message).split()), file=sys.stderr)
-    return 2
+    return status
 
 
 def guarded(main: Callable[[list[str]], int]) -> int:
-    """Run `main(arguments)`, turning what a user can cause (ValueError, OSError) into one line and status 2."""
+    """Run `main(arguments)`; what a user can cause (ValueError, OSError) is one line, status 2.
+
+    What went wrong with the numbers or the machines in mid-run is one line too, and status 1.
+    """
     try:
         return main(sys.argv[1:])
+    except (FloatingPointError, ConnectionError) as error:
+        return fail(error, status=1)
     except (ValueError, OSError) as error:
-        return fail(error)
+        return fail(error, status=2)
     except KeyboardInterrupt:
         return 130

@@ -24,8 +24,7 @@ from maml_dist.tasks.sinusoid import Sinusoid
 WAVES = 3  # tasks drawn
 LINES = (("#CC79A7", ":"), ("#D55E00", "--"), ("#0072B2", "-"))  # after no, one and all steps
 RIGHT, WRONG = "#009E73", "#D55E00"  # a green and a red that the colour-blind tell apart
-GAP = 0.5  # between support and queries, in images
-ACROSS, DOWN = 1.12, 1.4  # from one image to the next, in images
+ACROSS, DOWN, GAP = 1.12, 1.4, 0.4  # to the next image, and between support and queries, in images
 
 
 def waves(drawn: Sequence[Drawn]) -> Picture | None:
@@ -52,7 +51,7 @@ def waves(drawn: Sequence[Drawn]) -> Picture | None:
     for axes in grid[:, 0]:
         axes.set_ylabel("y")
     handles = {line.get_label(): line for axes in grid.flat for line in axes.lines}
-    figure.legend(handles=handles.values(), loc="outside upper center", ncols=3, frameon=False)
+    figure.legend(handles=handles.values(), loc="outside upper center", ncols=5, frameon=False)
     caption = f"{WAVES} test tasks, and what is fitted to their support points."
     return Picture("waves", caption, figure)
 
@@ -65,7 +64,7 @@ def _wave(axes: Axes, run: Run, source: Sinusoid, key: TaskKey) -> None:
     axes.plot(grid, query.y, color="0.75", linewidth=4, label="true curve")
     last = run.experiment.test_steps
     for steps, (colour, style) in zip(sorted({0, min(1, last), last}), LINES, strict=False):
-        label = f"after {steps} step{'s' * (steps != 1)}"
+        label = f"after {steps} step{'s' * (steps > 1)}" if steps else "before adaptation"
         fitted = _adapted(run, support, query.x, steps=steps)
         axes.plot(grid, fitted, color=colour, linestyle=style, label=label)
     axes.plot(
@@ -105,7 +104,7 @@ def _sheet(pixels: np.ndarray, predicted: np.ndarray) -> Figure:
     ways, each = pixels.shape[:2]
     shots = each - predicted.shape[1]
     as_rows = ways <= each
-    place = np.arange(each) + GAP * (np.arange(each) >= shots)  # support, gap, queries
+    place = np.arange(each) + GAP * as_rows * (np.arange(each) >= shots)
     columns, rows = (place, np.arange(ways)) if as_rows else (np.arange(ways), place)
     left, top, right, bottom = -0.8, -0.4, columns[-1] * ACROSS + 1.1, rows[-1] * DOWN + 1.4
     inches = min(0.9, 11 / (right - left))  # of an image

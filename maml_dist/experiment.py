@@ -38,7 +38,9 @@ class Experiment:
     outer: Outer  # how the meta-parameters are updated; holds beta
     name: str = ""  # the recipe's
     description: str = ""  # one line, for --list
-    paper: dict[int, float] = field(default_factory=dict)  # adaptation steps -> score to compare with
+    paper: dict[int, float] = field(
+        default_factory=dict
+    )  # adaptation steps -> score to compare with
     iterations: int = 60000  # meta-iterations (0 writes the untrained weights)
     meta_batch: int = 32  # tasks a meta-iteration
     seed: int = 0  # of the initial weights and of every task
@@ -167,7 +169,7 @@ def _one_line(message: str) -> str:
         full = f"{where}.{key}" if where else key
         return f"unknown key {full!r}{nearest(key, names)} (there are {', '.join(names)})"
     lines = [line.strip() for line in message.splitlines()]
-    said = [line for line in lines if not re.match(r'[Pp]arser key|Problem with given', line)]
+    said = [line for line in lines if not re.match(r"[Pp]arser key|Problem with given", line)]
     text = " ".join(said).replace("<class '", "").replace("'>", "").replace("typing.", "")
     return f"{where}: {text}" if where else text
 

@@ -21,7 +21,7 @@ STYLES = tuple(
 BEFORE, AFTER = {"linestyle": ":"}, {"linestyle": "-"}
 MODES = {"default": AFTER, "transductive": AFTER, "inductive": {"linestyle": "--"}}
 PAPER: dict[str, Any] = {"linestyle": "", "marker": "*", "markersize": 14, "markeredgecolor": "k"}
-BEST: dict[str, Any] = {"linestyle": "", "marker": "o", "markersize": 9}
+BEST: dict[str, Any] = {"linestyle": "", "marker": "o", "markersize": 11, "fillstyle": "none"}
 CURVE_POINTS = 150  # of a learning curve; more rows are averaged
 
 
@@ -33,6 +33,11 @@ class Drawn(NamedTuple):
     evaluation: dict[str, Any] | None  # None before the first checkpoint
     colour: str
     marker: str
+
+    @property
+    def look(self) -> dict[str, Any]:
+        """Its lines."""
+        return {"color": self.colour, "marker": self.marker, "markersize": 4}
 
 
 class Picture(NamedTuple):
@@ -55,16 +60,12 @@ def steps(drawn: Sequence[Drawn]) -> Picture | None:
     for each in drawn:
         for result in each.evaluation["results"] if each.evaluation else ():
             styles[result["mode"]] = MODES[result["mode"]]
-            step, mean, half_width = (
+            step, mean, half = (
                 np.array([row[key] for row in result["steps"]]) for key in ("step", "mean", "ci95")
             )
-            axes.fill_between(
-                step, mean - half_width, mean + half_width, color=each.colour, alpha=0.2, linewidth=0
-            )
-            axes.plot(
-                step, mean, color=each.colour, marker=each.marker, markersize=4,
-                **MODES[result["mode"]],
-            )  # fmt: skip
+            axes.errorbar(step, mean, half, elinewidth=1, **each.look, **styles[result["mode"]])
+            if len(step) == 1:  # a run that does not adapt, beside others that do
+                axes.axhline(mean[0], color=each.colour, linewidth=1)
     styles = styles if len(styles) > 1 else {}
     for each in drawn:
         for step, score in each.run.experiment.paper.items():
@@ -73,22 +74,22 @@ def steps(drawn: Sequence[Drawn]) -> Picture | None:
     _finish(axes, drawn, styles, falls=not drawn[0].run.experiment.task.maximize)
     caption = (
         f"Mean {metric} over {evaluation['tasks']} {split} tasks after each adaptation step, "
-        "on examples that were not adapted on. Bands: 95% interval of the mean."
+        "on examples that were not adapted on. Bars: 95% interval of the mean."
     )
     return Picture("steps", caption, figure)
 
 
 def loss(drawn: Sequence[Drawn]) -> Picture | None:
     """The training loss before and after adaptation."""
-    curves = {"before adaptation": ("loss/before", BEFORE), "after": ("loss/after", AFTER)}
     if not _known(drawn, "loss/after"):
         return None
     figure, axes = _chart("meta-iterations", "training loss")
+    drawn = [each._replace(marker="") for each in drawn]  # too many points to mark
     for each in drawn:
-        for name, style in curves.values():
-            axes.plot(*_curve(each.run, name), color=each.colour, **style)
-    _finish(axes, drawn, {label: style for label, (_, style) in curves.items()}, falls=True)
-    caption = "Mean loss on training tasks before adaptation and after it."
+        axes.plot(*_curve(each.run, "loss/before"), color=each.colour, **BEFORE)
+        axes.plot(*_curve(each.run, "loss/after"), color=each.colour, **AFTER)
+    _finish(axes, drawn, {"before adaptation": BEFORE, "after adaptation": AFTER}, falls=True)
+    caption = "Mean loss on training tasks: before adaptation, and on their queries after it."
     return Picture("loss", caption, figure)
 
 
@@ -100,7 +101,7 @@ def validation(drawn: Sequence[Drawn]) -> Picture | None:
         return None
     figure, axes = _chart("meta-iterations", f"validation {source.metric}")
     for each in drawn:
-        axes.plot(*_curve(each.run, name), color=each.colour, marker=".")
+        axes.plot(*_curve(each.run, name), **each.look)
         best = each.run.checkpoints.best
         if best and best.score is not None:
             axes.plot(best.iteration, best.score, color=each.colour, **BEST)
@@ -131,25 +132,30 @@ def _known(drawn: Sequence[Drawn], name: str) -> bool:
 
 
 def _curve(run: Run, name: str) -> np.ndarray:
-    """Iterations and values of a metric: [2, points]."""
+    """Iterations and values of a metric, neighbours averaged: [2, points]."""
     rows = np.array([(row["iteration"], row[name]) for row in run.metrics if name in row])
-    points = min(len(rows), CURVE_POINTS)
-    means = [part.mean(0) for part in np.array_split(rows, points)] if points else []
-    return np.reshape(means, (points, 2)).T
+    each = max(1, len(rows) // CURVE_POINTS)
+    return rows[len(rows) % each :].reshape(-1, each, 2).mean(1).T
 
 
 def _finish(
     axes: Axes, drawn: Sequence[Drawn], styles: Mapping[str, Mapping[str, Any]], *, falls: bool
 ) -> None:
-    """The scale, logarithmic for positive values that shall fall, and a legend of runs and styles."""
-    if falls and all((np.asarray(line.get_ydata()) > 0).all() for line in axes.lines):
+    """A legend of runs and styles; a logarithmic scale for what is positive and shall fall."""
+    lines = [np.asarray(line.get_ydata(), float) for line in axes.lines]
+    finite = [line[np.isfinite(line)] for line in lines if np.isfinite(line).any()]
+    if falls and finite and all((line > 0).all() for line in finite):
         axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        low, high = axes.get_ylim()
+        high = min(high, 10 * max(line[0] for line in finite))  # what diverges leaves the picture
+        axes.set_ylim(low, high)
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,)))
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
     alone = len(drawn) == 1
-    entries = [] if alone else [Line2D([], [], color=e.colour, marker=e.marker, label=e.label) for e in drawn]
-    colour = drawn[0].colour if alone else "0.4"
-    entries += [Line2D([], [], color=colour, label=label, **style) for label, style in styles.items()]
+    entries = {} if alone else {each.label: each.look for each in drawn}
+    shade = drawn[0].colour if alone else "0.4"
+    entries |= {label: {"color": shade, **style} for label, style in styles.items()}
     if entries:
-        axes.legend(handles=entries, frameon=False, fontsize=9)
+        handles = [Line2D([], [], label=label, **style) for label, style in entries.items()]
+        axes.legend(handles=handles, frameon=False, fontsize=9)

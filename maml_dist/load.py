@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from maml_dist.core.episode import Batch
 from maml_dist.core.learner import Learner
@@ -42,8 +42,10 @@ class Adaptable(nn.Module):
         x = x.to(like.dtype) if x.is_floating_point() else x
         y = y.to(like.dtype) if y.is_floating_point() else y
         if steps < 0 or not len(x) or len(x) != len(y):
-            raise ValueError(f"adapt(x {list(x.shape)}, y {list(y.shape)}, steps={steps}): "
-                             "x and y must hold equally many examples, at least one")
+            raise ValueError(
+                f"adapt(x {list(x.shape)}, y {list(y.shape)}, steps={steps}): "
+                "x and y must hold equally many examples, at least one"
+            )
         adapted = copy.deepcopy(self)
         meta = {**self._meta, **{name: p.detach() for name, p in self.named_parameters()}}
         support = (Batch(x, y),) * steps
@@ -54,7 +56,9 @@ class Adaptable(nn.Module):
                     Objective(adapted, self._source).loss, meta, support, zero
                 )
         except (RuntimeError, IndexError) as error:
-            raise ValueError(f"cannot adapt to x {list(x.shape)}, y {list(y.shape)}: {error}") from None
+            raise ValueError(
+                f"cannot adapt to x {list(x.shape)}, y {list(y.shape)}: {error}"
+            ) from None
         adapted.load_state_dict({**adapted.state_dict(), **phi})
         return adapted
 

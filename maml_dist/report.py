@@ -3,6 +3,7 @@
 import argparse
 import base64
 import json
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -61,23 +62,28 @@ def _drawn(runs: Sequence["Run"]) -> list["Drawn"]:
     """The runs with their evaluations, labels and colours."""
     from maml_dist.figures import STYLES, Drawn
 
-    _refuse_mixed(runs, [run.experiment.task.metric for run in runs])
+    _refuse_mixed({run.path: run.experiment.task.metric for run in runs})
     evaluations = [_evaluation(run) for run in runs]
     _refuse_mixed(
-        *zip(*[(r, f"{e['split']} tasks") for r, e in zip(runs, evaluations, strict=True) if e])
+        {
+            run.path: f"{evaluation['metric']} on {evaluation['split']} tasks"
+            for run, evaluation in zip(runs, evaluations, strict=True)
+            if evaluation
+        }
     )
     names = [run.config["name"] for run in runs]
-    if len(set(names)) < len(names):
-        names = [run.path.name for run in runs]
+    if len(set(names)) < len(names):  # the same recipe twice: by folder
+        shared = os.path.commonpath([run.path.parent for run in runs])
+        names = [str(run.path.relative_to(shared)) for run in runs]
     return [
         Drawn(name, run, evaluation, *STYLES[place % len(STYLES)])
         for place, (name, run, evaluation) in enumerate(zip(names, runs, evaluations, strict=True))
     ]
 
 
-def _refuse_mixed(runs: Sequence["Run"], scores: Sequence[str]) -> None:
-    if len(set(scores)) > 1:
-        listed = ", ".join(f"{run.path}: {score}" for run, score in zip(runs, scores, strict=True))
+def _refuse_mixed(scores: dict[Path, str]) -> None:
+    if len(set(scores.values())) > 1:
+        listed = ", ".join(f"{path}: {score}" for path, score in scores.items())
         raise ValueError(f"only runs with the same score can be compared; {listed}")
 
 
@@ -114,6 +120,7 @@ def _page(drawn: Sequence["Drawn"], pictures: list[dict[str, Any]]) -> str:
     environment = Environment(
         loader=PackageLoader("maml_dist", ""), autoescape=True, undefined=StrictUndefined
     )
+    environment.filters["score"] = lambda x: f"{x:.4f}" if abs(x) < 100 else f"{x:.3g}"
     here = Path.cwd()
     recipe = run.path / "recipe.yaml"
     recipe = recipe.relative_to(here) if recipe.is_relative_to(here) else recipe
@@ -135,12 +142,14 @@ def _facts(run: "Run") -> dict[str, str]:
     of = "" if run.finished else f" of {experiment.iterations:,}"
     facts = {
         "meta-iterations": f"{done:,}{of}",
-        "tasks each": str(experiment.meta_batch),
+        "tasks an iteration": str(experiment.meta_batch),
         "shards": str(experiment.shards),
         "seed": str(experiment.seed),
     }
     if best:
-        scored = "" if best.score is None else f", validation {experiment.task.metric} {best.score:.4g}"
+        scored = (
+            "" if best.score is None else f", validation {experiment.task.metric} {best.score:.4g}"
+        )
         facts["best checkpoint"] = f"iteration {best.iteration:,}{scored}"
     if experiment.init:
         facts["started from"] = experiment.init

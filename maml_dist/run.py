@@ -1,8 +1,8 @@
 """Run: the folder of one training run.
 
-    recipe.yaml        the whole configuration       evaluation.json   score after 0 … M steps
-    checkpoints/       weights and optimiser state   metrics.jsonl     a flat object a line
-    tensorboard/       the same numbers as events    figures/, report.html
+recipe.yaml        the whole configuration       evaluation.json   score after 0 … M steps
+checkpoints/       weights and optimiser state   metrics.jsonl     a flat object a line
+tensorboard/       the same numbers as events    figures/, report.html
 """
 
 import json

@@ -177,7 +177,9 @@ def meta_train(
         decided = {
             "shards": resources.shards,
             "gpus_per_shard": resources.gpus,
-            "engine.batching": experiment.engine.resolve(experiment.model, resources.device).batching,
+            "engine.batching": experiment.engine.resolve(
+                experiment.model, resources.device
+            ).batching,
         }
         current = Run(before.path, override(before.config, decided))
         current.write_recipe()
@@ -206,7 +208,9 @@ def _prepare(
         run = Run.open(resume)
         fixed = sorted(overrides.keys() - RESUMABLE)
         if fixed:
-            raise ValueError(f"a resumed run keeps its {fixed[0]!r}; {', '.join(RESUMABLE)} can change")
+            raise ValueError(
+                f"a resumed run keeps its {fixed[0]!r}; {', '.join(RESUMABLE)} can change"
+            )
         return Run(run.path, override(run.config, overrides))
     config = compose(recipe, overrides)
     if config["init"] is not None:
@@ -219,7 +223,7 @@ def _prepare(
 
 @contextmanager
 def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Inside, Ctrl-C (or a termination) asks the loop to end at a checkpoint; a second one does not ask."""
+    """Inside, Ctrl-C or a termination asks the loop to end at a checkpoint; a second insists."""
     asked = False
 
     def ask(number: int, frame: object) -> None:
@@ -254,7 +258,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--address", help="a Ray cluster (default: RAY_ADDRESS, else a local Ray)")
     parser.add_argument("--local", action="store_true", help="all in this process, without Ray")
     parser.add_argument("--list", action="store_true", help="list the recipes and leave")
-    parser.add_argument("--print-config", action="store_true", help="print the configuration, leave")
+    parser.add_argument(
+        "--print-config", action="store_true", help="print the configuration, leave"
+    )
     options = parser.parse_intermixed_args(arguments)
 
     from maml_dist.recipe import parse_overrides, recipes
@@ -292,7 +298,9 @@ def _conclude(run: "Run") -> int:
 
     if not run.finished:
         last = run.checkpoints.last
-        print(f"stopped at iteration {last.iteration if last else 0}; go on with --resume {run.path}")
+        print(
+            f"stopped at iteration {last.iteration if last else 0}; go on with --resume {run.path}"
+        )
         return 130
     show(run.evaluate(), run.experiment.paper)
     report(run)

@@ -6,70 +6,27 @@ in a placement group of their own; it is judged by the best of its validations s
 
 import argparse
 import csv
+import logging
 import math
+import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from maml_dist.command import fail, guarded
-from maml_dist.recipe import Config, nearest, parse_overrides, read_yaml
+from maml_dist.recipe import Config, parse_overrides
+from maml_dist.search import Search, ends, read
 
 if TYPE_CHECKING:
     from maml_dist.experiment import Experiment
     from maml_dist.runtime.launch import Resources
 
-# Ray Tune's names and arguments; `high` of the integers is not drawn, as in Python's range.
-DISTRIBUTIONS = {
-    "uniform": "[low, high]",
-    "loguniform": "[low, high]",
-    "randint": "[low, high]",
-    "lograndint": "[low, high]",
-    "choice": "[value, …]",
-}
-SHARED = ("iterations", "shards", "cpus_per_shard", "gpus_per_shard", "checkpoints")  # by trials
 # How long a search trains and how often it looks: not what the best recipe is about.
 BUDGET = ("iterations", "checkpoint_every", "validation_tasks", "log_every", "keep")
 WORST = sys.float_info.max  # stands for a score that is not finite; ASHA interpolates scores
-
-
-@dataclass(frozen=True)
-class Search:
-    """What is searched, and how. Its fields are the keys of a file."""
-
-    recipe: str  # a recipe's name, or a YAML file
-    search: dict[str, dict[str, list[Any]]]  # key of the recipe -> distribution -> its arguments
-    overrides: dict[str, Any] = field(default_factory=dict)  # other keys of the recipe -> values
-    num_samples: int = 16  # trials
-    algorithm: Literal["random", "optuna"] = "random"  # how values are drawn
-    scheduler: Literal["asha", "fifo"] = "asha"  # asha stops trials early, fifo none
-    grace_period: int = 1000  # asha: meta-iterations that every trial gets
-    reduction_factor: int = 3  # asha: one trial in so many goes on, for so many times as long
-    max_concurrent: int | None = None  # trials at a time; null: as many as there is room for
-    seed: int | None = None  # of the draws, and of every trial; null: the recipe's
-
-    def __post_init__(self) -> None:
-        least = {"num_samples": 1, "grace_period": 1, "reduction_factor": 2, "max_concurrent": 1}
-        for name, bound in least.items():
-            value = getattr(self, name)
-            if value is not None and value < bound:
-                raise ValueError(f"{name}={value}: must be {bound} or more")
-        if not self.search:
-            raise ValueError("search: there is no key to search")
-        for key, distribution in self.search.items():
-            _check_distribution(key, distribution)
-            if key in SHARED:
-                raise ValueError(f"search.{key}: all trials share it, so it cannot be searched")
-            for other in (*self.overrides, *(other for other in self.search if other != key)):
-                if key == other or key.endswith(f".{other}") or other.endswith(f".{key}"):
-                    raise ValueError(f"search.{key}: the value of {other} is set already")
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The overrides that all trials share."""
-        return self.overrides if self.seed is None else {**self.overrides, "seed": self.seed}
 
 
 @dataclass
@@ -80,67 +37,12 @@ class Trial:
     values: dict[str, Any]  # the searched keys
     iteration: int = 0  # reached at its last validation
     score: float | None = None  # the best so far; None before the first
-    status: str = "interrupted"  # unless Tune says how it ended
-
-    @property
-    def failed(self) -> bool:
-        """Whether it ended with an error."""
-        return self.status.startswith("failed")
-
-
-def read(file: str | Path, overrides: Mapping[str, Any] | None = None) -> Search:
-    """A search from its file; `overrides` may name keys of the search and of the recipe.
-
-    Raises:
-        ValueError: in one line, the key, the value, what is allowed and the nearest valid name.
-    """
-    from jsonargparse import ArgumentError, ArgumentParser
-
-    names = [item.name for item in fields(Search)]
-    ours = {key: value for key, value in (overrides or {}).items() if key in names}
-    content = {key: value for key, value in {**read_yaml(file), **ours}.items() if value is not None}
-    for key in content.keys() - names:
-        guess = nearest(str(key), names)
-        raise ValueError(f"{file}: unknown key {key!r}{guess} (there are {', '.join(names)})")
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(Search, fail_untyped=False)
-    try:
-        plan = Search(**vars(parser.instantiate(parser.parse_object(content))))
-    except ArgumentError as error:
-        raise ValueError(f"{file}: {' '.join(error.message.split())}") from None
-    others = {key: value for key, value in (overrides or {}).items() if key not in names}
-    return replace(plan, overrides={**plan.overrides, **others})
-
-
-def _check_distribution(key: str, distribution: Mapping[str, list[Any]]) -> None:
-    if len(distribution) != 1:
-        raise ValueError(f"search.{key}: takes one distribution, not {len(distribution)}")
-    ((name, arguments),) = distribution.items()
-    if name not in DISTRIBUTIONS:
-        allowed = ", ".join(DISTRIBUTIONS)
-        guess = nearest(name, list(DISTRIBUTIONS))
-        raise ValueError(f"search.{key}: no distribution {name!r}{guess} (there are {allowed})")
-    said = f"search.{key}: {name} takes {DISTRIBUTIONS[name]}, not {arguments}"
-    if name == "choice":
-        if not arguments:
-            raise ValueError(said)
-        return
-    kinds = (int,) if "int" in name else (int, float)
-    if len(arguments) != 2 or not all(type(bound) in kinds for bound in arguments):
-        raise ValueError(f"{said} ({'whole numbers' if kinds == (int,) else 'numbers'})")
-    low, high = arguments
-    if not -math.inf < low < high < math.inf or ("log" in name and low <= 0):
-        raise ValueError(f"{said} ({'0 < ' if 'log' in name else ''}low < high)")
-
-
-def _extremes(distribution: Mapping[str, list[Any]]) -> list[Any]:
-    """Values that a distribution can give: its bounds, or all of its choices."""
-    ((name, arguments),) = distribution.items()
-    return [arguments[0], arguments[1] - 1] if "int" in name else arguments
+    status: str = "interrupted"  # until Tune says how it ended
+    error: str = ""  # the last line of what made it fail
 
 
 def search(plan: Search, *, run: str | Path | None = None, address: str | None = None) -> int:
-    """Run a search; the folder `run` gets trials.csv, best.yaml and, in tune/, the trials' runs.
+    """Run a search. The folder `run` gets trials.csv, best.yaml and, in tune/, each trial's run.
 
     Returns:
         The command's exit status.
@@ -162,7 +64,8 @@ def search(plan: Search, *, run: str | Path | None = None, address: str | None =
     if (folder / "tune").exists():
         raise ValueError(f"{folder} already holds a search")
     experiment = _try(plan, config)
-    metric = f"val/{experiment.task.metric}"
+    if experiment.iterations < 1:
+        raise ValueError("iterations=0: a search needs at least one")
     with OnRay(address) as place:
         resources = place.resources(
             experiment.shards or 1,
@@ -172,39 +75,37 @@ def search(plan: Search, *, run: str | Path | None = None, address: str | None =
         )
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "search.yaml").write_text(yaml.safe_dump(asdict(plan), sort_keys=False))
-        trials = _fit(plan, config, folder, experiment=experiment, resources=resources)
-    sign = -1 if experiment.task.maximize else 1
-    trials.sort(key=lambda trial: (trial.failed, trial.score is None, sign * (trial.score or 0)))
-    _write_table(folder / "trials.csv", trials, metric)
-    _show(trials, metric)
-    best = trials[0] if trials else None
-    if best is None or best.failed or best.score is None or abs(best.score) == WORST:
-        return fail(f"no trial has a score; their folders are in {folder / 'tune'}")
-    kept = {key: value for key, value in plan.settings.items() if key not in BUDGET}
-    recipe = override(compose(plan.recipe, kept), best.values)
-    comment = f"# {metric} {best.score:.6g} after {best.iteration} iterations, trial {best.name}\n"
-    (folder / "best.yaml").write_text(comment + yaml.safe_dump(recipe, sort_keys=False))
-    print(f"search: {folder}  best: python -m maml_dist.train {folder / 'best.yaml'}")
+        trials = _fit(plan, config, experiment, folder=folder, resources=resources)
+    metric, sign = f"val/{experiment.task.metric}", -1 if experiment.task.maximize else 1
+    trials.sort(key=lambda trial: (trial.error, trial.score is None, sign * (trial.score or 0)))
+    _show(trials, metric, file=folder / "trials.csv")
     ended = sum(trial.status != "interrupted" for trial in trials)
     if ended < plan.num_samples:
-        print(f"interrupted: {ended} of {plan.num_samples} trials ended", file=sys.stderr)
-        return 130
-    return 0
+        print(f"interrupted: {ended} of {plan.num_samples} trials have ended", file=sys.stderr)
+    best = trials[0] if trials else None
+    if best is None or best.error or best.score is None:
+        return fail(f"no trial has a score; their runs are in {folder / 'tune'}", status=1)
+    kept = {key: value for key, value in plan.settings.items() if key not in BUDGET}
+    recipe = yaml.safe_dump(override(compose(plan.recipe, kept), best.values), sort_keys=False)
+    said = f"# {metric} {best.score:.6g} after {best.iteration} iterations, trial {best.name}"
+    (folder / "best.yaml").write_text(f"{said}\n{recipe}")
+    print(f"search: {folder}  train the best: python -m maml_dist.train {folder / 'best.yaml'}")
+    return 0 if ended == plan.num_samples else 130
 
 
 def _try(plan: Search, config: Config) -> "Experiment":
-    """Check every key at the ends of its distribution, on a task: all that can be said early.
+    """Try the ends of every distribution on a task, so that what cannot work is said at once.
 
     Returns:
-        The experiment with its settings, as far as trials share them.
+        One of the experiments tried; what trials share is the same in all.
     """
     from maml_dist.check import check
     from maml_dist.experiment import override
     from maml_dist.run import Run
 
-    extremes = {key: _extremes(distribution) for key, distribution in plan.search.items()}
-    for i in range(max(len(values) for values in extremes.values())):
-        drawn = {key: values[i % len(values)] for key, values in extremes.items()}
+    choices = {key: ends(distribution) for key, distribution in plan.search.items()}
+    for i in range(max(len(values) for values in choices.values())):
+        drawn = {key: values[i % len(values)] for key, values in choices.items()}
         tried = Run(Path(), override(config, drawn))
         check(tried.experiment, tried.initial)
     return tried.experiment
@@ -213,142 +114,180 @@ def _try(plan: Search, config: Config) -> "Experiment":
 def _fit(
     plan: Search,
     config: Config,
-    folder: Path,
-    *,
     experiment: "Experiment",
+    *,
+    folder: Path,
     resources: "Resources",
 ) -> list[Trial]:
-    """Ray Tune's part."""
-    import logging
-    import os
-
+    """Let Tune run the trials."""
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # with it a banner comes even with verbose=0
+    os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # relative paths in a recipe stay what they are
     from ray import tune
     from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler
     from ray.tune.search.basic_variant import BasicVariantGenerator
     from ray.tune.search.optuna import OptunaSearch
 
-    metric, maximize = f"val/{experiment.task.metric}", experiment.task.maximize
-    mode, seed, iterations = "max" if maximize else "min", experiment.seed, experiment.iterations
-    decided = {"checkpoints": None, "shards": resources.shards, "gpus_per_shard": resources.gpus}
+    from maml_dist.experiment import override
 
-    def run_trial(values: Config) -> None:
+    iterations, seed, maximize = experiment.iterations, experiment.seed, experiment.task.maximize
+    watch = _watch(plan, experiment)
+    asha = AsyncHyperBandScheduler(
+        time_attr="iteration",
+        max_t=iterations,
+        grace_period=min(plan.grace_period, iterations),
+        reduction_factor=plan.reduction_factor,
+    )
+    random, optuna = BasicVariantGenerator(random_state=seed), OptunaSearch(seed=seed)
+    shard = {"CPU": resources.cpus, "GPU": resources.gpus}
+    # The first bundle is the driver's: it only passes references on and needs no core of its own.
+    bundles = tune.PlacementGroupFactory([{}] + [shard] * resources.shards, strategy="PACK")
+    shared = {"checkpoints": None, "shards": resources.shards, "gpus_per_shard": resources.gpus}
+    trainable = _trainable(
+        override(config, shared), folder / "tune", experiment.task.metric, maximize=maximize
+    )
+    tuner = tune.Tuner(
+        tune.with_resources(trainable, bundles),
+        param_space={
+            key: getattr(tune, name)(*([arguments] if name == "choice" else arguments))
+            for key, distribution in plan.search.items()
+            for name, arguments in distribution.items()
+        },
+        tune_config=tune.TuneConfig(
+            metric="best",
+            mode="max" if maximize else "min",
+            num_samples=plan.num_samples,
+            max_concurrent_trials=plan.max_concurrent,
+            search_alg=optuna if plan.algorithm == "optuna" else random,
+            scheduler=asha if plan.scheduler == "asha" else FIFOScheduler(),
+            trial_dirname_creator=lambda trial: trial.trial_id,
+        ),
+        run_config=tune.RunConfig(
+            name="tune", storage_path=str(folder), verbose=0, callbacks=[watch]
+        ),
+    )
+    for name in ("tune", "execution.tune_controller"):  # a trial that fails is a row of the table
+        logging.getLogger(f"ray.tune.{name}").setLevel(logging.CRITICAL)
+    tuner.fit()
+    return list(watch.rows.values())
+
+
+def _trainable(
+    config: Config, folder: Path, metric: str, *, maximize: bool
+) -> Callable[[dict[str, Any]], None]:
+    """A trial: the whole distributed run in `folder`, with the values that Tune drew."""
+
+    def trial(values: dict[str, Any]) -> None:
         import yaml
+        from ray import tune
 
         from maml_dist.experiment import override
         from maml_dist.train import meta_train
 
-        here = folder / "tune" / tune.get_context().get_trial_id()
+        here = folder / tune.get_context().get_trial_id()
         here.mkdir(parents=True, exist_ok=True)
         recipe = here / "trial.yaml"
-        recipe.write_text(yaml.safe_dump(override(config, {**values, **decided})))
+        recipe.write_text(yaml.safe_dump(override(config, values), sort_keys=False))
         scores: list[float] = []
 
         def report(row: dict[str, Any]) -> None:
+            score = row[f"val/{metric}"]
             worst = -WORST if maximize else WORST
-            scores.append(row[metric] if math.isfinite(row[metric]) else worst)
+            scores.append(score if math.isfinite(score) else worst)
             best = max(scores) if maximize else min(scores)
             tune.report({"iteration": row["iteration"], "best": best})
 
         meta_train(recipe, run=here / "run", progress=False, on_validation=report)
 
-    # The driver of a trial only passes references on: it reserves nothing.
-    shard = {"CPU": resources.cpus, "GPU": resources.gpus}
-    bundles = tune.PlacementGroupFactory([{}] + [shard] * resources.shards, strategy="PACK")
-    space = {
-        key: getattr(tune, name)(*([arguments] if name == "choice" else arguments))
-        for key, distribution in plan.search.items()
-        for name, arguments in distribution.items()
-    }
-    trials: dict[str, Trial] = {}
-    if plan.scheduler == "asha":
-        scheduler = AsyncHyperBandScheduler(
-            time_attr="iteration",
-            max_t=iterations,
-            grace_period=min(plan.grace_period, iterations),
-            reduction_factor=plan.reduction_factor,
-        )
-    else:
-        scheduler = FIFOScheduler()
-    tuner = tune.Tuner(
-        tune.with_resources(run_trial, bundles),
-        param_space=space,
-        tune_config=tune.TuneConfig(
-            metric="best",
-            mode=mode,
-            num_samples=plan.num_samples,
-            max_concurrent_trials=plan.max_concurrent,
-            search_alg=OptunaSearch(seed=seed)
-            if plan.algorithm == "optuna"
-            else BasicVariantGenerator(random_state=seed),
-            scheduler=scheduler,
-            trial_dirname_creator=lambda trial: trial.trial_id,
-        ),
-        run_config=tune.RunConfig(
-            name="tune",
-            storage_path=str(folder),
-            verbose=0,
-            callbacks=[_watch(trials, plan, metric, iterations)],
-        ),
-    )
-    tuner.fit()
-    return list(trials.values())
+    return trial
 
 
-def _watch(trials: dict[str, Trial], plan: Search, metric: str, iterations: int) -> Any:
-    """A callback of Tune's that keeps `trials` and prints a line for each that ends."""
+def _watch(plan: Search, experiment: "Experiment") -> Any:
+    """What Tune calls as trials go on: keeps their rows, prints a line for each that ended."""
     from ray import tune
 
     class Watch(tune.Callback):
-        def on_trial_start(self, iteration: int, trials_: Any, trial: Any, **info: Any) -> None:
-            trials[trial.trial_id] = Trial(trial.trial_id, dict(trial.config))
+        def __init__(self) -> None:
+            self.rows: dict[str, Trial] = {}
+
+        def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+            self.rows[trial.trial_id] = Trial(trial.trial_id, dict(trial.config))
 
         def on_trial_result(
-            self, iteration: int, trials_: Any, trial: Any, result: Config, **info: Any
+            self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any
         ) -> None:
-            row = trials[trial.trial_id]
-            row.iteration, row.score = result["iteration"], result["best"]
+            row = self.rows[trial.trial_id]
+            row.iteration = result["iteration"]
+            row.score = result["best"] if abs(result["best"]) < WORST else None
 
-        def on_trial_complete(self, iteration: int, trials_: Any, trial: Any, **info: Any) -> None:
-            row = trials[trial.trial_id]
-            self._end(row, "finished" if row.iteration >= iterations else "stopped")
+        def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+            row = self.rows[trial.trial_id]
+            done = row.iteration >= experiment.iterations
+            self._end(row, "finished" if done else "stopped")
 
-        def on_trial_error(self, iteration: int, trials_: Any, trial: Any, **info: Any) -> None:
-            said = Path(trial.error_file).read_text().strip().splitlines()[-1]
-            self._end(trials[trial.trial_id], f"failed: {said}")
+        def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+            row = self.rows[trial.trial_id]
+            row.error = Path(trial.error_file).read_text().strip().splitlines()[-1]
+            self._end(row, "failed")
 
-        def _end(self, row, status):
+        def _end(self, row: Trial, status: str) -> None:
             row.status = status
-            print(row, file=sys.stderr)
+            ended = sum(row.status != "interrupted" for row in self.rows.values())
+            values = "  ".join(f"{key}={_text(value)}" for key, value in row.values.items())
+            print(
+                f"{ended}/{plan.num_samples}  {values}  val/{experiment.task.metric} "
+                f"{_text(row.score)} at {row.iteration}  {status}  {row.error}".rstrip(),
+                file=sys.stderr,
+                flush=True,
+            )
 
     return Watch()
 
-def _write_table(path, trials, metric):
-    keys = list(trials[0].values) if trials else []
-    with path.open("w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["trial", *keys, "iterations", metric, "status"])
-        for trial in trials:
-            table.writerow([trial.name, *trial.values.values(), trial.iteration, trial.score, trial.status])
 
-def _show(trials, metric):
+def _show(trials: list[Trial], metric: str, *, file: Path) -> None:
+    """Print the table of trials, and write it as CSV, with all digits and errors."""
     from rich.console import Console
     from rich.table import Table
-    table = Table(title="trials")
-    keys = list(trials[0].values) if trials else []
-    for c in ["trial", *keys, "iterations", metric, "status"]:
-        table.add_column(c)
-    for t in trials:
-        table.add_row(t.name, *map(str, t.values.values()), str(t.iteration), str(t.score), t.status)
-    Console().print(table)
 
-def main(arguments):
-    parser = argparse.ArgumentParser(prog="python -m maml_dist.tune")
-    parser.add_argument("file")
-    parser.add_argument("words", nargs="*")
-    parser.add_argument("--run", metavar="DIR")
-    parser.add_argument("--address")
+    searched = trials[0].values if trials else ()
+    columns = ["trial", *searched, "iterations", metric, "status"]
+    rows = [
+        [trial.name, *trial.values.values(), trial.iteration, trial.score, trial.status]
+        for trial in trials
+    ]
+    with file.open("w", newline="") as opened:
+        table_of_all = csv.writer(opened)
+        table_of_all.writerow([*columns, "error"])
+        table_of_all.writerows([*row, trial.error] for row, trial in zip(rows, trials, strict=True))
+    table = Table(*(column.rpartition(".")[2] for column in columns))
+    for row in rows:
+        table.add_row(*(_text(value) for value in row))
+    Console().print(table)
+    for trial in trials:
+        if trial.error:
+            print(f"{trial.name}: {trial.error}")
+
+
+def _text(value: Any) -> str:
+    return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def main(arguments: list[str]) -> int:
+    """`python -m maml_dist.tune`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m maml_dist.tune",
+        usage="%(prog)s FILE.yaml [key=value ...] [options]",
+        description="Search a recipe's keys with Ray Tune; ends with a table and best.yaml.",
+        epilog="Keys are those of the search (num_samples=4, algorithm=optuna) and those of its "
+        "recipe (iterations=300). tune_configs/sinusoid.yaml is an example of a FILE.yaml.",
+    )
+    parser.add_argument("file", metavar="FILE.yaml", help="what to search, and how")
+    parser.add_argument("words", nargs="*", metavar="key=value", help="changes to it")
+    parser.add_argument("--run", metavar="DIR", help="the folder (default: new, under runs/)")
+    parser.add_argument("--address", help="a Ray cluster (default: RAY_ADDRESS, else a local Ray)")
     options = parser.parse_intermixed_args(arguments)
-    return search(read(options.file, parse_overrides(options.words)), run=options.run, address=options.address)
+    plan = read(options.file, parse_overrides(options.words))
+    return search(plan, run=options.run, address=options.address)
+
 
 if __name__ == "__main__":
     sys.exit(guarded(main))

@@ -1,1 +1,1 @@
-"""The mathematics: parameters, episodes, learners, sources, engine, outer updates. Imports torch and numpy only."""
+"""The mathematics: parameters, episodes, learners, engine. Imports torch and numpy only."""

@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.func import functionalize, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from maml_dist.core.episode import Episode
@@ -100,24 +100,12 @@ class Replay:
 
 def _simplify(graph: torch.fx.Graph) -> None:
     """Drop what a replay pays for and does not need: operations that change nothing or repeat."""
-    aten = torch.ops.aten
-    reshapes = {aten.view.default, aten._unsafe_view.default, aten.expand.default}
-    swaps = {aten.t.default, aten.transpose.int}
     seen: dict[Any, torch.fx.Node] = {}
     for node in list(graph.nodes):
         if not isinstance(node.target, torch._ops.OpOverload):
             continue
-        source, *rest = node.args
-        same = None
-        if node.target in (aten.detach.default, aten.alias.default):  # a replay has no autograd
-            same = source
-        elif node.target in reshapes and _shape(node) == _shape(source):
-            same = source
-        elif node.target in swaps and source.target == node.target and source.args[1:] == (*rest,):
-            same = source.args[0]
-        elif node.target == aten.mul.Scalar and rest == [1]:
-            same = source
-        elif torch.Tag.nondeterministic_seeded not in node.target.tags:
+        same = _unchanged(node)
+        if same is None and torch.Tag.nondeterministic_seeded not in node.target.tags:
             same = seen.setdefault((node.target, repr(node.args), repr(node.kwargs)), node)
         if same is not None and same is not node:
             node.replace_all_uses_with(same)
@@ -125,7 +113,25 @@ def _simplify(graph: torch.fx.Graph) -> None:
     graph.eliminate_dead_code()
 
 
-def _shape(node: torch.fx.Node) -> Any:
+def _unchanged(node: torch.fx.Node) -> Any:
+    """The earlier node whose value `node` only hands on, if it does no more than that."""
+    aten = torch.ops.aten
+    source: Any = node.args[0] if node.args else None
+    rest = list(node.args[1:])
+    if node.target in (aten.detach.default, aten.alias.default):  # a replay has no autograd
+        return source
+    reshapes = (aten.view.default, aten._unsafe_view.default, aten.expand.default)
+    if node.target in reshapes and _shape(node) == _shape(source):
+        return source
+    swaps = (aten.t.default, aten.transpose.int)
+    if node.target in swaps and source.target == node.target and source.args[1:] == node.args[1:]:
+        return source.args[0]  # swapped back
+    if node.target == aten.mul.Scalar and rest == [1]:
+        return source
+    return None
+
+
+def _shape(node: Any) -> Any:
     return node.meta["tensor_meta"].shape
 
 
@@ -153,7 +159,7 @@ class MetaGradient:
 
 
 class PathScores:
-    """The scores of a batch of tasks after 0, 1, … adaptation steps: what an evaluation measures."""
+    """The scores of a batch of tasks after 0, 1, … adaptation steps: an evaluation."""
 
     def __init__(
         self,

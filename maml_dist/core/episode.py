@@ -4,7 +4,7 @@ Legend: task = tasks stacked in front, n = examples. Code that sees one task see
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar, cast
 
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -13,7 +13,7 @@ Tree = TypeVar("Tree")
 
 
 class Batch(NamedTuple):
-    """Labelled examples of one task: x [n, …], y [n, …]; stacked: x [task, n, …], y [task, n, …]."""
+    """Labelled examples of a task: x [n, …], y [n, …]; stacked: x [task, n, …], y [task, n, …]."""
 
     x: Tensor
     y: Tensor
@@ -37,5 +37,4 @@ def supervised(support: Batch, query: Batch, *, steps: int) -> Episode:
 
 def map_tensors(function: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
     """Apply `function` to every tensor of a nested tuple, list or dict."""
-    mapped: Any = pytree.tree_map_only(Tensor, function, tree)
-    return mapped
+    return cast(Tree, pytree.tree_map_only(Tensor, function, tree))

@@ -81,8 +81,8 @@ class Learner(ABC):
         """The meta-gradient of one task, exactly, through all inner steps.
 
         Returns:
-            The gradient, named and shaped as `meta`, and scalars: `loss/before`, the loss at phi_0
-            (on the support set, which phi_0 has not seen either), and `loss/after` on the query set.
+            The gradient, named and shaped as `meta`, and scalars: `loss/before` at phi_0 (on the
+            support set, which phi_0 has not seen either) and `loss/after`, on the query set.
         """
 
         def objective(meta: Params) -> Tensor:

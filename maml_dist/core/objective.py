@@ -30,7 +30,9 @@ def prepare(model: nn.Module) -> nn.Module:
         if isinstance(part, _BatchNorm):
             part.track_running_stats = False
         if isinstance(part, nn.modules.dropout._DropoutNd) and part.p > 0:
-            raise ValueError(f"model.{name} is dropout with p={part.p}: set it to 0, it is not seeded")
+            raise ValueError(
+                f"model.{name} is dropout with p={part.p}: set it to 0, it is not seeded"
+            )
     return model
 
 

@@ -69,7 +69,11 @@ class Adam(Outer):
     def init(self, meta: Tensor) -> State:
         """Both moments and the count of updates, at zero."""
         zero = torch.zeros_like(meta)
-        return {"first": zero, "second": zero.clone(), "count": zero.new_zeros((), dtype=torch.float64)}
+        return {
+            "first": zero,
+            "second": zero.clone(),
+            "count": zero.new_zeros((), dtype=torch.float64),
+        }
 
     def direction(self, gradient: Tensor, state: State) -> tuple[Tensor, State]:
         """The bias-corrected first moment over the root of the second."""

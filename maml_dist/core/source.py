@@ -8,7 +8,7 @@ was drawn before. So a restarted actor draws again exactly what it lost.
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, cast
 
 import numpy as np
 from numpy.random.bit_generator import ISeedSequence
@@ -26,12 +26,12 @@ class TaskKey(NamedTuple):
     seed: int
     split: str  # "train", "val" or "test"
     it: int  # meta-iteration
-    index: int  # within the meta-batch
+    index: int  # type: ignore[assignment]  # within the meta-batch; hides tuple.index
 
     def rng(self, *salt: int) -> np.random.Generator:
         """A generator that is a pure function of the key (and of `salt`, for a second stream)."""
         words = hashlib.blake2b(repr((*self, *salt)).encode(), digest_size=32).digest()
-        return np.random.Generator(np.random.PCG64(_Words(words)))
+        return np.random.Generator(np.random.PCG64(cast(Any, _Words(words))))
 
 
 class _Words(ISeedSequence):  # four times faster than numpy's own SeedSequence, as much entropy

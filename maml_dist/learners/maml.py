@@ -40,7 +40,8 @@ class MAML(Learner):
         for pattern in self.adapted:
             if not any(fnmatchcase(name, pattern) for name in params):
                 raise ValueError(
-                    f"learner.adapted={pattern!r} matches no parameter; there are {', '.join(params)}"
+                    f"learner.adapted={pattern!r} matches no parameter; "
+                    f"there are {', '.join(params)}"
                 )
         return params
 

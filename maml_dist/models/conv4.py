@@ -1,4 +1,4 @@
-"""The four-block convolutional network of few-shot learning (arXiv 1606.04080, 1703.03400 section 5.2).
+"""The four-block network of few-shot learning (arXiv 1606.04080; 1703.03400, section 5.2).
 
 Omniglot: stride 2 and the mean over space. miniImagenet: 2x2 max-pooling, then flattened.
 """
@@ -39,5 +39,7 @@ class Conv4(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [n, channels, size, size] -> [n, outputs]."""
-        features = self.body(x)
-        return self.head(features.mean((2, 3)) if self.mean_over_space else features.flatten(1))
+        features: Tensor = self.body(x)
+        features = features.mean((2, 3)) if self.mean_over_space else features.flatten(1)
+        logits: Tensor = self.head(features)
+        return logits

@@ -1,4 +1,4 @@
-"""Multi-layer perceptron: the paper's for sinusoids (40-40) and for Omniglot (256-128-64-64, batch norm)."""
+"""Multi-layer perceptron: the paper's for sinusoids (40-40) and Omniglot (256-128-64-64)."""
 
 from collections.abc import Sequence
 
@@ -28,4 +28,5 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [n, …] -> [n, outputs]."""
-        return self.head(self.body(x.flatten(1)))
+        outputs: Tensor = self.head(self.body(x.flatten(1)))
+        return outputs

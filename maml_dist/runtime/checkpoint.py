@@ -78,6 +78,7 @@ class Checkpoints:
         else:
             better = score > self.best.score if maximize else score < self.best.score
             self.best = entry if better else self.best
+        assert self.best is not None
         index = {"last": [asdict(old) for old in self.entries], "best": asdict(self.best)}
         self._write(INDEX, json.dumps(index, indent=1).encode())
         kept = {old.file for old in (*self.entries, self.best)}
@@ -92,15 +93,16 @@ class Checkpoints:
             ValueError: there is none, or it is damaged.
         """
         if which not in ("best", "last"):
-            content = _content(which)
-            tensors = _tensors(content, which)
-            return tensors, Entry(which, _iteration(content), None, "")
+            given = _content(which)
+            return _tensors(given, which), Entry(which, _iteration(given), None, "")
         entry = self.best if which == "best" else self.last
         if entry is None:
             raise ValueError(f"no checkpoint in {self._folder} yet")
         content = self._read(entry.file)
         if content is None or hashlib.sha256(content).hexdigest() != entry.sha256:
-            raise ValueError(f"checkpoint {self._folder}/{entry.file} is damaged: its checksum differs")
+            raise ValueError(
+                f"checkpoint {self._folder}/{entry.file} is damaged: its checksum differs"
+            )
         return _tensors(content, entry.file), entry
 
     def _read(self, name: str) -> bytes | None:

@@ -183,14 +183,13 @@ class OnRay:
         ]
         ray.method(num_returns=2)(ParameterServer.update)
         server = ray.remote(ParameterServer).options(num_cpus=0).remote(meta, outer)
+        actors: list[Any] = [*shards, server]
 
-        def close() -> None:
-            nonlocal shared
-            for actor in (*shards, server):
+        def close(_needed_by_restarted_shards: Any = shared) -> None:
+            for actor in actors:
                 ray.kill(actor)
-            shared = None  # until here restarted shards need it
 
-        pings = [shard.ping.remote() for shard in shards]
+        pings = [shard.ping.remote() for shard in actors[:-1]]
         _, waiting = ray.wait(pings, num_returns=len(pings), timeout=PLACED_WITHIN)
         if waiting:
             free = ray.available_resources()

@@ -1,4 +1,4 @@
-"""Metrics: flat dicts into one sink, which is a JSON-lines file, TensorBoard events and a progress line."""
+"""Metrics: flat dicts into one sink: a JSON-lines file, TensorBoard events, a progress line."""
 
 import json
 import sys

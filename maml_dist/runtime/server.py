@@ -35,7 +35,9 @@ class ParameterServer:
         self._meta, self._state = self._outer.update(self._meta, gradient / tasks, self._state)
         self._it += 1
         names = contributions[0].metrics
-        metrics = {name: sum(part.metrics[name] for part in contributions) / tasks for name in names}
+        metrics = {
+            name: sum(part.metrics[name] for part in contributions) / tasks for name in names
+        }
         return self.meta(), metrics
 
     def state(self) -> Saved:

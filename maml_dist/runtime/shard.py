@@ -19,7 +19,6 @@ from maml_dist.core.objective import Objective
 from maml_dist.core.params import Layout
 from maml_dist.core.source import TaskKey, TaskSource
 
-
 SCORED_AT_ONCE = 50  # held-out tasks a vmap; bounds memory
 
 
@@ -108,7 +107,11 @@ class TaskShard:
                 self._tensor(it),
             )
             parts.append({name: value.cpu().numpy() for name, value in scores.items()})
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
+        return (
+            {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+            if parts
+            else {}
+        )
 
     def ping(self) -> int:
         """The rank: an answer when the actor is up."""

@@ -40,16 +40,16 @@ class Sinusoid(TaskSource):
 
     def __post_init__(self) -> None:
         if self.shots < 1 or self.query < 1:
-            raise ValueError(f"task.shots={self.shots}, task.query={self.query}: both must be 1 or more")
+            raise ValueError(
+                f"task.shots={self.shots}, task.query={self.query}: both must be 1 or more"
+            )
 
     def sample(self, key: TaskKey) -> Wave:
         """Amplitude, phase and the inputs."""
         unit = key.rng().random(2 + self.shots + self.query)
         return Wave(0.1 + 4.9 * unit[0], np.pi * unit[1], 10 * unit[2:] - 5)
 
-    def collect(
-        self, tasks: Sequence[Wave], *, steps: int, adapt: Adapt | None = None
-    ) -> Episode:
+    def collect(self, tasks: Sequence[Wave], *, steps: int, adapt: Adapt | None = None) -> Episode:
         """The points of each wave, the first `shots` of them for support."""
         x = np.stack([task.x for task in tasks])
         curves = np.array([task[:2] for task in tasks])

@@ -76,9 +76,7 @@ def test_a_users_error_in_an_actor_is_raised_as_it_was(tmp_path, ray_here):
 
 def test_more_gpus_than_there_are_is_an_error_before_anything_is_written(tmp_path, ray_here):
     with pytest.raises(ValueError, match="2 shards with 99 GPU each need 198 GPUs; there are 0"):
-        maml_dist.meta_train(
-            "sinusoid", run=tmp_path / "run", shards=2, gpus_per_shard=99, **SMALL
-        )
+        maml_dist.meta_train("sinusoid", run=tmp_path / "run", shards=2, gpus_per_shard=99, **SMALL)
     assert not (tmp_path / "run").exists()
 
 

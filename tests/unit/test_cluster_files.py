@@ -14,7 +14,8 @@ FILES = ["cluster.yaml", "cluster-on-premise.yaml"]
 
 def written(file: str) -> dict[str, Any]:
     """The file as it stands."""
-    return yaml.safe_load((ROOT / file).read_text())
+    config: dict[str, Any] = yaml.safe_load((ROOT / file).read_text())
+    return config
 
 
 def prepared(file: str) -> dict[str, Any]:

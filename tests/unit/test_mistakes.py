@@ -4,8 +4,8 @@ import sys
 
 import pytest
 import yaml
-
 from generated import fill_data_home
+
 from maml_dist import data, evaluate, report, train
 from maml_dist.command import guarded
 from maml_dist.experiment import compose
@@ -118,9 +118,7 @@ def test_a_run_that_is_there_is_not_written_over(tmp_path, capsys, monkeypatch):
 def test_an_evaluation_of_what_is_not_there(tmp_path, capsys, monkeypatch):
     import maml_dist
 
-    maml_dist.meta_train(
-        "sinusoid", run=tmp_path / "run", iterations=0, local=True, progress=False
-    )
+    maml_dist.meta_train("sinusoid", run=tmp_path / "run", iterations=0, local=True, progress=False)
     for words, said in (
         (["--split", "tset"], "split 'tset': there are train, val and test"),
         (["--tasks", "0"], "tasks=0"),

@@ -6,9 +6,9 @@ import signal
 import numpy as np
 import pytest
 import torch
+from generated import fill_data_home
 
 import maml_dist
-from generated import fill_data_home
 from maml_dist.recipe import recipes
 from maml_dist.run import Run
 from maml_dist.train import main

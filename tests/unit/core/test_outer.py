@@ -38,7 +38,9 @@ def test_an_update_changes_none_of_its_arguments():
     assert state["first"].tolist() == [0, 0] and float(state["count"]) == 0
 
 
-@pytest.mark.parametrize("bad", [{"beta": 0}, {"beta": float("nan")}, {"clip": -1}, {"decays": (1, 0)}])
+@pytest.mark.parametrize(
+    "bad", [{"beta": 0}, {"beta": float("nan")}, {"clip": -1}, {"decays": (1, 0)}]
+)
 def test_impossible_rates_are_refused_by_name(bad):
     with pytest.raises(ValueError, match=f"outer.{next(iter(bad))}="):
         Adam(**bad)
