@@ -17,7 +17,7 @@ def guarded(main: Callable[[list[str]], int]) -> int:
     """
     try:
         return main(sys.argv[1:])
-    except (FloatingPointError, ConnectionError) as error:
+    except (FloatingPointError, ChildProcessError) as error:
         return fail(error, status=1)
     except (ValueError, OSError) as error:
         return fail(error, status=2)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from maml_dist.core.episode import Batch, Episode, map_tensors
 from maml_dist.core.source import TaskKey
-from maml_dist.figures import Drawn, Picture, plain
+from maml_dist.figures import Drawn, Picture, Style, plain
 from maml_dist.load import load
 from maml_dist.run import Run
 from maml_dist.tasks.few_shot import FewShot
@@ -104,16 +104,28 @@ def _sheet(pixels: np.ndarray, predicted: np.ndarray) -> Figure:
     ways, each = pixels.shape[:2]
     shots = each - predicted.shape[1]
     as_rows = ways <= each
-    place = np.arange(each) + GAP * as_rows * (np.arange(each) >= shots)
-    columns, rows = (place, np.arange(ways)) if as_rows else (np.arange(ways), place)
-    left, top, right, bottom = -0.8, -0.4, columns[-1] * ACROSS + 1.1, rows[-1] * DOWN + 1.4
+
+    def corner(label: float, example: float) -> tuple[float, float]:
+        """Upper left, in images."""
+        example += GAP * (as_rows and example >= shots)
+        column, row = (example, label) if as_rows else (label, example)
+        return ACROSS * column, DOWN * row
+
+    right, bottom = corner(ways - 1, each - 1)
+    left, top, right, bottom = -1.0, -0.4, right + 1.1, bottom + 1.4
     inches = min(0.9, 11 / (right - left))  # of an image
-    font = {"fontsize": min(9.0, 14 * inches), "ha": "center", "va": "center"}
     figure = Figure((inches * (right - left), inches * (bottom - top)))
     axes = figure.add_axes((0, 0, 1, 1))
+    font: Style = {"fontsize": min(9.0, 14 * inches), "ha": "center", "va": "center"}
+
+    def name(text: str, x: float, y: float, *, above: bool) -> None:
+        if above:
+            axes.text(x + 0.5, y - 0.2, text, **font)
+        else:
+            axes.text(x - 0.5, y + 0.5, text, **font)
+
     for label, example in np.ndindex(ways, each):
-        column, row = (example, label) if as_rows else (label, example)
-        x, y = columns[column] * ACROSS, rows[row] * DOWN
+        x, y = corner(label, example)
         image = pixels[label, example]
         axes.imshow(image, extent=(x, x + 1, y + 1, y), cmap="gray", vmin=0, vmax=1)
         if example >= shots:
@@ -122,21 +134,19 @@ def _sheet(pixels: np.ndarray, predicted: np.ndarray) -> Figure:
             axes.add_patch(Rectangle((x, y), 1, 1, fill=False, edgecolor=colour, linewidth=3))
             axes.text(x + 0.5, y + 1.17, f"{label} → {guess}", color=colour, **font)
     for label in range(ways):
-        x, y = (-0.42, label * DOWN + 0.5) if as_rows else (label * ACROSS + 0.5, -0.2)
-        axes.text(x, y, f"class {label}", **font)
-    for name, (first, last) in {"support": (0, shots - 1), "query": (shots, each - 1)}.items():
-        middle = (place[first] + place[last]) / 2
-        x, y = (middle * ACROSS + 0.5, -0.2) if as_rows else (-0.3, middle * DOWN + 0.5)
-        axes.text(x, y, name, rotation=0 if as_rows else 90, **font)
+        name(f"class {label}", *corner(label, 0), above=not as_rows)
+    name("support", *corner(0, 0), above=as_rows)
+    name("query", *corner(0, shots), above=as_rows)
     axes.set(xlim=(left, right), ylim=(bottom, top))
     axes.set_axis_off()
     return figure
 
 
 def _pixels(images: Tensor) -> np.ndarray:
-    """Images [ways, n, channels, height, width] of any range -> [ways, n, height, width, channels]."""
+    """[ways, n, channels, height, width] of any range -> channels last, 0 to 1."""
     low, high = images.aminmax()
-    return ((images - low) / (high - low).clamp(min=1e-9)).movedim(2, -1).numpy()
+    pixels: np.ndarray = ((images - low) / (high - low).clamp(min=1e-9)).movedim(2, -1).numpy()
+    return pixels
 
 
 def _one_task(episode: Episode) -> tuple[Batch, Batch]:

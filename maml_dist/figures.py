@@ -1,9 +1,9 @@
-"""Figures: what every run has, its scores and its learning curves, beside the runs it is compared with.
+"""Figures: what every run has, scores and learning curves, with the runs it is compared with.
 
 Each is a `Figure` of its own, so matplotlib's global state is never touched.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,14 +14,21 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodF
 
 from maml_dist.run import Run
 
+Style = dict[str, Any]  # of a line
+
 # Okabe and Ito's colours, told apart by the colour-blind; markers for print without colour.
 STYLES = tuple(
     zip(("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"), "os^DvP", strict=True)
 )
-BEFORE, AFTER = {"linestyle": ":"}, {"linestyle": "-"}
-MODES = {"default": AFTER, "transductive": AFTER, "inductive": {"linestyle": "--"}}
-PAPER: dict[str, Any] = {"linestyle": "", "marker": "*", "markersize": 14, "markeredgecolor": "k"}
-BEST: dict[str, Any] = {"linestyle": "", "marker": "o", "markersize": 11, "fillstyle": "none"}
+BEFORE: Style = {"linestyle": ":"}
+AFTER: Style = {"linestyle": "-"}
+MODES: dict[str, Style] = {
+    "default": AFTER,
+    "transductive": AFTER,
+    "inductive": {"linestyle": "--"},
+}
+PAPER: Style = {"linestyle": "", "marker": "*", "markersize": 14, "markeredgecolor": "black"}
+BEST: Style = {"linestyle": "", "marker": "o", "markersize": 11, "fillstyle": "none"}
 CURVE_POINTS = 150  # of a learning curve; more rows are averaged
 
 
@@ -35,7 +42,7 @@ class Drawn(NamedTuple):
     marker: str
 
     @property
-    def look(self) -> dict[str, Any]:
+    def look(self) -> Style:
         """Its lines."""
         return {"color": self.colour, "marker": self.marker, "markersize": 4}
 
@@ -56,7 +63,7 @@ def steps(drawn: Sequence[Drawn]) -> Picture | None:
     metric, split = evaluation["metric"], evaluation["split"]
     figure, axes = _chart("adaptation steps", f"{split} {metric}")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    styles: dict[str, Mapping[str, Any]] = {}
+    styles: dict[str, Style] = {}
     for each in drawn:
         for result in each.evaluation["results"] if each.evaluation else ():
             styles[result["mode"]] = MODES[result["mode"]]
@@ -68,8 +75,8 @@ def steps(drawn: Sequence[Drawn]) -> Picture | None:
                 axes.axhline(mean[0], color=each.colour, linewidth=1)
     styles = styles if len(styles) > 1 else {}
     for each in drawn:
-        for step, score in each.run.experiment.paper.items():
-            axes.plot(step, score, color=each.colour, zorder=3, **PAPER)
+        for count, score in each.run.experiment.paper.items():
+            axes.plot(count, score, color=each.colour, zorder=3, **PAPER)
             styles["the paper"] = PAPER
     _finish(axes, drawn, styles, falls=not drawn[0].run.experiment.task.maximize)
     caption = (
@@ -135,12 +142,11 @@ def _curve(run: Run, name: str) -> np.ndarray:
     """Iterations and values of a metric, neighbours averaged: [2, points]."""
     rows = np.array([(row["iteration"], row[name]) for row in run.metrics if name in row])
     each = max(1, len(rows) // CURVE_POINTS)
-    return rows[len(rows) % each :].reshape(-1, each, 2).mean(1).T
+    means: np.ndarray = rows[len(rows) % each :].reshape(-1, each, 2).mean(1)
+    return means.T
 
 
-def _finish(
-    axes: Axes, drawn: Sequence[Drawn], styles: Mapping[str, Mapping[str, Any]], *, falls: bool
-) -> None:
+def _finish(axes: Axes, drawn: Sequence[Drawn], styles: dict[str, Style], *, falls: bool) -> None:
     """A legend of runs and styles; a logarithmic scale for what is positive and shall fall."""
     lines = [np.asarray(line.get_ydata(), float) for line in axes.lines]
     finite = [line[np.isfinite(line)] for line in lines if np.isfinite(line).any()]

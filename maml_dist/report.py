@@ -48,7 +48,6 @@ def report(run: "Run", compare: Sequence["Run"] = ()) -> Path:
             picture.figure.savefig(file, dpi=DPI)
             pictures.append(
                 {
-                    "name": picture.name,
                     "caption": picture.caption,
                     "width": round(96 * picture.figure.get_figwidth()),  # CSS pixels
                     "data": base64.b64encode(file.read_bytes()).decode(),
@@ -104,19 +103,6 @@ def _page(drawn: Sequence["Drawn"], pictures: list[dict[str, Any]]) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     run = drawn[0].run
-    tables = [
-        {
-            "label": each.label,
-            "about": f"{each.evaluation['metric']}, {each.evaluation['tasks']} "
-            f"{each.evaluation['split']} tasks" + ("" if mode == "default" else f", {mode}"),
-            "rows": result["steps"],
-            "paper": {} if mode == "inductive" else each.run.experiment.paper,
-        }
-        for each in drawn
-        if each.evaluation
-        for result in each.evaluation["results"]
-        for mode in [result["mode"]]
-    ]
     environment = Environment(
         loader=PackageLoader("maml_dist", ""), autoescape=True, undefined=StrictUndefined
     )
@@ -128,7 +114,7 @@ def _page(drawn: Sequence["Drawn"], pictures: list[dict[str, Any]]) -> str:
         recipe=run.config["name"],
         description=run.config["description"],
         facts=_facts(run),
-        tables=tables,
+        drawn=drawn,
         pictures=pictures,
         command=f"python -m maml_dist.train {shlex.quote(str(recipe))}",
         yaml=yaml.safe_dump(run.config, sort_keys=False),
@@ -147,10 +133,9 @@ def _facts(run: "Run") -> dict[str, str]:
         "seed": str(experiment.seed),
     }
     if best:
-        scored = (
-            "" if best.score is None else f", validation {experiment.task.metric} {best.score:.4g}"
-        )
-        facts["best checkpoint"] = f"iteration {best.iteration:,}{scored}"
+        facts["best checkpoint"] = f"iteration {best.iteration:,}"
+    if best and best.score is not None:
+        facts[f"its validation {experiment.task.metric}"] = f"{best.score:.4g}"
     if experiment.init:
         facts["started from"] = experiment.init
     return facts

@@ -221,7 +221,7 @@ def _get(references: Any) -> Any:
     except ray.exceptions.RayTaskError as error:
         raise error.cause from None
     except ray.exceptions.RayActorError as error:
-        raise ConnectionError(f"an actor was lost (--resume goes on): {error}") from None
+        raise ChildProcessError(f"an actor was lost (--resume goes on): {error}") from None
 
 
 def _decide(

@@ -15,7 +15,7 @@ from maml_dist.learners.maml import MAML
 from maml_dist.models.conv4 import Conv4
 from maml_dist.models.mlp import MLP
 
-TASKS, ALPHA = 3, 0.1
+TASKS, ALPHA = 2, 0.1
 
 
 class Regression(TaskSource):
@@ -79,9 +79,15 @@ def by_engine(model, source, support, query, *, steps, engine, first_order=False
     return gradient(flatten(params), episode, torch.tensor(0.0))[0]
 
 
-@pytest.mark.parametrize("traced", [False, True])
-@pytest.mark.parametrize("batching", ["task", "vmap"])
-@pytest.mark.parametrize("steps", [1, 5])
+@pytest.mark.parametrize(
+    ("steps", "batching", "traced"),
+    [
+        (1, "task", False),
+        (1, "vmap", True),
+        (5, "task", True),
+        (5, "vmap", False),
+    ],
+)
 @pytest.mark.parametrize("case", CASES)
 def test_meta_gradient_is_that_of_a_hand_written_loop(case, steps, batching, traced):
     torch.manual_seed(0)
