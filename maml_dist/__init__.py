@@ -12,7 +12,7 @@ __all__ = ["load", "meta_train"]
 
 def __getattr__(name: str) -> Any:  # torch is imported by the first use, not by `--help`
     if name == "meta_train":
-        from maml_dist.train import meta_train
+        from maml_dist.session import meta_train
 
         return meta_train
     if name == "load":

@@ -40,6 +40,8 @@ def evaluate(
     Raises:
         ValueError: there is no such split or checkpoint.
     """
+    import torch
+
     from maml_dist.core.objective import normalises
     from maml_dist.core.params import flatten
     from maml_dist.runtime.shard import TaskShard
@@ -52,7 +54,8 @@ def evaluate(
     if tasks < 2 or steps < 0:
         raise ValueError(f"tasks={tasks}, steps={steps}: must be at least 2 and 0")
     weights, entry = run.weights(checkpoint)
-    shard = TaskShard(run.work, rank=0, shards=1)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    shard = TaskShard(run.work, rank=0, shards=1, device=device)
     meta = flatten({name: weights[name] for name in run.layout.names}).numpy()
     modes = ("transductive", "inductive") if normalises(experiment.model) else ("default",)
     results = []

@@ -70,6 +70,7 @@ def steps(drawn: Sequence[Drawn]) -> Picture | None:
             step, mean, half = (
                 np.array([row[key] for row in result["steps"]]) for key in ("step", "mean", "ci95")
             )
+            mean[~np.isfinite(mean)] = np.nan
             axes.errorbar(step, mean, half, elinewidth=1, **each.look, **styles[result["mode"]])
             if len(step) == 1:  # a run that does not adapt, beside others that do
                 axes.axhline(mean[0], color=each.colour, linewidth=1)
@@ -153,7 +154,8 @@ def _finish(axes: Axes, drawn: Sequence[Drawn], styles: dict[str, Style], *, fal
     if falls and finite and all((line > 0).all() for line in finite):
         axes.set_yscale("log")
         low, high = axes.get_ylim()
-        high = min(high, 10 * max(line[0] for line in finite))  # what diverges leaves the picture
+        low = max(low, min(line.min() for line in finite) / 2)
+        high = min(high, max(line[0] for line in finite) * 10)  # what diverges leaves the picture
         axes.set_ylim(low, high)
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,)))
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))

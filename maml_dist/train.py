@@ -12,7 +12,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from maml_dist.command import guarded
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from maml_dist.runtime.launch import Crew
 
 Row = dict[str, Any]
-RESUMABLE = ("iterations", "checkpoint_every", "keep", "log_every", "test_tasks")  # changes no bits
 
 
 class Report(NamedTuple):
@@ -110,7 +108,7 @@ def train(
     progress: bool = True,
     on_validation: Callable[[Row], None] = lambda row: None,
 ) -> None:
-    """Train a run from its last checkpoint to its end; every way out leaves a checkpoint."""
+    """Train a run from its last checkpoint to its end, or to a checkpoint when interrupted."""
     from maml_dist.runtime.metrics import Metrics
 
     saved = run.saved()
@@ -124,101 +122,6 @@ def train(
             record(run, crew, reports, log=metrics.log, on_validation=on_validation)
     finally:
         metrics.close()
-
-
-def meta_train(
-    recipe: str | Path = "sinusoid",
-    *,
-    run: str | Path | None = None,
-    resume: str | Path | None = None,
-    address: str | None = None,
-    local: bool = False,
-    progress: bool = True,
-    on_validation: Callable[[Row], None] = lambda row: None,
-    **overrides: Any,
-) -> "Run":
-    """Meta-train a recipe, on Ray or in this process.
-
-    Args:
-        recipe: a recipe's name, or a YAML file of your own.
-        run: the run's folder; a new one under `runs/` if None.
-        resume: a run to go on with instead; `iterations` extends it.
-        address: a Ray cluster; `RAY_ADDRESS` if None, else a Ray started on this machine.
-        local: the same classes in this process, without Ray.
-        progress: show a progress line.
-        on_validation: called with each row of metrics that holds a validation.
-        overrides: keys of the recipe, as `alpha=0.1` or `**{"learner.alpha": 0.1}`.
-
-    Returns:
-        The run, trained; interrupted runs end at a checkpoint.
-
-    Raises:
-        ValueError: a key, value, file or address is wrong, or the machines do not suffice.
-        OSError: the run's folder cannot be written.
-    """
-    from maml_dist.check import check
-    from maml_dist.core.params import flatten
-    from maml_dist.experiment import override, user_modules
-    from maml_dist.run import Run
-    from maml_dist.runtime.launch import InProcess, OnRay
-
-    before = _prepare(recipe, run, resume, overrides)
-    experiment = before.experiment
-    check(experiment, before.initial)
-    if before.finished:
-        return before
-    with InProcess() if local or experiment.iterations == 0 else OnRay(address) as place:
-        resources = place.resources(
-            experiment.shards,
-            cpus=experiment.cpus_per_shard,
-            gpus=experiment.gpus_per_shard,
-            most=experiment.meta_batch,
-        )
-        decided = {
-            "shards": resources.shards,
-            "gpus_per_shard": resources.gpus,
-            "engine.batching": experiment.engine.resolve(
-                experiment.model, resources.device
-            ).batching,
-        }
-        current = Run(before.path, override(before.config, decided))
-        current.write_recipe()
-        crew = place.crew(
-            current.work,
-            flatten(current.initial).numpy(),
-            outer=experiment.outer,
-            resources=resources,
-            modules=user_modules(current.config),
-        )
-        try:
-            train(current, crew, progress=progress, on_validation=on_validation)
-        finally:
-            crew.close()
-    return current
-
-
-def _prepare(
-    recipe: str | Path, path: str | Path | None, resume: str | Path | None, overrides: Row
-) -> "Run":
-    """The run to do, nothing of it written yet."""
-    from maml_dist.experiment import compose, override
-    from maml_dist.run import Run, refuse_used
-
-    if resume is not None:
-        run = Run.open(resume)
-        fixed = sorted(overrides.keys() - RESUMABLE)
-        if fixed:
-            raise ValueError(
-                f"a resumed run keeps its {fixed[0]!r}; {', '.join(RESUMABLE)} can change"
-            )
-        return Run(run.path, override(run.config, overrides))
-    config = compose(recipe, overrides)
-    if config["init"] is not None:
-        config["init"] = str(Path(config["init"]).absolute())
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    folder = Path(path or Path("runs") / f"{config['name']}-{stamp}").absolute()
-    refuse_used(folder)
-    return Run(folder, config)
 
 
 @contextmanager
@@ -269,26 +172,23 @@ def main(arguments: list[str]) -> int:
         for name, description in recipes().items():
             print(f"{name:36} {description}")
         return 0
+    from maml_dist.session import execute, prepare
+
     words = options.words
     recipe = words.pop(0) if words and "=" not in words[0] else None
     overrides = parse_overrides(words)
     if options.resume and (recipe or options.run):
         raise ValueError("--resume goes on with a run as it is: no RECIPE and no --run beside it")
+    before = prepare(recipe or "sinusoid", overrides, run=options.run, resume=options.resume)
     if options.print_config:
         import yaml
 
-        before = _prepare(recipe or "sinusoid", options.run, options.resume, overrides)
         print(yaml.safe_dump(before.config, sort_keys=False), end="")
         return 0
-    run = meta_train(
-        recipe or "sinusoid",
-        run=options.run,
-        resume=options.resume,
-        address=options.address,
-        local=options.local,
-        **overrides,
-    )
-    return _conclude(run)
+    if before.finished and options.resume:
+        print(f"{before.path} is finished; iterations=N beyond {_reached(before)} extends it")
+        return 0
+    return _conclude(execute(before, address=options.address, local=options.local))
 
 
 def _conclude(run: "Run") -> int:
@@ -297,15 +197,17 @@ def _conclude(run: "Run") -> int:
     from maml_dist.report import report
 
     if not run.finished:
-        last = run.checkpoints.last
-        print(
-            f"stopped at iteration {last.iteration if last else 0}; go on with --resume {run.path}"
-        )
+        print(f"stopped at iteration {_reached(run)}; go on with --resume {run.path}")
         return 130
     show(run.evaluate(), run.experiment.paper)
     report(run)
     print(f"run: {run.path}  pictures: {run.path / 'report.html'}")
     return 0
+
+
+def _reached(run: "Run") -> int:
+    last = run.checkpoints.last
+    return last.iteration if last else 0
 
 
 if __name__ == "__main__":

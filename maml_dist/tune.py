@@ -53,7 +53,7 @@ def search(plan: Search, *, run: str | Path | None = None, address: str | None =
     """
     import yaml
 
-    from maml_dist.experiment import compose, override
+    from maml_dist.experiment import compose
     from maml_dist.run import refuse_used
     from maml_dist.runtime.launch import OnRay
 
@@ -77,20 +77,29 @@ def search(plan: Search, *, run: str | Path | None = None, address: str | None =
         (folder / "search.yaml").write_text(yaml.safe_dump(asdict(plan), sort_keys=False))
         trials = _fit(plan, config, experiment, folder=folder, resources=resources)
     metric, sign = f"val/{experiment.task.metric}", -1 if experiment.task.maximize else 1
-    trials.sort(key=lambda trial: (trial.error, trial.score is None, sign * (trial.score or 0)))
+    trials.sort(
+        key=lambda trial: (bool(trial.error), trial.score is None, sign * (trial.score or 0))
+    )
     _show(trials, metric, file=folder / "trials.csv")
+    best = next((trial for trial in trials if trial.score is not None and not trial.error), None)
+    if best:
+        said = f"# {metric} {best.score:.6g} after {best.iteration} iterations, trial {best.name}"
+        recipe = yaml.safe_dump(best_recipe(plan, best.values), sort_keys=False)
+        (folder / "best.yaml").write_text(f"{said}\n{recipe}")
+        print(f"search: {folder}  the best: python -m maml_dist.train {folder / 'best.yaml'}")
     ended = sum(trial.status != "interrupted" for trial in trials)
     if ended < plan.num_samples:
         print(f"interrupted: {ended} of {plan.num_samples} trials have ended", file=sys.stderr)
-    best = trials[0] if trials else None
-    if best is None or best.error or best.score is None:
-        return fail(f"no trial has a score; their runs are in {folder / 'tune'}", status=1)
+        return 130
+    return 0 if best else fail(f"no trial has a score; see {folder / 'tune'}", status=1)
+
+
+def best_recipe(plan: Search, values: dict[str, Any]) -> Config:
+    """The searched recipe with `values`, to be trained as long as the recipe says."""
+    from maml_dist.experiment import compose, override
+
     kept = {key: value for key, value in plan.settings.items() if key not in BUDGET}
-    recipe = yaml.safe_dump(override(compose(plan.recipe, kept), best.values), sort_keys=False)
-    said = f"# {metric} {best.score:.6g} after {best.iteration} iterations, trial {best.name}"
-    (folder / "best.yaml").write_text(f"{said}\n{recipe}")
-    print(f"search: {folder}  train the best: python -m maml_dist.train {folder / 'best.yaml'}")
-    return 0 if ended == plan.num_samples else 130
+    return override(compose(plan.recipe, kept), values)
 
 
 def _try(plan: Search, config: Config) -> "Experiment":
@@ -129,21 +138,24 @@ def _fit(
 
     from maml_dist.experiment import override
 
-    iterations, seed, maximize = experiment.iterations, experiment.seed, experiment.task.maximize
-    watch = _watch(plan, experiment)
+    for name in ("ray.tune.tune", "ray.tune.execution.tune_controller", "optuna"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what failed is said in the table
+    iterations, seed, task = experiment.iterations, experiment.seed, experiment.task
+    metric = f"val/{task.metric}"
+    watch = _watch(metric, iterations=iterations, of=plan.num_samples)
     asha = AsyncHyperBandScheduler(
         time_attr="iteration",
         max_t=iterations,
         grace_period=min(plan.grace_period, iterations),
         reduction_factor=plan.reduction_factor,
     )
-    random, optuna = BasicVariantGenerator(random_state=seed), OptunaSearch(seed=seed)
+    optuna = plan.algorithm == "optuna"
     shard = {"CPU": resources.cpus, "GPU": resources.gpus}
     # The first bundle is the driver's: it only passes references on and needs no core of its own.
     bundles = tune.PlacementGroupFactory([{}] + [shard] * resources.shards, strategy="PACK")
     shared = {"checkpoints": None, "shards": resources.shards, "gpus_per_shard": resources.gpus}
     trainable = _trainable(
-        override(config, shared), folder / "tune", experiment.task.metric, maximize=maximize
+        override(config, shared), folder / "tune", metric=metric, maximize=task.maximize
     )
     tuner = tune.Tuner(
         tune.with_resources(trainable, bundles),
@@ -154,10 +166,12 @@ def _fit(
         },
         tune_config=tune.TuneConfig(
             metric="best",
-            mode="max" if maximize else "min",
+            mode="max" if task.maximize else "min",
             num_samples=plan.num_samples,
             max_concurrent_trials=plan.max_concurrent,
-            search_alg=optuna if plan.algorithm == "optuna" else random,
+            search_alg=OptunaSearch(seed=seed)
+            if optuna
+            else BasicVariantGenerator(random_state=seed),
             scheduler=asha if plan.scheduler == "asha" else FIFOScheduler(),
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),
@@ -165,14 +179,12 @@ def _fit(
             name="tune", storage_path=str(folder), verbose=0, callbacks=[watch]
         ),
     )
-    for name in ("tune", "execution.tune_controller"):  # a trial that fails is a row of the table
-        logging.getLogger(f"ray.tune.{name}").setLevel(logging.CRITICAL)
     tuner.fit()
     return list(watch.rows.values())
 
 
 def _trainable(
-    config: Config, folder: Path, metric: str, *, maximize: bool
+    config: Config, folder: Path, *, metric: str, maximize: bool
 ) -> Callable[[dict[str, Any]], None]:
     """A trial: the whole distributed run in `folder`, with the values that Tune drew."""
 
@@ -181,7 +193,7 @@ def _trainable(
         from ray import tune
 
         from maml_dist.experiment import override
-        from maml_dist.train import meta_train
+        from maml_dist.session import meta_train
 
         here = folder / tune.get_context().get_trial_id()
         here.mkdir(parents=True, exist_ok=True)
@@ -190,9 +202,8 @@ def _trainable(
         scores: list[float] = []
 
         def report(row: dict[str, Any]) -> None:
-            score = row[f"val/{metric}"]
             worst = -WORST if maximize else WORST
-            scores.append(score if math.isfinite(score) else worst)
+            scores.append(row[metric] if math.isfinite(row[metric]) else worst)
             best = max(scores) if maximize else min(scores)
             tune.report({"iteration": row["iteration"], "best": best})
 
@@ -201,7 +212,7 @@ def _trainable(
     return trial
 
 
-def _watch(plan: Search, experiment: "Experiment") -> Any:
+def _watch(metric: str, *, iterations: int, of: int) -> Any:
     """What Tune calls as trials go on: keeps their rows, prints a line for each that ended."""
     from ray import tune
 
@@ -221,8 +232,7 @@ def _watch(plan: Search, experiment: "Experiment") -> Any:
 
         def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
             row = self.rows[trial.trial_id]
-            done = row.iteration >= experiment.iterations
-            self._end(row, "finished" if done else "stopped")
+            self._end(row, "finished" if row.iteration >= iterations else "stopped")
 
         def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
             row = self.rows[trial.trial_id]
@@ -234,8 +244,8 @@ def _watch(plan: Search, experiment: "Experiment") -> Any:
             ended = sum(row.status != "interrupted" for row in self.rows.values())
             values = "  ".join(f"{key}={_text(value)}" for key, value in row.values.items())
             print(
-                f"{ended}/{plan.num_samples}  {values}  val/{experiment.task.metric} "
-                f"{_text(row.score)} at {row.iteration}  {status}  {row.error}".rstrip(),
+                f"{ended}/{of}  {values}  {metric} {_text(row.score)} at {row.iteration}  "
+                f"{status}  {row.error}".rstrip(),
                 file=sys.stderr,
                 flush=True,
             )

@@ -61,13 +61,15 @@ class InProcess:
     def resources(
         self, shards: int | None, *, cpus: float, gpus: float | None, most: int
     ) -> Resources:
-        """What `shards` and `gpus` mean here; null: a shard a GPU, or a single one.
+        """What `shards` and `gpus` mean here; null: a single shard, on the GPU if there is one.
 
         Raises:
-            ValueError: more GPUs are asked for than there are.
+            ValueError: a GPU is asked for and there is none.
         """
         devices = torch.cuda.device_count()
-        return _decide(shards, cpus, gpus, cores=cpus, devices=devices, most=most)
+        if gpus and not devices:
+            raise ValueError(f"gpus_per_shard={gpus:g}: this machine has no GPU")
+        return Resources(shards or 1, cpus, float(bool(devices)) if gpus is None else gpus)
 
     def crew(
         self,

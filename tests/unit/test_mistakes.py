@@ -67,7 +67,7 @@ def folder(tmp_path, monkeypatch):
         ("sinusoid --address 127.0.0.1:1", "no Ray cluster at 127.0.0.1:1"),
         ("sinusoid --address nonsense", "nonsense"),
         ("sinusoid gpus_per_shard=8 shards=2", "need 16 GPUs; there are 0"),
-        ("sinusoid --local gpus_per_shard=1", "need 1 GPUs; there are 0"),
+        ("sinusoid --local gpus_per_shard=1", "gpus_per_shard=1: this machine has no GPU"),
         ("sinusoid checkpoints=gopher://x", "checkpoints=gopher://x"),
         ("broken.yaml", "broken.yaml is not a plain YAML file"),
         ("empty.yaml", "empty.yaml must hold keys and values"),

@@ -1,0 +1,123 @@
+"""A session of meta-training: prepare a run, take the machines that it needs, train it."""
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from maml_dist.check import check
+from maml_dist.core.params import flatten
+from maml_dist.experiment import compose, override, user_modules
+from maml_dist.run import Run, refuse_used
+from maml_dist.runtime.launch import InProcess, OnRay
+from maml_dist.train import Row, train
+
+# What a resumed run may change: the first five change no bits, the others change rounding.
+RESUMABLE = (
+    *("iterations", "checkpoint_every", "keep", "log_every", "test_tasks"),
+    *("shards", "cpus_per_shard", "gpus_per_shard"),
+)
+
+
+def meta_train(
+    recipe: str | Path = "sinusoid",
+    *,
+    run: str | Path | None = None,
+    resume: str | Path | None = None,
+    address: str | None = None,
+    local: bool = False,
+    progress: bool = True,
+    on_validation: Callable[[Row], None] = lambda row: None,
+    **overrides: Any,
+) -> Run:
+    """Meta-train a recipe, on Ray or in this process.
+
+    Args:
+        recipe: a recipe's name, or a YAML file of your own.
+        run: the run's folder; a new one under `runs/` if None.
+        resume: a run to go on with instead; `iterations` extends it.
+        address: a Ray cluster; `RAY_ADDRESS` if None, else a Ray started on this machine.
+        local: the same classes in this process, without Ray.
+        progress: show a progress line.
+        on_validation: called with each row of metrics that holds a validation.
+        overrides: keys of the recipe, as `alpha=0.1` or `**{"learner.alpha": 0.1}`.
+
+    Returns:
+        The run, trained; an interrupted one ends at a checkpoint.
+
+    Raises:
+        ValueError: a key, value, file or address is wrong, or the machines do not suffice.
+        OSError: the run's folder cannot be written.
+        FloatingPointError: a meta-gradient is not finite; names the tasks.
+    """
+    prepared = prepare(recipe, overrides, run=run, resume=resume)
+    return execute(
+        prepared, address=address, local=local, progress=progress, on_validation=on_validation
+    )
+
+
+def prepare(
+    recipe: str | Path,
+    overrides: Mapping[str, Any],
+    *,
+    run: str | Path | None = None,
+    resume: str | Path | None = None,
+) -> Run:
+    """The run to do, or to go on with; nothing is written yet. Raises as `meta_train` does."""
+    if resume is not None:
+        before = Run.open(resume)
+        fixed = sorted(overrides.keys() - RESUMABLE)
+        if fixed:
+            raise ValueError(
+                f"a resumed run keeps its {fixed[0]!r}; {', '.join(RESUMABLE)} can change"
+            )
+        return Run(before.path, override(before.config, overrides))
+    config = compose(recipe, overrides)
+    if config["init"] is not None:
+        config["init"] = str(Path(config["init"]).absolute())
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    folder = Path(run or Path("runs") / f"{config['name']}-{stamp}").absolute()
+    refuse_used(folder)
+    return Run(folder, config)
+
+
+def execute(
+    run: Run,
+    *,
+    address: str | None = None,
+    local: bool = False,
+    progress: bool = True,
+    on_validation: Callable[[Row], None] = lambda row: None,
+) -> Run:
+    """Train a prepared run; returns it with what was decided on these machines."""
+    experiment = run.experiment
+    check(experiment, run.initial)
+    if run.finished:
+        return run
+    with InProcess() if local or experiment.iterations == 0 else OnRay(address) as place:
+        resources = place.resources(
+            experiment.shards,
+            cpus=experiment.cpus_per_shard,
+            gpus=experiment.gpus_per_shard,
+            most=experiment.meta_batch,
+        )
+        engine = experiment.engine.resolve(experiment.model, resources.device)
+        decided = {
+            "shards": resources.shards,
+            "gpus_per_shard": resources.gpus,
+            "engine.batching": engine.batching,
+        }
+        run = Run(run.path, override(run.config, decided))
+        run.write_recipe()
+        crew = place.crew(
+            run.work,
+            flatten(run.initial).numpy(),
+            outer=run.experiment.outer,
+            resources=resources,
+            modules=user_modules(run.config),
+        )
+        try:
+            train(run, crew, progress=progress, on_validation=on_validation)
+        finally:
+            crew.close()
+    return run
