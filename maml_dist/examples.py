@@ -16,8 +16,7 @@ from torch import Tensor
 from maml_dist.core.episode import Batch, Episode, map_tensors
 from maml_dist.core.source import TaskKey
 from maml_dist.figures import Drawn, Picture, Style, plain
-from maml_dist.load import load
-from maml_dist.run import Run
+from maml_dist.load import Adaptable, load
 from maml_dist.tasks.few_shot import FewShot
 from maml_dist.tasks.sinusoid import Sinusoid
 
@@ -42,8 +41,9 @@ def waves(drawn: Sequence[Drawn]) -> Picture | None:
     figure = Figure((1 + 3.3 * shape[1], 1.2 + 2.2 * shape[0]), layout="constrained")
     grid = figure.subplots(*shape, sharex=True, sharey=True, squeeze=False)
     for (each, source), column in zip(columns, grid.reshape(WAVES, -1).T, strict=True):
+        model, steps = load(each.run.path), each.run.experiment.test_steps
         for index, axes in enumerate(column):
-            _wave(axes, each.run, source, TaskKey(seed, "test", 0, index))
+            _wave(axes, model, source, TaskKey(seed, "test", 0, index), steps=steps)
         if not alone:
             column[0].set_title(each.label, fontsize=10)
     for axes in grid[-1]:
@@ -56,16 +56,15 @@ def waves(drawn: Sequence[Drawn]) -> Picture | None:
     return Picture("waves", caption, figure)
 
 
-def _wave(axes: Axes, run: Run, source: Sinusoid, key: TaskKey) -> None:
-    """The true curve of one task, its support points and the curves after some steps."""
+def _wave(axes: Axes, model: Adaptable, source: Sinusoid, key: TaskKey, *, steps: int) -> None:
+    """The true curve of one task, its support points and the curves fitted by 0, 1 and all steps."""
     wave, grid = source.sample(key), np.linspace(-5, 5, 201)
     wave = wave._replace(x=np.concatenate([wave.x[: source.shots], grid]))  # the queries: all of it
     support, query = _one_task(source.collect([wave], steps=1))
     axes.plot(grid, query.y, color="0.75", linewidth=4, label="true curve")
-    last = run.experiment.test_steps
-    for steps, (colour, style) in zip(sorted({0, min(1, last), last}), LINES, strict=False):
-        label = f"after {steps} step{'s' * (steps > 1)}" if steps else "before adaptation"
-        fitted = _adapted(run, support, query.x, steps=steps)
+    for k, (colour, style) in zip(sorted({0, min(1, steps), steps}), LINES, strict=False):
+        label = f"after {k} step{'s' * (k > 1)}" if k else "before adaptation"
+        fitted = _outputs(model, support, query.x, steps=k)
         axes.plot(grid, fitted, color=colour, linestyle=style, label=label)
     axes.plot(
         support.x[:, 0], support.y, color="black", marker="^", linestyle="", label="support points"
@@ -84,7 +83,7 @@ def sheet(drawn: Sequence[Drawn]) -> Picture | None:
     if query.x.dim() != 4 or query.x.shape[1] not in (1, 3):
         return None
     steps = run.experiment.test_steps
-    predicted = _adapted(run, support, query.x, steps=steps).argmax(-1)
+    predicted = _outputs(load(run.path), support, query.x, steps=steps).argmax(-1)
     images = torch.cat([x.unflatten(0, (source.ways, -1)) for x in (support.x, query.x)], 1)
     figure = _sheet(_pixels(images), predicted.unflatten(0, (source.ways, -1)).numpy())
     caption = (
@@ -155,9 +154,8 @@ def _one_task(episode: Episode) -> tuple[Batch, Batch]:
     return alone.support[0], alone.query
 
 
-def _adapted(run: Run, support: Batch, x: Tensor, *, steps: int) -> Tensor:
-    """The best checkpoint's outputs at x [n, …] after some steps on the support set."""
-    model = load(run.path).adapt(support.x, support.y, steps=steps)
+def _outputs(model: Adaptable, support: Batch, x: Tensor, *, steps: int) -> Tensor:
+    """The model's outputs at x [n, …] after some steps on the support set."""
     with torch.no_grad():
-        output: Tensor = model(x)
-    return output
+        outputs: Tensor = model.adapt(support.x, support.y, steps=steps)(x)
+    return outputs

@@ -64,8 +64,9 @@ def search(plan: Search, *, run: str | Path | None = None, address: str | None =
     if (folder / "tune").exists():
         raise ValueError(f"{folder} already holds a search")
     experiment = _try(plan, config)
-    if experiment.iterations < 1:
-        raise ValueError("iterations=0: a search needs at least one")
+    for name in ("iterations", "cpus_per_shard"):
+        if not getattr(experiment, name):
+            raise ValueError(f"{name}=0: a search needs more than 0")
     with OnRay(address) as place:
         resources = place.resources(
             experiment.shards or 1,

@@ -169,6 +169,7 @@ class OnRay:
             ValueError: the cluster has no room for the actors.
         """
         import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         for module in modules:
             ray.cloudpickle.register_pickle_by_value(import_module(module))
@@ -184,7 +185,13 @@ class OnRay:
             for rank in range(resources.shards)
         ]
         ray.method(num_returns=2)(ParameterServer.update)
-        server = ray.remote(ParameterServer).options(num_cpus=0).remote(meta, outer)
+        # The server stays beside the driver: they live and die together, shards come and go.
+        beside = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        server = (
+            ray.remote(ParameterServer)
+            .options(num_cpus=0, scheduling_strategy=beside)
+            .remote(meta, outer)
+        )
         actors: list[Any] = [*shards, server]
 
         def close(_needed_by_restarted_shards: Any = shared) -> None:
