@@ -72,14 +72,14 @@ def test_ray_starts_from_the_projects_own_commands(file: str) -> None:
     assert "ray start --address=$RAY_HEAD_IP:6379" in config["worker_start_ray_commands"][-1]
 
 
-def test_aws_workers_are_spot_gpus_from_none_up_beside_a_head_without_shards() -> None:
+def test_aws_workers_are_spot_gpus_from_one_up_beside_a_head_without_shards() -> None:
     config = prepared("cluster.yaml")
     head, worker = (config["available_node_types"][kind] for kind in ("head", "gpu_worker"))
     assert config["provider"]["region"]
     assert config["head_node_type"] == "head"
     assert head["resources"] == {"CPU": 0}
     assert (head["min_workers"], head["max_workers"]) == (0, 0)
-    assert (worker["min_workers"], worker["max_workers"]) == (0, config["max_workers"])
+    assert (worker["min_workers"], worker["max_workers"]) == (1, config["max_workers"])
     assert worker["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
     assert worker["node_config"]["ImageId"] == head["node_config"]["ImageId"]
 
