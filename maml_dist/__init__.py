@@ -16,7 +16,7 @@ def __getattr__(name: str) -> Any:  # torch is imported by the first use, not by
 
         return meta_train
     if name == "load":
-        from maml_dist.load import load
+        from maml_dist.adaptable import load
 
         return load
     raise AttributeError(f"module 'maml_dist' has no attribute {name!r}")

@@ -57,7 +57,7 @@ def waves(drawn: Sequence[Drawn]) -> Picture | None:
 
 
 def _wave(axes: Axes, model: Adaptable, source: Sinusoid, key: TaskKey, *, steps: int) -> None:
-    """The true curve of one task, its support points and the curves fitted by 0, 1 and all steps."""
+    """The true curve of one task, its support points, and the curves after 0, 1 and all steps."""
     wave, grid = source.sample(key), np.linspace(-5, 5, 201)
     wave = wave._replace(x=np.concatenate([wave.x[: source.shots], grid]))  # the queries: all of it
     support, query = _one_task(source.collect([wave], steps=1))

@@ -1,4 +1,4 @@
-"""load: a trained run as an `nn.Module` that can adapt."""
+"""Adaptable: a trained run as an `nn.Module` that can adapt."""
 
 import copy
 from pathlib import Path
