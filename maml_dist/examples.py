@@ -13,15 +13,15 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
+from maml_dist.adaptable import Adaptable, load
 from maml_dist.core.episode import Batch, Episode, map_tensors
 from maml_dist.core.source import TaskKey
 from maml_dist.figures import Drawn, Picture, Style, plain
-from maml_dist.load import Adaptable, load
 from maml_dist.tasks.few_shot import FewShot
 from maml_dist.tasks.sinusoid import Sinusoid
 
 WAVES = 3  # tasks drawn
-LINES = (("#CC79A7", ":"), ("#D55E00", "--"), ("#0072B2", "-"))  # after no, one and all steps
+LINES = (("#009E73", ":"), ("#D55E00", "--"), ("#0072B2", "-"))  # after no, one and all steps
 RIGHT, WRONG = "#009E73", "#D55E00"  # a green and a red that the colour-blind tell apart
 ACROSS, DOWN, GAP = 1.12, 1.4, 0.4  # to the next image, and between support and queries, in images
 

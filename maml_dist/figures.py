@@ -166,4 +166,4 @@ def _finish(axes: Axes, drawn: Sequence[Drawn], styles: dict[str, Style], *, fal
     entries |= {label: {"color": shade, **style} for label, style in styles.items()}
     if entries:
         handles = [Line2D([], [], label=label, **style) for label, style in entries.items()]
-        axes.legend(handles=handles, frameon=False, fontsize=9)
+        axes.legend(handles=handles, edgecolor="none", framealpha=0.9, fontsize=9)

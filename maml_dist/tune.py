@@ -255,23 +255,21 @@ def _watch(metric: str, *, iterations: int, of: int) -> Any:
 
 
 def _show(trials: list[Trial], metric: str, *, file: Path) -> None:
-    """Print the table of trials, and write it as CSV, with all digits and errors."""
+    """Write the table of trials as CSV, and print it shorter, the errors below it."""
     from rich.console import Console
     from rich.table import Table
 
     searched = trials[0].values if trials else ()
-    columns = ["trial", *searched, "iterations", metric, "status"]
+    columns = ["trial", *searched, "iterations", metric, "status", "error"]
     rows = [
-        [trial.name, *trial.values.values(), trial.iteration, trial.score, trial.status]
-        for trial in trials
+        [row.name, *row.values.values(), row.iteration, row.score, row.status, row.error]
+        for row in trials
     ]
     with file.open("w", newline="") as opened:
-        table_of_all = csv.writer(opened)
-        table_of_all.writerow([*columns, "error"])
-        table_of_all.writerows([*row, trial.error] for row, trial in zip(rows, trials, strict=True))
-    table = Table(*(column.rpartition(".")[2] for column in columns))
+        csv.writer(opened).writerows([columns, *rows])
+    table = Table(*(column.rpartition(".")[2] for column in columns[:-1]))
     for row in rows:
-        table.add_row(*(_text(value) for value in row))
+        table.add_row(*(_text(value) for value in row[:-1]))
     Console().print(table)
     for trial in trials:
         if trial.error:

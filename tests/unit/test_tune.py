@@ -1,0 +1,60 @@
+"""The command before it starts Ray, and the recipe that it ends with."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from maml_dist.command import guarded
+from maml_dist.experiment import compose
+from maml_dist.search import Search, read
+from maml_dist.tune import best_recipe, main
+
+CONFIGS = sorted((Path(__file__).parents[2] / "tune_configs").glob("*.yaml"))
+
+
+def test_the_best_recipe_trains_as_long_as_the_recipe_says():
+    overrides = {"iterations": 5, "checkpoint_every": 1, "shots": 3, "shards": 2}
+    plan = Search("sinusoid", {"alpha": {"choice": [0.5]}}, overrides=overrides, seed=4)
+    best = best_recipe(plan, {"alpha": 0.5})
+    assert best == compose("sinusoid", {"alpha": 0.5, "shots": 3, "shards": 2, "seed": 4})
+    assert best["iterations"] == 70000
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_every_search_names_its_recipe_and_the_rates(config):
+    plan = read(config)
+    assert plan.recipe == config.stem
+    assert {"learner.alpha", "outer.beta", "learner.steps"} == set(plan.search)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "search", "words", "said"),
+    [
+        ("sinusoid", "alhpa: {choice: [1]}", "", "'alhpa'; did you mean 'alpha'?"),
+        ("sinusoid", "alpha: {uniform: [-1, 1]}", "", "learner.alpha=-1.0: must be a positive"),
+        ("sinusoid", "steps: {choice: [1, x]}", "", "learner.steps: Expected a int"),
+        ("sinusoid", "steps: {choice: [1]}", "iterationz=3", "did you mean 'iterations'?"),
+        ("sinusoid", "steps: {choice: [1]}", "iterations=0", "iterations=0"),
+        ("sinusoid", "steps: {choice: [1]}", "--run mine.yaml", "mine.yaml is not a folder"),
+        ("sinusoid", "steps: {choice: [1]}", "--run .", "already holds a search"),
+        ("sinusoid", "steps: {choice: [1]}", "gpus_per_shard=99", "need 99 GPUs"),
+        ("sinusoid", "steps: {choice: [1]}", "--address 127.0.0.1:1", "no Ray cluster at"),
+        ("sinusoidd", "steps: {choice: [1]}", "", "did you mean 'sinusoid'?"),
+        ("omniglot-5way-1shot", "steps: {choice: [1]}", "", "maml_dist.data omniglot"),
+        ("!!python/name:os.system", "steps: {choice: [1]}", "", "not a plain YAML file"),
+    ],
+)
+def test_a_mistake_is_one_line_before_anything_starts(
+    tmp_path, monkeypatch, capsys, recipe, search, words, said
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MAML_DIST_DATA", str(tmp_path / "data"))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    (tmp_path / "tune").mkdir()
+    (tmp_path / "mine.yaml").write_text(f"recipe: {recipe}\nsearch:\n  {search}\n")
+    monkeypatch.setattr(sys, "argv", ["tune", "mine.yaml", *words.split()])
+    assert guarded(main) == 2
+    out, err = capsys.readouterr()
+    assert said in err and err.count("\n") == 1 and not out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.yaml", "tune"]
