@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import statistics
 import sys
 from pathlib import Path
@@ -79,14 +80,25 @@ def evaluate(
     return evaluation
 
 
-def _statistics(values: "np.ndarray") -> dict[str, float]:
-    """Mean over tasks with its 95% half-width 1.96 std / sqrt(tasks), and median."""
-    half_width = 1.96 * values.std(ddof=1) / len(values) ** 0.5
+def _statistics(values: "np.ndarray") -> dict[str, float | None]:
+    """Mean, its 95% half-width 1.96 std / sqrt(tasks), and median; None where tasks diverged."""
+    import numpy as np
+
+    finite = bool(np.isfinite(values).all())
+    half_width = 1.96 * float(values.std(ddof=1)) / len(values) ** 0.5 if finite else None
+    median = statistics.median(values.tolist())
     return {
-        "mean": float(values.mean()),
-        "ci95": float(half_width),
-        "median": float(statistics.median(values.tolist())),
+        "mean": float(values.mean()) if finite else None,
+        "ci95": half_width,
+        "median": median if math.isfinite(median) else None,
     }
+
+
+def score_text(value: float | None) -> str:
+    """A score as a reader wants it: – where some tasks diverged."""
+    if value is None:
+        return "–"
+    return f"{value:.4f}" if abs(value) < 100 else f"{value:.3g}"
 
 
 def show(evaluation: dict[str, Any], paper: dict[int, float]) -> None:
@@ -103,7 +115,7 @@ def show(evaluation: dict[str, Any], paper: dict[int, float]) -> None:
             table.add_column(column, justify="right")
         for row in result["steps"]:
             cited = paper.get(row["step"]) if result["mode"] != "inductive" else None
-            numbers = [f"{row[key]:.4f}" for key in ("mean", "ci95", "median")]
+            numbers = [score_text(row[key]) for key in ("mean", "ci95", "median")]
             table.add_row(str(row["step"]), *numbers, "" if cited is None else f"{cited:g}")
         Console().print(table)
 

@@ -103,9 +103,8 @@ def build(config: Config) -> Experiment:
     Raises:
         ValueError: a key, type or value is wrong.
     """
-    sys.path.extend(path for path in config.get("code", ()) if path not in sys.path)
     with _explained(), torch.random.fork_rng(devices=[]):
-        parser = _parser()
+        parser = _parser(config)
         namespace = parser.parse_object(config)
         torch.manual_seed(namespace.seed)
         experiment: Experiment = Experiment(**vars(parser.instantiate(namespace)))
@@ -131,7 +130,7 @@ def _resolve(config: Config) -> Config:
     if missing:
         raise ValueError(f"the recipe lacks {', '.join(missing)}")
     with _explained():
-        parser = _parser()
+        parser = _parser(config)
         resolved = parser.dump(parser.parse_object(config), skip_none=False)
     plain: Config = yaml.safe_load(resolved)
     folders = {
@@ -142,7 +141,8 @@ def _resolve(config: Config) -> Config:
     return {**plain, "code": sorted({*plain["code"], *folders})}
 
 
-def _parser() -> ArgumentParser:
+def _parser(config: Config) -> ArgumentParser:
+    sys.path.extend(path for path in config.get("code") or () if path not in sys.path)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Experiment, fail_untyped=False)
     return parser

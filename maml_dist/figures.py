@@ -68,9 +68,9 @@ def steps(drawn: Sequence[Drawn]) -> Picture | None:
         for result in each.evaluation["results"] if each.evaluation else ():
             styles[result["mode"]] = MODES[result["mode"]]
             step, mean, half = (
-                np.array([row[key] for row in result["steps"]]) for key in ("step", "mean", "ci95")
+                np.array([row[key] for row in result["steps"]], float)
+                for key in ("step", "mean", "ci95")
             )
-            mean[~np.isfinite(mean)] = np.nan
             axes.errorbar(step, mean, half, elinewidth=1, **each.look, **styles[result["mode"]])
             if len(step) == 1:  # a run that does not adapt, beside others that do
                 axes.axhline(mean[0], color=each.colour, linewidth=1)
@@ -141,7 +141,7 @@ def _known(drawn: Sequence[Drawn], name: str) -> bool:
 
 def _curve(run: Run, name: str) -> np.ndarray:
     """Iterations and values of a metric, neighbours averaged: [2, points]."""
-    rows = np.array([(row["iteration"], row[name]) for row in run.metrics if name in row])
+    rows = np.array([(row["iteration"], row[name]) for row in run.metrics if name in row], float)
     each = max(1, len(rows) // CURVE_POINTS)
     means: np.ndarray = rows[len(rows) % each :].reshape(-1, each, 2).mean(1)
     return means.T

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maml_dist.command import guarded
+from maml_dist.evaluate import score_text
 
 if TYPE_CHECKING:
     from maml_dist.figures import Drawn
@@ -106,7 +107,7 @@ def _page(drawn: Sequence["Drawn"], pictures: list[dict[str, Any]]) -> str:
     environment = Environment(
         loader=PackageLoader("maml_dist", ""), autoescape=True, undefined=StrictUndefined
     )
-    environment.filters["score"] = lambda x: f"{x:.4f}" if abs(x) < 100 else f"{x:.3g}"
+    environment.filters["score"] = score_text
     here = Path.cwd()
     recipe = run.path / "recipe.yaml"
     recipe = recipe.relative_to(here) if recipe.is_relative_to(here) else recipe

@@ -9,7 +9,6 @@ import signal
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -35,12 +34,12 @@ class Report(NamedTuple):
 
 def loop(
     experiment: "Experiment", crew: "Crew", *, start: int, stop: Callable[[], bool]
-) -> Iterator[Report]:
-    """The loop. Yields what there is to read of each iteration, several iterations late."""
-    unread: deque[Report] = deque()
+) -> Iterator[list[Report]]:
+    """The loop. Yields what there is to read of each iteration, several at once and later."""
+    unread: list[Report] = []
     meta = crew.server.meta.remote()
     if experiment.iterations == 0:  # nothing to do but to keep the untrained weights
-        yield Report(0, {}, _validate(experiment, crew, meta, 0), crew.server.state.remote())
+        yield [Report(0, {}, _validate(experiment, crew, meta, 0), crew.server.state.remote())]
     for it in range(start, experiment.iterations):
         parts = [shard.gradient.remote(meta, it) for shard in crew.shards]
         meta, metrics = crew.server.update.remote(*parts)
@@ -52,9 +51,10 @@ def loop(
         unread.append(Report(it + 1, metrics, scores, saved))
         if last:
             break
-        while len(unread) > experiment.ahead:
-            yield unread.popleft()
-    yield from unread
+        if len(unread) == 2 * experiment.ahead:
+            yield unread[: experiment.ahead]
+            del unread[: experiment.ahead]
+    yield unread
 
 
 def _validate(experiment: "Experiment", crew: "Crew", meta: Any, it: int) -> list[Any]:
@@ -68,7 +68,7 @@ def _validate(experiment: "Experiment", crew: "Crew", meta: Any, it: int) -> lis
 def record(
     run: "Run",
     crew: "Crew",
-    reports: Iterator[Report],
+    batches: Iterator[list[Report]],
     *,
     log: Callable[[Row], None],
     on_validation: Callable[[Row], None],
@@ -77,28 +77,32 @@ def record(
     import numpy as np
 
     experiment = run.experiment
-    window: list[Row] = []
-    clock = time.monotonic()
-    for report in reports:
-        window.append(crew.get(report.metrics))
-        done = report.scores is not None
-        if not done and report.iteration % experiment.log_every:
-            continue
-        rate = len(window) / max(time.monotonic() - clock, 1e-9)
-        row = {name: sum(row[name] for row in window) / len(window) for name in window[0]}
-        row |= {"it_per_s": rate, "tasks_per_s": rate * experiment.meta_batch}
-        if done:
-            parts = [part for part in crew.get(report.scores) if part]
-            scores = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-            row |= {f"val/{name}": float(value[:, -1].mean()) for name, value in scores.items()}
-            before = scores[experiment.task.metric][:, 0]
-            row[f"val/{experiment.task.metric}/before"] = float(before.mean())
-            run.save(crew.get(report.saved), row[f"val/{experiment.task.metric}"])
-        row = {"iteration": report.iteration, **row}
-        log(row)
-        if done:
-            on_validation(row)
-        window, clock = [], time.monotonic()
+    metric = experiment.task.metric
+    window: list[Row] = []  # the metrics since the last row
+    counted, clock = 0, time.monotonic()
+    for batch in batches:
+        read = crew.get([report.metrics for report in batch])
+        counted += len(batch)
+        pace = counted / max(time.monotonic() - clock, 1e-9)
+        for report, metrics in zip(batch, read, strict=True):
+            window.append(metrics)
+            if report.scores is None and report.iteration % experiment.log_every:
+                continue
+            row: Row = {"iteration": report.iteration}
+            row |= {name: sum(each[name] for each in window) / len(window) for name in metrics}
+            row |= {"it_per_s": pace, "tasks_per_s": pace * experiment.meta_batch}
+            if report.scores is not None:
+                parts = [part for part in crew.get(report.scores) if part]
+                scores = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+                row |= {f"val/{name}": float(by[:, -1].mean()) for name, by in scores.items()}
+                row[f"val/{metric}/before"] = float(scores[metric][:, 0].mean())
+                run.save(crew.get(report.saved), row[f"val/{metric}"])
+            log(row)
+            if report.scores is not None:
+                on_validation(row)
+            window = []
+        if not window:
+            counted, clock = 0, time.monotonic()
 
 
 def train(
@@ -118,8 +122,8 @@ def train(
     metrics = Metrics(run.path, start=start, total=run.experiment.iterations, quiet=not progress)
     try:
         with _interruptible() as stop:
-            reports = loop(run.experiment, crew, start=start, stop=stop)
-            record(run, crew, reports, log=metrics.log, on_validation=on_validation)
+            batches = loop(run.experiment, crew, start=start, stop=stop)
+            record(run, crew, batches, log=metrics.log, on_validation=on_validation)
     finally:
         metrics.close()
 

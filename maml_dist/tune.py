@@ -104,10 +104,9 @@ def best_recipe(plan: Search, values: dict[str, Any]) -> Config:
 
 
 def _try(plan: Search, config: Config) -> "Experiment":
-    """Try the ends of every distribution on a task, so that what cannot work is said at once.
+    """Try the ends of every distribution on a task: what cannot work is said before it starts.
 
-    Returns:
-        One of the experiments tried; what trials share is the same in all.
+    Returns one of the experiments tried; what trials share is the same in all.
     """
     from maml_dist.check import check
     from maml_dist.experiment import override
@@ -150,7 +149,6 @@ def _fit(
         grace_period=min(plan.grace_period, iterations),
         reduction_factor=plan.reduction_factor,
     )
-    optuna = plan.algorithm == "optuna"
     shard = {"CPU": resources.cpus, "GPU": resources.gpus}
     # The first bundle is the driver's: it only passes references on and needs no core of its own.
     bundles = tune.PlacementGroupFactory([{}] + [shard] * resources.shards, strategy="PACK")
@@ -171,7 +169,7 @@ def _fit(
             num_samples=plan.num_samples,
             max_concurrent_trials=plan.max_concurrent,
             search_alg=OptunaSearch(seed=seed)
-            if optuna
+            if plan.algorithm == "optuna"
             else BasicVariantGenerator(random_state=seed),
             scheduler=asha if plan.scheduler == "asha" else FIFOScheduler(),
             trial_dirname_creator=lambda trial: trial.trial_id,

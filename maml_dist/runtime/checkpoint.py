@@ -7,6 +7,7 @@ checkpoint executes nothing.
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -24,7 +25,7 @@ class Entry:
 
     file: str
     iteration: int
-    score: float | None  # on the validation tasks
+    score: float | None  # on the validation tasks; None: none, or not finite
     sha256: str
 
 
@@ -65,20 +66,15 @@ class Checkpoints:
         """
         content = save(tensors, metadata={"iteration": str(iteration), "recipe": recipe})
         name = f"{iteration:08d}.safetensors"
+        score = score if score is not None and math.isfinite(score) else None
         entry = Entry(name, iteration, score, hashlib.sha256(content).hexdigest())
         self._fs.create_dir(self._folder, recursive=True)
         self._write(name, content)
         before = [*self.entries, *([self.best] if self.best else [])]
         earlier = [old for old in self.entries if old.iteration < iteration]
         self.entries = [*earlier, entry][-self._keep :]
-        if score is None:
-            self.best = self.best if earlier else entry
-        elif self.best is None or self.best.score is None:
+        if self.best is None or _better(score, self.best.score, maximize=maximize):
             self.best = entry
-        else:
-            better = score > self.best.score if maximize else score < self.best.score
-            self.best = entry if better else self.best
-        assert self.best is not None
         index = {"last": [asdict(old) for old in self.entries], "best": asdict(self.best)}
         self._write(INDEX, json.dumps(index, indent=1).encode())
         kept = {old.file for old in (*self.entries, self.best)}
@@ -118,6 +114,13 @@ class Checkpoints:
         with self._fs.open_output_stream(f"{path}.part") as stream:
             stream.write(content)
         self._fs.move(f"{path}.part", path)
+
+
+def _better(new: float | None, old: float | None, *, maximize: bool) -> bool:
+    """Whether a score beats another; any score beats none."""
+    if new is None or old is None:
+        return old is None
+    return new > old if maximize else new < old
 
 
 def _file_system(where: str) -> tuple[fs.FileSystem, str]:

@@ -1,6 +1,7 @@
 """Metrics: flat dicts into one sink: a JSON-lines file, TensorBoard events, a progress line."""
 
 import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -28,7 +29,8 @@ class Metrics:
 
     def log(self, row: dict[str, Any]) -> None:
         """One flat row; its `iteration` says when."""
-        self._file.write(json.dumps(row) + "\n")
+        numbers = {name: value if math.isfinite(value) else None for name, value in row.items()}
+        self._file.write(json.dumps(numbers) + "\n")  # JSON has no infinity
         for name, value in row.items():
             if name != "iteration":
                 self._events.add_scalar(name, value, row["iteration"])

@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 import torch
 import yaml
@@ -112,3 +114,9 @@ def test_a_users_own_class_beside_its_recipe(tmp_path):
     assert build(composed).learner.gamma == 0.25
     assert composed["code"] == [str(tmp_path)]
     assert user_modules(composed) == ["my_learner_file"]
+
+    sys.path.remove(str(tmp_path))  # another process, another folder: the run's own recipe
+    del sys.modules["my_learner_file"]
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.yaml").write_text(yaml.safe_dump(composed))
+    assert build(compose(tmp_path / "run" / "recipe.yaml")).learner.gamma == 0.25

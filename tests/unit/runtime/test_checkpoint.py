@@ -36,6 +36,13 @@ def test_more_is_better_where_the_metric_says_so(tmp_path):
     assert checkpoints.best.iteration == 2
 
 
+def test_what_diverged_is_never_the_best(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    for iteration, score in ((1, float("nan")), (2, 5.0), (3, float("inf")), (4, 4.0), (5, None)):
+        write(checkpoints, iteration, score)
+    assert checkpoints.best.iteration == 4
+
+
 def test_a_run_that_goes_back_writes_over_what_came_later(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=5)
     for iteration in (1, 2, 3, 2):
