@@ -96,7 +96,11 @@ def record(
                 scores = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
                 row |= {f"val/{name}": float(by[:, -1].mean()) for name, by in scores.items()}
                 row[f"val/{metric}/before"] = float(scores[metric][:, 0].mean())
-                run.save(crew.get(report.saved), row[f"val/{metric}"])
+                # Judged over the whole path, so that a good last step hides no bad first one.
+                row[f"val/{metric}/path"] = float(
+                    scores[metric][:, -experiment.test_steps :].mean()
+                )
+                run.save(crew.get(report.saved), row[f"val/{metric}/path"])
             log(row)
             if report.scores is not None:
                 on_validation(row)

@@ -25,7 +25,7 @@ class Entry:
 
     file: str
     iteration: int
-    score: float | None  # on the validation tasks; None: none, or not finite
+    score: float | None  # of the validation tasks, mean over steps; None: diverged
     sha256: str
 
 

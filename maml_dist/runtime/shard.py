@@ -19,7 +19,7 @@ from maml_dist.core.objective import Objective
 from maml_dist.core.params import Layout
 from maml_dist.core.source import TaskKey, TaskSource
 
-SCORED_AT_ONCE = 50  # held-out tasks a vmap; bounds memory
+SCORED_AT_ONCE = 100  # held-out tasks a vmap; bounds memory
 
 
 class Contribution(NamedTuple):
