@@ -102,9 +102,9 @@ def loss(drawn: Sequence[Drawn]) -> Picture | None:
 
 
 def validation(drawn: Sequence[Drawn]) -> Picture | None:
-    """The validation score after adaptation."""
+    """The validation score, by which checkpoints are judged."""
     source = drawn[0].run.experiment.task
-    name = f"val/{source.metric}"
+    name = f"val/{source.metric}/path"
     if not _known(drawn, name):
         return None
     figure, axes = _chart("meta-iterations", f"validation {source.metric}")
@@ -115,7 +115,7 @@ def validation(drawn: Sequence[Drawn]) -> Picture | None:
             axes.plot(best.iteration, best.score, color=each.colour, **BEST)
     _finish(axes, drawn, {"best checkpoint": BEST}, falls=not source.maximize)
     caption = (
-        f"Mean {source.metric} over the validation tasks after the last adaptation step. "
+        f"Mean {source.metric} over the validation tasks and their adaptation steps. "
         "The best checkpoint is the one that is evaluated."
     )
     return Picture("validation", caption, figure)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 # How long a search trains and how often it looks: not what the best recipe is about.
 BUDGET = ("iterations", "checkpoint_every", "validation_tasks", "log_every", "keep")
-WORST = sys.float_info.max  # stands for a score that is not finite; ASHA interpolates scores
+WORST = sys.float_info.max  # before the first finite score; ASHA cannot interpolate infinity
 
 
 @dataclass
@@ -39,6 +39,11 @@ class Trial:
     score: float | None = None  # the best so far; None before the first
     status: str = "interrupted"  # until Tune says how it ended
     error: str = ""  # the last line of what made it fail
+
+    @property
+    def counts(self) -> bool:
+        """Whether it may be the best."""
+        return self.score is not None and not self.error
 
 
 def search(plan: Search, *, run: str | Path | None = None, address: str | None = None) -> int:
@@ -64,9 +69,8 @@ def search(plan: Search, *, run: str | Path | None = None, address: str | None =
     if (folder / "tune").exists():
         raise ValueError(f"{folder} already holds a search")
     experiment = _try(plan, config)
-    for name in ("iterations", "cpus_per_shard"):
-        if not getattr(experiment, name):
-            raise ValueError(f"{name}=0: a search needs more than 0")
+    if not experiment.iterations or not experiment.cpus_per_shard:
+        raise ValueError("iterations=0 or cpus_per_shard=0: a search needs some of both")
     with OnRay(address) as place:
         resources = place.resources(
             experiment.shards or 1,
@@ -77,16 +81,15 @@ def search(plan: Search, *, run: str | Path | None = None, address: str | None =
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "search.yaml").write_text(yaml.safe_dump(asdict(plan), sort_keys=False))
         trials = _fit(plan, config, experiment, folder=folder, resources=resources)
-    metric, sign = f"val/{experiment.task.metric}", -1 if experiment.task.maximize else 1
-    trials.sort(
-        key=lambda trial: (bool(trial.error), trial.score is None, sign * (trial.score or 0))
-    )
-    _show(trials, metric, file=folder / "trials.csv")
-    best = next((trial for trial in trials if trial.score is not None and not trial.error), None)
+    metric, sign = _judge(experiment), -1 if experiment.task.maximize else 1
+    trials.sort(key=lambda trial: (not trial.counts, sign * (trial.score or 0)))
+    title = f"score: the {'highest' if sign < 0 else 'lowest'} {metric} of a trial"
+    _show(trials, title, file=folder / "trials.csv")
+    best = next((trial for trial in trials if trial.counts), None)
     if best:
-        said = f"# {metric} {best.score:.6g} after {best.iteration} iterations, trial {best.name}"
+        comment = f"# trial {best.name}: {metric} {best.score} within {best.iteration} iterations"
         recipe = yaml.safe_dump(best_recipe(plan, best.values), sort_keys=False)
-        (folder / "best.yaml").write_text(f"{said}\n{recipe}")
+        (folder / "best.yaml").write_text(f"{comment}\n{recipe}")
         print(f"search: {folder}  the best: python -m maml_dist.train {folder / 'best.yaml'}")
     ended = sum(trial.status != "interrupted" for trial in trials)
     if ended < plan.num_samples:
@@ -120,6 +123,11 @@ def _try(plan: Search, config: Config) -> "Experiment":
     return tried.experiment
 
 
+def _judge(experiment: "Experiment") -> str:
+    """The metric by which trials are judged: the one by which a run judges its checkpoints."""
+    return f"val/{experiment.task.metric}/path"
+
+
 def _fit(
     plan: Search,
     config: Config,
@@ -140,9 +148,9 @@ def _fit(
 
     for name in ("ray.tune.tune", "ray.tune.execution.tune_controller", "optuna"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # what failed is said in the table
-    iterations, seed, task = experiment.iterations, experiment.seed, experiment.task
-    metric = f"val/{task.metric}"
-    watch = _watch(metric, iterations=iterations, of=plan.num_samples)
+    iterations, seed = experiment.iterations, experiment.seed
+    metric, maximize = _judge(experiment), experiment.task.maximize
+    watch = _watch(iterations, num_samples=plan.num_samples)
     asha = AsyncHyperBandScheduler(
         time_attr="iteration",
         max_t=iterations,
@@ -153,11 +161,9 @@ def _fit(
     # The first bundle is the driver's: it only passes references on and needs no core of its own.
     bundles = tune.PlacementGroupFactory([{}] + [shard] * resources.shards, strategy="PACK")
     shared = {"checkpoints": None, "shards": resources.shards, "gpus_per_shard": resources.gpus}
-    trainable = _trainable(
-        override(config, shared), folder / "tune", metric=metric, maximize=task.maximize
-    )
+    config, here = override(config, shared), folder / "tune"
     tuner = tune.Tuner(
-        tune.with_resources(trainable, bundles),
+        tune.with_resources(_trainable(config, here, metric=metric, maximize=maximize), bundles),
         param_space={
             key: getattr(tune, name)(*([arguments] if name == "choice" else arguments))
             for key, distribution in plan.search.items()
@@ -165,7 +171,7 @@ def _fit(
         },
         tune_config=tune.TuneConfig(
             metric="best",
-            mode="max" if task.maximize else "min",
+            mode="max" if maximize else "min",
             num_samples=plan.num_samples,
             max_concurrent_trials=plan.max_concurrent,
             search_alg=OptunaSearch(seed=seed)
@@ -175,7 +181,7 @@ def _fit(
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),
         run_config=tune.RunConfig(
-            name="tune", storage_path=str(folder), verbose=0, callbacks=[watch]
+            name=here.name, storage_path=str(folder), verbose=0, callbacks=[watch]
         ),
     )
     tuner.fit()
@@ -198,12 +204,12 @@ def _trainable(
         here.mkdir(parents=True, exist_ok=True)
         recipe = here / "trial.yaml"
         recipe.write_text(yaml.safe_dump(override(config, values), sort_keys=False))
-        scores: list[float] = []
+        best = -WORST if maximize else WORST
 
         def report(row: dict[str, Any]) -> None:
-            worst = -WORST if maximize else WORST
-            scores.append(row[metric] if math.isfinite(row[metric]) else worst)
-            best = max(scores) if maximize else min(scores)
+            nonlocal best
+            if math.isfinite(row[metric]):
+                best = max(best, row[metric]) if maximize else min(best, row[metric])
             tune.report({"iteration": row["iteration"], "best": best})
 
         meta_train(recipe, run=here / "run", progress=False, on_validation=report)
@@ -211,7 +217,7 @@ def _trainable(
     return trial
 
 
-def _watch(metric: str, *, iterations: int, of: int) -> Any:
+def _watch(iterations: int, *, num_samples: int) -> Any:
     """What Tune calls as trials go on: keeps their rows, prints a line for each that ended."""
     from ray import tune
 
@@ -240,11 +246,11 @@ def _watch(metric: str, *, iterations: int, of: int) -> Any:
 
         def _end(self, row: Trial, status: str) -> None:
             row.status = status
-            ended = sum(row.status != "interrupted" for row in self.rows.values())
+            ended = sum(each.status != "interrupted" for each in self.rows.values())
             values = "  ".join(f"{key}={_text(value)}" for key, value in row.values.items())
             print(
-                f"{ended}/{of}  {values}  {metric} {_text(row.score)} at {row.iteration}  "
-                f"{status}  {row.error}".rstrip(),
+                f"{ended}/{num_samples}  {values}  score={_text(row.score)} "
+                f"at {row.iteration}  {status}  {row.error}".rstrip(),
                 file=sys.stderr,
                 flush=True,
             )
@@ -252,20 +258,22 @@ def _watch(metric: str, *, iterations: int, of: int) -> Any:
     return Watch()
 
 
-def _show(trials: list[Trial], metric: str, *, file: Path) -> None:
+def _show(trials: list[Trial], title: str, *, file: Path) -> None:
     """Write the table of trials as CSV, and print it shorter, the errors below it."""
     from rich.console import Console
     from rich.table import Table
 
     searched = trials[0].values if trials else ()
-    columns = ["trial", *searched, "iterations", metric, "status", "error"]
+    columns = ["trial", *searched, "iterations", "score", "status", "error"]
     rows = [
         [row.name, *row.values.values(), row.iteration, row.score, row.status, row.error]
         for row in trials
     ]
     with file.open("w", newline="") as opened:
         csv.writer(opened).writerows([columns, *rows])
-    table = Table(*(column.rpartition(".")[2] for column in columns[:-1]))
+    table = Table(title=title)
+    for column in columns[:-1]:
+        table.add_column(column.rpartition(".")[2], overflow="fold")
     for row in rows:
         table.add_row(*(_text(value) for value in row[:-1]))
     Console().print(table)
