@@ -1,4 +1,4 @@
-"""What is searched, and how: the content of a file under tune_configs/.
+"""A search as plain data: what is searched and how, read from a file, and the table of trials.
 
 recipe: sinusoid
 search:
@@ -7,6 +7,7 @@ search:
 num_samples: 8
 """
 
+import csv
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -124,3 +125,53 @@ def ends(distribution: Mapping[str, list[Any]]) -> list[Any]:
     """Values that a distribution can give: its bounds, or all of its choices."""
     ((name, arguments),) = distribution.items()
     return [arguments[0], arguments[1] - 1] if "int" in name else arguments
+
+
+@dataclass
+class Trial:
+    """A row of the table; it changes while the trial runs."""
+
+    name: str  # of its folder
+    values: dict[str, Any]  # the searched keys
+    iteration: int = 0  # reached at its last validation
+    score: float | None = None  # the best so far; None before the first
+    status: str = "interrupted"  # until Tune says how it ended
+    error: str = ""  # the last line of what made it fail
+
+    @property
+    def counts(self) -> bool:
+        """Whether it may be the best."""
+        return self.score is not None and not self.error
+
+    def __str__(self) -> str:
+        values = "  ".join(f"{key}={_text(value)}" for key, value in self.values.items())
+        end = f"score={_text(self.score)} at {self.iteration}  {self.status}  {self.error}"
+        return f"{values}  {end}".rstrip()
+
+
+def show(trials: list[Trial], title: str, *, file: Path) -> None:
+    """Write the table of trials as CSV, and print it shorter, the errors below it."""
+    from rich.console import Console
+    from rich.table import Table
+
+    searched = trials[0].values if trials else ()
+    columns = ["trial", *searched, "iterations", "score", "status", "error"]
+    rows = [
+        [row.name, *row.values.values(), row.iteration, row.score, row.status, row.error]
+        for row in trials
+    ]
+    with file.open("w", newline="") as opened:
+        csv.writer(opened).writerows([columns, *rows])
+    table = Table(title=title)
+    for column in columns[:-1]:
+        table.add_column(column.rpartition(".")[2], overflow="fold")
+    for row in rows:
+        table.add_row(*(_text(value) for value in row[:-1]))
+    Console().print(table)
+    for trial in trials:
+        if trial.error:
+            print(f"{trial.name}: {trial.error}")
+
+
+def _text(value: Any) -> str:
+    return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -5,20 +5,19 @@ in a placement group of their own; it is judged by the best of its validations s
 """
 
 import argparse
-import csv
 import logging
 import math
 import os
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maml_dist.command import fail, guarded
 from maml_dist.recipe import Config, parse_overrides
-from maml_dist.search import Search, ends, read
+from maml_dist.search import Search, Trial, ends, read, show
 
 if TYPE_CHECKING:
     from maml_dist.experiment import Experiment
@@ -27,23 +26,6 @@ if TYPE_CHECKING:
 # How long a search trains and how often it looks: not what the best recipe is about.
 BUDGET = ("iterations", "checkpoint_every", "validation_tasks", "log_every", "keep")
 WORST = sys.float_info.max  # before the first finite score; ASHA cannot interpolate infinity
-
-
-@dataclass
-class Trial:
-    """A row of the table; it changes while the trial runs."""
-
-    name: str  # of its folder
-    values: dict[str, Any]  # the searched keys
-    iteration: int = 0  # reached at its last validation
-    score: float | None = None  # the best so far; None before the first
-    status: str = "interrupted"  # until Tune says how it ended
-    error: str = ""  # the last line of what made it fail
-
-    @property
-    def counts(self) -> bool:
-        """Whether it may be the best."""
-        return self.score is not None and not self.error
 
 
 def search(plan: Search, *, run: str | Path | None = None, address: str | None = None) -> int:
@@ -84,7 +66,7 @@ def search(plan: Search, *, run: str | Path | None = None, address: str | None =
     metric, sign = _judge(experiment), -1 if experiment.task.maximize else 1
     trials.sort(key=lambda trial: (not trial.counts, sign * (trial.score or 0)))
     title = f"score: the {'highest' if sign < 0 else 'lowest'} {metric} of a trial"
-    _show(trials, title, file=folder / "trials.csv")
+    show(trials, title, file=folder / "trials.csv")
     best = next((trial for trial in trials if trial.counts), None)
     if best:
         comment = f"# trial {best.name}: {metric} {best.score} within {best.iteration} iterations"
@@ -247,43 +229,9 @@ def _watch(iterations: int, *, num_samples: int) -> Any:
         def _end(self, row: Trial, status: str) -> None:
             row.status = status
             ended = sum(each.status != "interrupted" for each in self.rows.values())
-            values = "  ".join(f"{key}={_text(value)}" for key, value in row.values.items())
-            print(
-                f"{ended}/{num_samples}  {values}  score={_text(row.score)} "
-                f"at {row.iteration}  {status}  {row.error}".rstrip(),
-                file=sys.stderr,
-                flush=True,
-            )
+            print(f"{ended}/{num_samples}  {row}", file=sys.stderr, flush=True)
 
     return Watch()
-
-
-def _show(trials: list[Trial], title: str, *, file: Path) -> None:
-    """Write the table of trials as CSV, and print it shorter, the errors below it."""
-    from rich.console import Console
-    from rich.table import Table
-
-    searched = trials[0].values if trials else ()
-    columns = ["trial", *searched, "iterations", "score", "status", "error"]
-    rows = [
-        [row.name, *row.values.values(), row.iteration, row.score, row.status, row.error]
-        for row in trials
-    ]
-    with file.open("w", newline="") as opened:
-        csv.writer(opened).writerows([columns, *rows])
-    table = Table(title=title)
-    for column in columns[:-1]:
-        table.add_column(column.rpartition(".")[2], overflow="fold")
-    for row in rows:
-        table.add_row(*(_text(value) for value in row[:-1]))
-    Console().print(table)
-    for trial in trials:
-        if trial.error:
-            print(f"{trial.name}: {trial.error}")
-
-
-def _text(value: Any) -> str:
-    return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def main(arguments: list[str]) -> int:

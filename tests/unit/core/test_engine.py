@@ -80,15 +80,16 @@ def by_engine(model, source, support, query, *, steps, engine, first_order=False
 
 
 @pytest.mark.parametrize(
-    ("steps", "batching", "traced"),
+    ("case", "steps", "batching", "traced"),
     [
-        (1, "task", False),
-        (1, "vmap", True),
-        (5, "task", True),
-        (5, "vmap", False),
+        *((case, 1, "vmap", True) for case in CASES),
+        *((case, 5, "task", False) for case in CASES),
+        ("mlp", 1, "task", False),
+        ("mlp", 5, "vmap", True),
+        ("conv-stride", 1, "task", True),
+        ("conv-pool", 5, "task", True),
     ],
 )
-@pytest.mark.parametrize("case", CASES)
 def test_meta_gradient_is_that_of_a_hand_written_loop(case, steps, batching, traced):
     torch.manual_seed(0)
     model, source, support, query = CASES[case]()
