@@ -10,7 +10,13 @@ from maml_dist.models.mlp import MLP
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     return maml_dist.meta_train(
-        "sinusoid", run=folder / "run", iterations=3, checkpoint_every=1, local=True, progress=False
+        "sinusoid",
+        run=folder / "run",
+        iterations=3,
+        checkpoint_every=1,
+        local=True,
+        progress=False,
+        **{"engine.traced": False},
     )
 
 
@@ -34,7 +40,7 @@ def test_adapting_gives_the_scores_of_an_evaluation(run):
         (model.adapt(x[i], y[i], steps=4)(query.x[i]) - query.y[i]).square().mean()
         for i in range(2)
     ]
-    assert mean == pytest.approx(float(sum(losses)) / 2, rel=1e-5)
+    assert mean == pytest.approx(float(torch.stack(losses).mean().detach()), rel=1e-5)
 
 
 def test_adapting_leaves_the_model_alone_and_can_go_on(run):

@@ -33,6 +33,7 @@ def setting(source=None, meta_batch=6, alpha=0.01):
 
 def after(shards: int, iterations: int) -> np.ndarray:
     work, meta = setting()
+    work = work._replace(engine=Engine(traced=False))
     crew = [TaskShard(work, rank=rank, shards=shards) for rank in range(shards)]
     server = ParameterServer(meta, Adam(beta=0.01))
     for it in range(iterations):
