@@ -74,7 +74,7 @@ def steps(drawn: Sequence[Drawn]) -> Picture | None:
             fine = np.isfinite(mean)  # elsewhere tasks diverged
             step, mean, half = step[fine], mean[fine], half[fine]
             axes.errorbar(step, mean, half, elinewidth=1, **each.look, **styles[result["mode"]])
-            if len(result["steps"]) == 1:  # a run that does not adapt, beside others that do
+            if len(result["steps"]) == 1 and fine.all():  # a run that does not adapt, beside others that do
                 axes.axhline(mean[0], color=each.colour, linewidth=1)
     styles = styles if len(styles) > 1 else {}
     for each in drawn:
