@@ -9,7 +9,7 @@ from torch import nn
 
 from maml_dist.core.episode import Batch
 from maml_dist.core.learner import Learner
-from maml_dist.core.objective import Objective
+from maml_dist.core.objective import Objective, broadcasting_refused
 from maml_dist.core.params import Params
 from maml_dist.core.source import TaskSource
 from maml_dist.run import Run
@@ -21,6 +21,7 @@ class Adaptable(nn.Module):
     _meta: Params
     _learner: Learner
     _source: TaskSource
+    _it: torch.Tensor  # the meta-iteration of the checkpoint
 
     def adapt(self, x: Any, y: Any, *, steps: int | None = None) -> "Adaptable":
         """A copy of this module, adapted to a support set; the module itself is unchanged.
@@ -47,15 +48,14 @@ class Adaptable(nn.Module):
                 "x and y must hold equally many examples, at least one"
             )
         adapted = copy.deepcopy(self)
-        meta = {**self._meta, **{name: p.detach() for name, p in self.named_parameters()}}
+        learned = {name: p.detach() for name, p in self.named_parameters() if p.requires_grad}
+        meta = {**self._meta, **learned}
         support = (Batch(x, y),) * steps
-        zero = torch.zeros((), device=like.device)
         try:
-            with torch.no_grad():
-                phi = self._learner.adapt(
-                    Objective(adapted, self._source).loss, meta, support, zero
-                )
-        except (RuntimeError, IndexError) as error:
+            with torch.no_grad(), broadcasting_refused():
+                loss = Objective(adapted, self._source).loss
+                phi = self._learner.adapt(loss, meta, support, self._it.to(like.device))
+        except (RuntimeError, IndexError, UserWarning) as error:
             raise ValueError(
                 f"cannot adapt to x {list(x.shape)}, y {list(y.shape)}: {error}"
             ) from None
@@ -76,14 +76,17 @@ def load(run: str | Path, *, checkpoint: str = "best") -> Adaptable:
         ValueError: the folder is no run, or has no such checkpoint.
     """
     opened = Run.open(run)
-    weights, _ = opened.weights(checkpoint)
+    weights, entry = opened.weights(checkpoint)
     experiment = opened.experiment
     model: Any = experiment.model
     names = {name for name, _ in model.named_parameters()}
     kind = type(model)
     model.__class__ = type(kind.__name__, (Adaptable, kind), {"__module__": kind.__module__})
     model._learner, model._source = experiment.learner, experiment.task
+    model._it = torch.tensor(float(entry.iteration))
     model._meta = {name: value for name, value in weights.items() if name not in names}
-    model.load_state_dict({**model.state_dict(), **{name: weights[name] for name in names}})
+    model.load_state_dict(
+        {**model.state_dict(), **{n: w for n, w in weights.items() if n in names}}
+    )
     adaptable: Adaptable = model.train()
     return adaptable

@@ -16,6 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
@@ -89,7 +90,7 @@ def override(config: Config, overrides: Mapping[str, Any]) -> Config:
     config = copy.deepcopy(config)
     # A class comes first: it decides which keys there are.
     for key in sorted(overrides, key=lambda key: not key.endswith("class_path")):
-        value, short = overrides[key], key.replace(".init_args.", ".")
+        value, short = _plain(overrides[key]), key.replace(".init_args.", ".")
         if key.endswith(".class_path"):
             _put(config, short.removesuffix(".class_path"), {"class_path": value})
         else:
@@ -107,21 +108,35 @@ def build(config: Config) -> Experiment:
         parser = _parser(config)
         namespace = parser.parse_object(config)
         torch.manual_seed(namespace.seed)
-        experiment: Experiment = Experiment(**vars(parser.instantiate(namespace)))
-    return experiment
+        try:
+            return Experiment(**vars(parser.instantiate(namespace)))
+        except (RuntimeError, TypeError, AssertionError) as error:
+            raise ValueError(f"the recipe's objects cannot be made: {error}") from None
 
 
 def user_modules(config: Config) -> list[str]:
-    """The modules of the class paths in `config` that are neither installed nor ours."""
+    """The user's own modules: those of the class paths, and what lies beside them."""
+    for key, value in _leaves(config, keep_class_paths=True).items():
+        if key.endswith("class_path"):
+            import_module(value.rpartition(".")[0])
+    files = {name: getattr(module, "__file__", None) for name, module in sys.modules.items()}
+    return [
+        name
+        for name, file in files.items()
+        if file and str(Path(file).parent) in config["code"] and name != "__main__"
+    ]
+
+
+def _code(config: Config) -> list[str]:
+    """The folders of the user's own classes."""
     installed = [sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")]
-    modules = []
+    folders = set()
     for key, value in _leaves(config, keep_class_paths=True).items():
         if key.endswith("class_path") and not value.startswith("maml_dist."):
-            name = value.rpartition(".")[0]
-            file = getattr(import_module(name), "__file__", None) or installed[0]
-            if not any(Path(file).is_relative_to(folder) for folder in installed):
-                modules.append(name)
-    return modules
+            file = getattr(import_module(value.rpartition(".")[0]), "__file__", None)
+            if file and not any(Path(file).is_relative_to(folder) for folder in installed):
+                folders.add(str(Path(file).parent))
+    return sorted(folders)
 
 
 def _resolve(config: Config) -> Config:
@@ -133,16 +148,13 @@ def _resolve(config: Config) -> Config:
         parser = _parser(config)
         resolved = parser.dump(parser.parse_object(config), skip_none=False)
     plain: Config = yaml.safe_load(resolved)
-    folders = {
-        str(Path(file).parent)
-        for file in (import_module(name).__file__ for name in user_modules(plain))
-        if file
-    }
-    return {**plain, "code": sorted({*plain["code"], *folders})}
+    return {**plain, "code": sorted({*plain["code"], *_code(plain)})}
 
 
 def _parser(config: Config) -> ArgumentParser:
-    sys.path.extend(path for path in config.get("code") or () if path not in sys.path)
+    code = config.get("code")
+    if isinstance(code, list | tuple):
+        sys.path.extend(str(path) for path in code if path not in sys.path)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Experiment, fail_untyped=False)
     return parser
@@ -179,6 +191,13 @@ def _arguments(class_path: str) -> list[str]:
     parser = ArgumentParser(exit_on_error=False)
     keys = parser.add_class_arguments(getattr(import_module(module), name), fail_untyped=False)
     return sorted(keys)
+
+
+def _plain(value: Any) -> Any:
+    """A numpy scalar or a path as YAML knows it."""
+    if isinstance(value, np.generic):
+        return value.item()
+    return str(value) if isinstance(value, Path) else value
 
 
 def _full_key(key: str, known: Sequence[str]) -> str:

@@ -74,7 +74,9 @@ def steps(drawn: Sequence[Drawn]) -> Picture | None:
             fine = np.isfinite(mean)  # elsewhere tasks diverged
             step, mean, half = step[fine], mean[fine], half[fine]
             axes.errorbar(step, mean, half, elinewidth=1, **each.look, **styles[result["mode"]])
-            if len(result["steps"]) == 1 and fine.all():  # a run that does not adapt, beside others that do
+            if (
+                len(result["steps"]) == 1 and fine.all()
+            ):  # a run that does not adapt, beside others that do
                 axes.axhline(mean[0], color=each.colour, linewidth=1)
     styles = styles if len(styles) > 1 else {}
     for each in drawn:
@@ -118,7 +120,7 @@ def validation(drawn: Sequence[Drawn]) -> Picture | None:
     _finish(axes, drawn, {"best checkpoint": BEST}, falls=not source.maximize)
     caption = (
         f"Mean {source.metric} over the validation tasks and their adaptation steps. "
-        "The best checkpoint is the one that is evaluated."
+        "The best checkpoint is the one that `evaluate` takes unless told otherwise."
     )
     return Picture("validation", caption, figure)
 

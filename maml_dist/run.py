@@ -7,7 +7,7 @@ tensorboard/       the same numbers as events    figures/, report.html
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -42,15 +42,25 @@ class Run:
         path = Path(path).absolute()
         if not (path / "recipe.yaml").is_file():
             raise ValueError(f"{path} is not a run: it holds no recipe.yaml")
-        return cls(path, read_yaml(path / "recipe.yaml"))
+        config = read_yaml(path / "recipe.yaml")
+        lacks = [item.name for item in fields(Experiment) if item.name not in config]
+        if lacks:
+            raise ValueError(f"{path} is not a run: its recipe.yaml lacks {', '.join(lacks)}")
+        return cls(path, config)
 
-    def write_recipe(self) -> None:
+    def write_recipe(self, *, new: bool) -> None:
         """Write `recipe.yaml`: from then on the folder is a run.
 
         Raises:
+            ValueError: the run is new, and the folder has become one in the meantime.
             OSError: the folder cannot be written.
         """
         self.path.mkdir(parents=True, exist_ok=True)
+        if new:
+            try:
+                (self.path / "recipe.yaml").touch(exist_ok=False)
+            except FileExistsError:
+                raise ValueError(f"{self.path} already holds a run") from None
         self.write("recipe.yaml", yaml.safe_dump(self.config, sort_keys=False))
 
     @cached_property
@@ -83,9 +93,16 @@ class Run:
             ValueError: that run's parameters are not those of this model and learner.
         """
         init = self.experiment.init
-        if init is None:
+        if init is None or self.checkpoints.last is not None:
             return self._seeded
-        loaded, _ = Run.open(init).weights()
+        other = Run.open(init)
+        loaded, _ = other.weights()
+        theirs = dict(other.experiment.model.named_buffers())
+        for name, buffer in self.experiment.model.named_buffers():
+            if name not in theirs or not torch.equal(buffer, theirs[name]):
+                raise ValueError(
+                    f"init={init}: the buffer {name} differs (seed={other.experiment.seed} there)"
+                )
         for name in {**self._seeded, **loaded}:
             sides = (loaded, self._seeded)
             there, here = (list(side[name].shape) if name in side else None for side in sides)
@@ -100,7 +117,10 @@ class Run:
 
     @cached_property
     def _seeded(self) -> Params:
-        model = {name: p.detach() for name, p in self.experiment.model.named_parameters()}
+        named = self.experiment.model.named_parameters()
+        model = {name: p.detach() for name, p in named if p.requires_grad}  # frozen ones stay
+        if not model:
+            raise ValueError("the model has no parameter that requires a gradient")
         return self.experiment.learner.init(model)
 
     def weights(self, checkpoint: str = "best") -> tuple[Params, Entry]:
@@ -111,8 +131,8 @@ class Run:
         """
         tensors, entry = self.checkpoints.load(checkpoint)
         named = {n.removeprefix("meta/"): t for n, t in tensors.items() if n.startswith("meta/")}
-        if not named:
-            raise ValueError(f"{entry.file} holds no meta-parameters")
+        if {n: tuple(t.shape) for n, t in named.items()} != dict(zip(*self.layout, strict=True)):
+            raise ValueError(f"{entry.file} holds other parameters than this run's model")
         return named, entry
 
     def saved(self) -> Saved | None:

@@ -1,7 +1,7 @@
 """A session of meta-training: prepare a run, take the machines that it needs, train it."""
 
-import time
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,10 @@ def prepare(
 ) -> Run:
     """The run to do, or to go on with; nothing is written yet. Raises as `meta_train` does."""
     if resume is not None:
+        if run is not None:
+            raise ValueError(
+                "a run that is resumed stays in its folder: run and resume exclude each other"
+            )
         before = Run.open(resume)
         fixed = sorted(overrides.keys() - RESUMABLE)
         if fixed:
@@ -73,12 +77,17 @@ def prepare(
             )
         return Run(before.path, override(before.config, overrides))
     config = compose(recipe, overrides)
-    if config["init"] is not None:
-        config["init"] = str(Path(config["init"]).absolute())
-    stamp = time.strftime("%Y%m%d-%H%M%S")
+    for key in ("init", "checkpoints"):
+        if config[key] is not None and "://" not in config[key]:
+            config[key] = str(Path(config[key]).absolute())
+    stamp = f"{datetime.now():%Y%m%d-%H%M%S-%f}"[:-3]
     folder = Path(run or Path("runs") / f"{config['name']}-{stamp}").absolute()
     refuse_used(folder)
-    return Run(folder, config)
+    new = Run(folder, config)
+    if new.checkpoints.last is not None:
+        where = config["checkpoints"] or folder / "checkpoints"
+        raise ValueError(f"checkpoints={where}: holds the checkpoints of another run")
+    return new
 
 
 def execute(
@@ -90,7 +99,7 @@ def execute(
     on_validation: Callable[[Row], None] = lambda row: None,
 ) -> Run:
     """Train a prepared run; returns it with what was decided on these machines."""
-    experiment = run.experiment
+    experiment, resumed = run.experiment, (run.path / "recipe.yaml").exists()
     check(experiment, run.initial)
     if run.finished:
         return run
@@ -108,7 +117,7 @@ def execute(
             "engine.batching": engine.batching,
         }
         run = Run(run.path, override(run.config, decided))
-        run.write_recipe()
+        run.write_recipe(new=not resumed)
         crew = place.crew(
             run.work,
             flatten(run.initial).numpy(),

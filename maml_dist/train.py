@@ -100,9 +100,9 @@ def record(
                 row[f"val/{metric}/path"] = float(
                     scores[metric][:, -experiment.test_steps :].mean()
                 )
-                run.save(crew.get(report.saved), row[f"val/{metric}/path"])
-            log(row)
+            log(row)  # before its checkpoint, so that a kill in between loses no row
             if report.scores is not None:
+                run.save(crew.get(report.saved), row[f"val/{metric}/path"])
                 on_validation(row)
             window = []
         if not window:
@@ -193,7 +193,7 @@ def main(arguments: list[str]) -> int:
 
         print(yaml.safe_dump(before.config, sort_keys=False), end="")
         return 0
-    if before.finished and options.resume:
+    if before.finished and options.resume and (before.path / "evaluation.json").exists():
         print(f"{before.path} is finished; iterations=N beyond {_reached(before)} extends it")
         return 0
     return _conclude(execute(before, address=options.address, local=options.local))

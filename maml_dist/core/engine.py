@@ -75,6 +75,7 @@ class Replay:
 
     def __call__(self, *arguments: Any) -> Any:
         leaves, spec = pytree.tree_flatten(arguments)
+        leaves = [leaf.contiguous() for leaf in leaves]  # a trace holds for one memory layout
         key = (spec, *((leaf.shape, leaf.dtype, leaf.device) for leaf in leaves))
         if key not in self._traces:
             self._traces[key] = self._trace(leaves, spec)
@@ -93,9 +94,18 @@ class Replay:
 
         # Cloned: the tracer takes one tensor object in two places for one input, silently.
         traced = make_fx(functionalize(flat))(*(leaf.clone() for leaf in leaves))
+        _refuse_random(traced.graph)
         _simplify(traced.graph)
         traced.recompile()
         return traced, out_spec
+
+
+def _refuse_random(graph: torch.fx.Graph) -> None:
+    for node in graph.nodes:
+        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+            raise ValueError(
+                f"model, loss or learner draw random numbers ({node.target}), unseeded"
+            )
 
 
 def _simplify(graph: torch.fx.Graph) -> None:
@@ -105,7 +115,7 @@ def _simplify(graph: torch.fx.Graph) -> None:
         if not isinstance(node.target, torch._ops.OpOverload):
             continue
         same = _unchanged(node)
-        if same is None and torch.Tag.nondeterministic_seeded not in node.target.tags:
+        if same is None:
             same = seen.setdefault((node.target, repr(node.args), repr(node.kwargs)), node)
         if same is not None and same is not node:
             node.replace_all_uses_with(same)
@@ -121,18 +131,20 @@ def _unchanged(node: torch.fx.Node) -> Any:
     if node.target in (aten.detach.default, aten.alias.default):  # a replay has no autograd
         return source
     reshapes = (aten.view.default, aten._unsafe_view.default, aten.expand.default)
-    if node.target in reshapes and _shape(node) == _shape(source):
+    if node.target in reshapes and _form(node) == _form(source):
         return source
     swaps = (aten.t.default, aten.transpose.int)
     if node.target in swaps and source.target == node.target and source.args[1:] == node.args[1:]:
         return source.args[0]  # swapped back
-    if node.target == aten.mul.Scalar and rest == [1]:
+    if node.target == aten.mul.Scalar and rest == [1] and _form(node) == _form(source):
         return source
     return None
 
 
-def _shape(node: Any) -> Any:
-    return node.meta["tensor_meta"].shape
+def _form(node: Any) -> Any:
+    """Shape and dtype; for what is not computed (a constant), something equal to nothing else."""
+    meta = node.meta.get("tensor_meta") if isinstance(node, torch.fx.Node) else None
+    return (meta.shape, meta.dtype) if meta else object()
 
 
 class MetaGradient:

@@ -4,6 +4,7 @@ Batch norm always normalises with the current batch, at test too (transductive, 
 the inductive alternative normalises the queries with the statistics of the support set.
 """
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -29,6 +30,7 @@ def prepare(model: nn.Module) -> nn.Module:
     for name, part in model.named_modules():
         if isinstance(part, _BatchNorm):
             part.track_running_stats = False
+            part.running_mean = part.running_var = None
         if isinstance(part, nn.modules.dropout._DropoutNd) and part.p > 0:
             raise ValueError(
                 f"model.{name} is dropout with p={part.p}: set it to 0, it is not seeded"
@@ -69,6 +71,14 @@ class Objective:
         """The model's output [n, …] at x [n, …]."""
         output: Tensor = functional_call(self._model, params, (x,))
         return output
+
+
+@contextmanager
+def broadcasting_refused() -> Iterator[None]:
+    """Inside, a loss whose arguments differ in shape raises a UserWarning and computes nothing."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Using a target size")
+        yield
 
 
 @contextmanager

@@ -47,7 +47,6 @@ class TaskSource(ABC):
 
     metric: ClassVar[str] = "loss"  # the score by which checkpoints are chosen and runs reported
     maximize: ClassVar[bool] = False  # whether more of it is better
-    on_policy: ClassVar[bool] = False  # whether `collect` looks at the parameters (RL)
 
     @abstractmethod
     def sample(self, key: TaskKey) -> Any:

@@ -39,9 +39,12 @@ class Checkpoints:
         self.best: Entry | None = None
         index = self._read(INDEX)
         if index is not None:
-            content = json.loads(index)
-            self.entries = [Entry(**entry) for entry in content["last"]]
-            self.best = Entry(**content["best"]) if content["best"] else None
+            try:
+                content = json.loads(index)
+                self.entries = [Entry(**entry) for entry in content["last"]]
+                self.best = Entry(**content["best"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"{self._folder}/{INDEX} is damaged: {error!r}") from None
 
     @property
     def last(self) -> Entry | None:

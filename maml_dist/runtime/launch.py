@@ -21,6 +21,7 @@ from maml_dist.runtime.server import ParameterServer
 from maml_dist.runtime.shard import TaskShard, Work
 
 PLACED_WITHIN = 120  # seconds for the cluster to place all actors
+RETRIES = 3  # of one call; a task that kills every process that tries it ends the run
 QUIET: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
 
 
@@ -176,7 +177,10 @@ class OnRay:
         shared = ray.put(work)
         # A shard can always compute its part again: a lost one is restarted, its call repeated.
         shard_actor = ray.remote(_RayShard).options(
-            num_cpus=resources.cpus, num_gpus=resources.gpus, max_restarts=-1, max_task_retries=-1
+            num_cpus=resources.cpus,
+            num_gpus=resources.gpus,
+            max_restarts=-1,
+            max_task_retries=RETRIES,
         )
         shards = [
             shard_actor.remote(

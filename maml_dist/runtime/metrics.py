@@ -21,7 +21,9 @@ class Metrics:
 
         self._path = folder / "metrics.jsonl"
         kept = [row for row in read(self._path) if row["iteration"] <= start]
-        self._path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        part = folder / "metrics.jsonl.part"
+        part.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        part.replace(self._path)
         self._file = self._path.open("a")
         self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
         self._flushed = time.monotonic()
@@ -35,7 +37,8 @@ class Metrics:
             if name != "iteration":
                 self._events.add_scalar(name, value, row["iteration"])
         now = time.monotonic()
-        if now - self._flushed > FLUSH_EVERY:
+        validated = any(name.startswith("val/") for name in row)  # its checkpoint comes next
+        if validated or now - self._flushed > FLUSH_EVERY:
             self._file.flush()
             self._flushed = now
         self._progress.show(row)
@@ -114,7 +117,9 @@ class _Lines:
     def show(self, row: dict[str, Any]) -> None:
         now = time.monotonic()
         if now >= self._next or row["iteration"] == self._total:
-            print(f"{row['iteration']}/{self._total}  {_text(row)}", file=sys.stderr, flush=True)
+            left = (self._total - row["iteration"]) / row["it_per_s"] if "it_per_s" in row else 0
+            said = f"{row['iteration']}/{self._total}  {_text(row)}  {left:.0f} s left"
+            print(said, file=sys.stderr, flush=True)
             self._next = now + 10
 
     def close(self) -> None: ...

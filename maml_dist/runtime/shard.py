@@ -19,7 +19,7 @@ from maml_dist.core.objective import Objective
 from maml_dist.core.params import Layout
 from maml_dist.core.source import TaskKey, TaskSource
 
-SCORED_AT_ONCE = 100  # held-out tasks a vmap; bounds memory
+SCORED_AT_ONCE = 4_000_000  # input numbers of held-out tasks in one vmap; bounds memory
 
 
 class Contribution(NamedTuple):
@@ -98,20 +98,20 @@ class TaskShard:
         """
         work = self._work
         keys = [TaskKey(work.seed, split, 0, i) for i in range(self._rank, tasks, self._shards)]
-        parts = []
-        for start in range(0, len(keys), SCORED_AT_ONCE):
-            drawn = [work.source.sample(key) for key in keys[start : start + SCORED_AT_ONCE]]
-            scores = self._scores[inductive](
-                self._tensor(meta),
-                self._here(work.source.collect(drawn, steps=steps)),
-                self._tensor(it),
-            )
-            parts.append({name: value.cpu().numpy() for name, value in scores.items()})
-        return (
-            {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-            if parts
-            else {}
+        if not keys:
+            return {}
+        some = max(1, steps)  # the inductive score needs a support set, adapted to or not
+        one = work.source.collect([work.source.sample(keys[0])], steps=some)
+        at_once = min(
+            100, max(1, SCORED_AT_ONCE // (one.support[0].x.numel() + one.query.x.numel()))
         )
+        parts = []
+        for start in range(0, len(keys), at_once):
+            drawn = [work.source.sample(key) for key in keys[start : start + at_once]]
+            episodes = self._here(work.source.collect(drawn, steps=some))
+            scores = self._scores[inductive](self._tensor(meta), episodes, self._tensor(it))
+            parts.append({name: by[:, : steps + 1].cpu().numpy() for name, by in scores.items()})
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def ping(self) -> int:
         """The rank: an answer when the actor is up."""

@@ -107,6 +107,52 @@ def test_more_ways_than_classes_and_other_misfits(tmp_path, capsys, monkeypatch)
         assert not (tmp_path / "run").exists()
 
 
+CODE = """
+import torch
+from torch import nn
+from torch.nn.functional import dropout
+from maml_dist.tasks.sinusoid import Sinusoid
+
+class Random(nn.Linear):
+    def __init__(self):
+        super().__init__(1, 1)
+    def forward(self, x):
+        return dropout(super().forward(x), 0.5)
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inside = nn.Linear(1, 8)
+    def forward(self, x):
+        h = self.inside(x)[None, None]
+        return nn.functional.scaled_dot_product_attention(h, h, h)[0, 0, :, :1]
+
+class Broadcast(Sinusoid):
+    def loss(self, output, batch):
+        return nn.functional.mse_loss(output, batch.y[:, 0])
+"""
+
+
+@pytest.mark.parametrize("batching", ["task", "vmap"])
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        ("model.class_path=users.Random", "the meta-gradient of one task"),
+        ("model.class_path=users.Attention", "the meta-gradient of one task cannot be computed"),
+        ("task.class_path=users.Broadcast", "Using a target size"),
+        ("hidden=[-1]", "the recipe's objects cannot be made"),
+    ],
+)
+def test_code_that_cannot_be_meta_learned(tmp_path, capsys, monkeypatch, part, said, batching):
+    (tmp_path / "users.py").write_text(CODE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    sys.modules.pop("users", None)
+    words = [f"engine.batching={batching}", part, "--local", "--run", "run"]
+    assert said in fail(capsys, monkeypatch, train, ["sinusoid", *words])
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_that_is_there_is_not_written_over(tmp_path, capsys, monkeypatch):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "recipe.yaml").write_text("mine: true")

@@ -188,7 +188,7 @@ def test_a_run_without_iterations_is_drawn_and_told_apart_by_its_folder(tmp_path
 
 def test_a_run_without_a_checkpoint_says_so(tmp_path, sinusoid):
     run = Run(tmp_path / "killed", {**sinusoid.config, "description": "<b>bold</b> & more"})
-    run.write_recipe()
+    run.write_recipe(new=True)
     html = report(run).read_text()
     assert "no checkpoint yet" in html and "0 of 4" in html and not pictures(run)
     assert "&lt;b&gt;bold&lt;/b&gt; &amp; more" in html
@@ -217,7 +217,7 @@ def test_an_evaluation_is_made_anew_when_the_run_went_on(sinusoid):
 
 def test_mistakes_are_one_line(tmp_path, sinusoid, monkeypatch, capsys):
     other = Run(tmp_path / "other", compose("omniglot-5way-1shot"))
-    other.write_recipe()
+    other.write_recipe(new=True)
     for arguments, message in (
         ([str(tmp_path)], "is not a run"),
         ([str(sinusoid.path), "--compare", str(tmp_path)], "is not a run"),

@@ -123,6 +123,65 @@ def test_a_warm_start_begins_with_the_other_runs_weights(tmp_path, undisturbed):
     assert not (tmp_path / "x").exists()
 
 
+def test_two_runs_do_not_share_checkpoints(tmp_path):
+    settings = {**SMALL, "checkpoints": str(tmp_path / "shared")}
+    maml_dist.meta_train("sinusoid", run=tmp_path / "a", **settings)
+    with pytest.raises(ValueError, match="holds the checkpoints of another run"):
+        maml_dist.meta_train("sinusoid", run=tmp_path / "b", **settings)
+
+
+def test_a_folder_is_claimed_by_one_run(undisturbed):
+    with pytest.raises(ValueError, match="already holds a run"):
+        Run(undisturbed.path, undisturbed.config).write_recipe(new=True)
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path, undisturbed):
+    other = maml_dist.meta_train("sinusoid", run=tmp_path / "o", hidden=[8], **SMALL)
+    with pytest.raises(ValueError, match="holds other parameters"):
+        undisturbed.weights(str(other.path / "checkpoints" / "00000006.safetensors"))
+
+
+def test_rows_are_written_before_their_checkpoint(tmp_path, monkeypatch):
+    def dies(*_):
+        raise Killed
+
+    monkeypatch.setattr(Run, "save", dies)
+    with pytest.raises(Killed):
+        maml_dist.meta_train("sinusoid", run=tmp_path / "run", **SMALL)
+    assert [row["iteration"] for row in Run.open(tmp_path / "run").metrics] == [1, 2]
+
+
+def test_frozen_parameters_stay_and_a_users_buffers_and_masks_work(tmp_path, monkeypatch):
+    (tmp_path / "masked.py").write_text(MASKED)
+    (tmp_path / "masked.yaml").write_text(
+        "model: {class_path: masked.Masked}\n"
+        "task: {class_path: maml_dist.tasks.sinusoid.Sinusoid}\n"
+        "learner: {class_path: maml_dist.learners.maml.MAML}\n"
+        "outer: {class_path: maml_dist.core.outer.Adam}\n"
+    )
+    settings = {**SMALL, "engine.traced": True}
+    run = maml_dist.meta_train(tmp_path / "masked.yaml", run=tmp_path / "run", **settings)
+    before, after = run.experiment.model, maml_dist.load(run.path, checkpoint="last")
+    assert torch.equal(before.frozen.weight, after.frozen.weight)
+    assert set(run.weights()[0]) == {"head.weight", "head.bias"}
+
+
+MASKED = """
+import torch
+from torch import nn
+
+class Masked(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.frozen = nn.Linear(1, 4).requires_grad_(False)
+        self.head = nn.Linear(4, 1)
+        self.register_buffer("mask", torch.tensor([1.0, 0.0, 1.0, 1.0]))
+
+    def forward(self, x):
+        return self.head(torch.sin(self.frozen(x)) * self.mask.view(1, -1))
+"""
+
+
 @pytest.fixture(scope="module")
 def data_home(tmp_path_factory):
     home = tmp_path_factory.mktemp("data")

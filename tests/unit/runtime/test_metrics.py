@@ -31,6 +31,6 @@ def test_a_line_cut_short_by_a_kill_is_left_out(tmp_path):
 
 def test_without_a_terminal_there_are_plain_lines(tmp_path, capsys):
     metrics = Metrics(tmp_path, start=0, total=2)
-    metrics.log({"iteration": 1, "loss/before": 2.0, "loss/after": 1.0, "val/mse": 0.5})
+    metrics.log({"iteration": 1, "loss/after": 1.0, "it_per_s": 0.5, "val/mse": 0.25})
     metrics.close()
-    assert capsys.readouterr().err == "1/2  2 before  1 after  val/mse 0.5\n"
+    assert capsys.readouterr().err == "1/2  0.5 it/s  1 after  val/mse 0.25  2 s left\n"
