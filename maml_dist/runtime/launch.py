@@ -231,10 +231,14 @@ def _get(references: Any) -> Any:
 
     try:
         return ray.get(references)
-    except ray.exceptions.RayTaskError as error:
-        raise error.cause from None
-    except ray.exceptions.RayActorError as error:
-        raise ChildProcessError(f"an actor was lost (--resume goes on): {error}") from None
+    except ray.exceptions.RayError as error:
+        cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
+    if not isinstance(cause, ray.exceptions.RayError):
+        raise cause
+    said = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    if "creation task" in said[0]:
+        raise ValueError(f"an actor could not be made: {said[-1]}")
+    raise ChildProcessError(f"an actor was lost (--resume goes on): {said[0]}")
 
 
 def _decide(

@@ -1,8 +1,10 @@
 """The same run on Ray and in this process, undisturbed and disturbed: the same bits."""
 
+import os
 import signal
 import threading
 import time
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -11,11 +13,14 @@ import torch
 import maml_dist
 from maml_dist.run import Run
 from maml_dist.runtime.launch import OnRay
+from maml_dist.session import execute, prepare
+from maml_dist.tasks.sinusoid import Sinusoid
 
 pytestmark = pytest.mark.ray
 
-SMALL = {"iterations": 50, "checkpoint_every": 20, "log_every": 10, "progress": False}
-SMALL |= {"validation_tasks": 10, "test_steps": 2, "test_tasks": 10}
+RECIPE = {"iterations": 50, "checkpoint_every": 20, "log_every": 10}
+RECIPE |= {"validation_tasks": 10, "test_steps": 2, "test_tasks": 10}
+SMALL = {**RECIPE, "progress": False}
 
 
 def weights(run: Run) -> np.ndarray:
@@ -74,6 +79,26 @@ def test_a_users_error_in_an_actor_is_raised_as_it_was(tmp_path, ray_here):
         )
 
 
+@dataclass(frozen=True)
+class Deadly(Sinusoid):
+    """One task kills every process that tries it, but the driver."""
+
+    driver: int = 0
+
+    def sample(self, key):
+        if key[1:] == ("train", 3, 1) and os.getpid() != self.driver:
+            os._exit(1)
+        return super().sample(key)
+
+
+def test_a_task_that_kills_its_process_ends_the_run(tmp_path, ray_here, monkeypatch):
+    run = prepare("sinusoid", {**RECIPE, "shards": 2}, run=tmp_path / "run")
+    deadly = replace(run.experiment, task=Deadly(driver=os.getpid()))
+    monkeypatch.setattr(Run, "experiment", deadly)
+    with pytest.raises(ChildProcessError, match="an actor was lost"):
+        execute(run, progress=False)
+
+
 def test_more_gpus_than_there_are_is_an_error_before_anything_is_written(tmp_path, ray_here):
     with pytest.raises(ValueError, match="2 shards with 99 GPU each need 198 GPUs; there are 0"):
         maml_dist.meta_train("sinusoid", run=tmp_path / "run", shards=2, gpus_per_shard=99, **SMALL)
@@ -83,7 +108,7 @@ def test_more_gpus_than_there_are_is_an_error_before_anything_is_written(tmp_pat
 @pytest.mark.parametrize("delay", [0.0, 2.0])
 def test_a_killed_driver_resumes_to_the_same_bits(tmp_path, command, local, delay):
     """Killed with SIGKILL as soon as the run is there, and later."""
-    settings = [f"{name}={value}" for name, value in SMALL.items() if name != "progress"]
+    settings = [f"{name}={value}" for name, value in RECIPE.items()]
     driver = command("train", "sinusoid", "shards=2", *settings, "--run", "run")
     while not (tmp_path / "run" / "recipe.yaml").exists():
         assert driver.poll() is None, driver.communicate()
