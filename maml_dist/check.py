@@ -26,6 +26,8 @@ def check(experiment: Experiment, meta: Params) -> None:
     objective = Objective(experiment.model, source)
     params = {name: meta[name] for name, _ in experiment.model.named_parameters() if name in meta}
     for name, batch in (("support", support), ("query", query)):
+        if not (torch.is_tensor(batch.x) and torch.is_tensor(batch.y)):
+            raise ValueError(f"x and y of the {name} set must each be one tensor")
         x, y = list(batch.x.shape), list(batch.y.shape)
         try:
             output = objective.output(params, batch.x)

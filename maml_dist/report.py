@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,8 +94,9 @@ def _evaluation(run: "Run") -> dict[str, Any] | None:
         return None
     file, trained = run.path / "evaluation.json", run.path / "metrics.jsonl"
     if file.exists() and (not trained.exists() or trained.stat().st_mtime <= file.stat().st_mtime):
-        evaluation: dict[str, Any] = json.loads(file.read_text())
-        return evaluation
+        with suppress(json.JSONDecodeError):  # a damaged one is made anew
+            evaluation: dict[str, Any] = json.loads(file.read_text())
+            return evaluation
     return run.evaluate()
 
 

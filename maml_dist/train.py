@@ -185,6 +185,8 @@ def main(arguments: list[str]) -> int:
     words = options.words
     recipe = words.pop(0) if words and "=" not in words[0] else None
     overrides = parse_overrides(words)
+    if options.local and options.address:
+        raise ValueError("--local uses no cluster, --address names one: give one of them")
     if options.resume and (recipe or options.run):
         raise ValueError("--resume goes on with a run as it is: no RECIPE and no --run beside it")
     before = prepare(recipe or "sinusoid", overrides, run=options.run, resume=options.resume)

@@ -65,6 +65,8 @@ class Adam(Outer):
         super().__post_init__()
         if not all(0 <= decay < 1 for decay in self.decays):
             raise ValueError(f"outer.decays={self.decays}: both must be in [0, 1)")
+        if not self.eps > 0:
+            raise ValueError(f"outer.eps={self.eps}: must be positive")
 
     def init(self, meta: Tensor) -> State:
         """Both moments and the count of updates, at zero."""

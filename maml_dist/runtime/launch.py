@@ -105,6 +105,7 @@ class OnRay:
     """Runs the actors on a Ray cluster; where none is named, on one started on this machine."""
 
     def __init__(self, address: str | None = None) -> None:
+        self._given = address
         self._address = address or os.environ.get("RAY_ADDRESS") or "local"
 
     def __enter__(self) -> "OnRay":
@@ -145,6 +146,9 @@ class OnRay:
                 ray.init(address=self._address, **QUIET)
             except (ConnectionError, RuntimeError) as error:
                 raise ValueError(f"no Ray cluster at {self._address}: {error}") from None
+        here = ray.get_runtime_context().gcs_address
+        if self._joined and self._given not in (None, "auto", here):
+            raise ValueError(f"--address {self._given}: this process is on the cluster at {here}")
         there = ray.cluster_resources()
         cores, devices = there.get("CPU", 0), there.get("GPU", 0)
         resources = _decide(shards, cpus, gpus, cores=cores, devices=devices, most=most)

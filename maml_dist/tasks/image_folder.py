@@ -24,7 +24,7 @@ def decode(data: bytes, *, name: str, size: int, grey: bool) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data)) as image:
             pixels = image.convert("L" if grey else "RGB")
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{name} is not a readable image ({error})") from error
     array = np.asarray(pixels.resize((size, size), Image.Resampling.LANCZOS))
     return array[None] if grey else array.transpose(2, 0, 1)

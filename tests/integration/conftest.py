@@ -1,4 +1,4 @@
-"""One Ray for the session, and the package's commands as a user runs them."""
+"""One Ray for these tests, and the package's commands as a user runs them."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 QUIET = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def ray_here():
     """Ray in this process, with more CPUs declared than there are cores."""
     import ray

@@ -99,6 +99,28 @@ def test_a_task_that_kills_its_process_ends_the_run(tmp_path, ray_here, monkeypa
         execute(run, progress=False)
 
 
+def test_a_users_file_and_the_module_beside_it_travel(tmp_path, ray_here, monkeypatch):
+    (tmp_path / "beside_it.py").write_text("FACTOR = 2.0\n")
+    (tmp_path / "users_task.py").write_text(
+        "from beside_it import FACTOR\n"
+        "from maml_dist.tasks.sinusoid import Sinusoid\n"
+        "class Twice(Sinusoid):\n"
+        "    def loss(self, output, batch):\n"
+        "        return FACTOR * super().loss(output, batch)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    settings = {**SMALL, "task.class_path": "users_task.Twice", "iterations": 3, "shards": 1}
+    run = maml_dist.meta_train("sinusoid", run=tmp_path / "run", **settings)
+    again = maml_dist.meta_train("sinusoid", run=tmp_path / "local", local=True, **settings)
+    assert np.array_equal(weights(run), weights(again))
+
+
+def test_another_address_than_the_one_joined_is_an_error(tmp_path, ray_here):
+    with pytest.raises(ValueError, match="127.0.0.1:1: this process is on the cluster at"):
+        maml_dist.meta_train("sinusoid", run=tmp_path / "run", address="127.0.0.1:1", **SMALL)
+    assert not (tmp_path / "run").exists()
+
+
 def test_more_gpus_than_there_are_is_an_error_before_anything_is_written(tmp_path, ray_here):
     with pytest.raises(ValueError, match="2 shards with 99 GPU each need 198 GPUs; there are 0"):
         maml_dist.meta_train("sinusoid", run=tmp_path / "run", shards=2, gpus_per_shard=99, **SMALL)

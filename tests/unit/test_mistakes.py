@@ -161,6 +161,11 @@ def test_a_run_that_is_there_is_not_written_over(tmp_path, capsys, monkeypatch):
     assert (tmp_path / "run" / "recipe.yaml").read_text() == "mine: true"
 
 
+def test_one_address_or_none(folder, capsys, monkeypatch):
+    words = ["sinusoid", "--local", "--address", "127.0.0.1:1"]
+    assert "give one of them" in fail(capsys, monkeypatch, train, words)
+
+
 def test_an_evaluation_of_what_is_not_there(tmp_path, capsys, monkeypatch):
     import maml_dist
 

@@ -39,7 +39,7 @@ def test_an_update_changes_none_of_its_arguments():
 
 
 @pytest.mark.parametrize(
-    "bad", [{"beta": 0}, {"beta": float("nan")}, {"clip": -1}, {"decays": (1, 0)}]
+    "bad", [{"beta": 0}, {"beta": float("nan")}, {"clip": -1}, {"eps": 0}, {"decays": (1, 0)}]
 )
 def test_impossible_rates_are_refused_by_name(bad):
     with pytest.raises(ValueError, match=f"outer.{next(iter(bad))}="):

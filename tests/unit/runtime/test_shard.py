@@ -70,6 +70,18 @@ def test_scores_of_a_share_are_those_of_the_whole():
     assert TaskShard(work, rank=3, shards=4).scores(meta, 0, split="val", tasks=2, steps=1) == {}
 
 
+def test_without_steps_there_is_still_an_inductive_score():
+    work, _ = setting()
+    model = MLP(1, 1, hidden=(8,), batch_norm=True).double()
+    params = {name: p.detach() for name, p in model.named_parameters()}
+    shard = TaskShard(work._replace(model=model, layout=layout(params)), rank=0, shards=1)
+    meta = flatten(params).numpy()
+    ask = {"split": "test", "tasks": 3, "inductive": True}
+    none, two = (shard.scores(meta, 0, steps=steps, **ask)["mse"] for steps in (0, 2))
+    assert none.shape == (3, 1)
+    assert np.array_equal(none[:, 0], two[:, 0])
+
+
 def test_scores_are_those_of_a_hand_written_loop():
     work, meta = setting()
     scores = TaskShard(work, rank=0, shards=1).scores(meta, 0, split="test", tasks=2, steps=2)
