@@ -9,7 +9,7 @@ import pytest
 QUIET = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def ray_here():
     """Ray in this process, with more CPUs declared than there are cores."""
     import ray
