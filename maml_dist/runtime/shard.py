@@ -102,9 +102,8 @@ class TaskShard:
             return {}
         some = max(1, steps)  # the inductive score needs a support set, adapted to or not
         one = work.source.collect([work.source.sample(keys[0])], steps=some)
-        at_once = min(
-            100, max(1, SCORED_AT_ONCE // (one.support[0].x.numel() + one.query.x.numel()))
-        )
+        size = one.support[0].x.numel() + one.query.x.numel()
+        at_once = min(500, max(1, SCORED_AT_ONCE // size))
         parts = []
         for start in range(0, len(keys), at_once):
             drawn = [work.source.sample(key) for key in keys[start : start + at_once]]
