@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from maml_dist.core.episode import Batch
+from maml_dist.core.inner import at_step
 from maml_dist.core.learner import Learner
-from maml_dist.core.objective import Objective, broadcasting_refused
+from maml_dist.core.objective import Objective, broadcasting_refused, running_statistics
 from maml_dist.core.params import Params
 from maml_dist.core.source import TaskSource
 from maml_dist.run import Run
@@ -19,6 +20,7 @@ class Adaptable(nn.Module):
     """What `load` adds to the user's own class of module."""
 
     _meta: Params
+    _kept: Params  # running statistics
     _learner: Learner
     _source: TaskSource
     _it: torch.Tensor  # the meta-iteration of the checkpoint
@@ -32,7 +34,8 @@ class Adaptable(nn.Module):
             steps: inner steps; as many as in training if None.
 
         Returns:
-            A module of the same class; it can adapt again, from where it stands.
+            A module of the same class; it can adapt again, from where it stands (what the learner
+            holds for each step, rates or norms, begins again at its first).
 
         Raises:
             ValueError: x and y differ in length, or the model does not take them.
@@ -48,19 +51,30 @@ class Adaptable(nn.Module):
                 "x and y must hold equally many examples, at least one"
             )
         adapted = copy.deepcopy(self)
-        learned = {name: p.detach() for name, p in self.named_parameters() if p.requires_grad}
-        meta = {**self._meta, **learned}
+        learned = {name: p.detach() for name, p in self.named_parameters()}
+        meta = {
+            name: learned.get(name, value.to(like.device, like.dtype))
+            for name, value in self._meta.items()
+        }
         support = (Batch(x, y),) * steps
         try:
             with torch.no_grad(), broadcasting_refused():
                 loss = Objective(adapted, self._source).loss
-                phi = self._learner.adapt(loss, meta, support, self._it.to(like.device))
+                key = torch.zeros((), dtype=torch.int64, device=like.device)
+                phi = self._learner.adapt(loss, meta, support, self._it.to(like.device), key)
         except (RuntimeError, IndexError, UserWarning) as error:
             raise ValueError(
                 f"cannot adapt to x {list(x.shape)}, y {list(y.shape)}: {error}"
             ) from None
-        adapted.load_state_dict({**adapted.state_dict(), **phi})
-        return adapted
+        kept = self._statistics(torch.tensor(steps)) if self._learner.keeps_steps else {}
+        adapted.load_state_dict({**adapted.state_dict(), **phi, **kept})
+        return adapted.train(self.training)
+
+    def _statistics(self, k: torch.Tensor) -> Params:
+        """The running statistics after k steps."""
+        if not self._learner.keeps_steps:
+            return self._kept
+        return {name: at_step(rows, k) for name, rows in self._kept.items()}
 
 
 def load(run: str | Path, *, checkpoint: str = "best") -> Adaptable:
@@ -79,14 +93,14 @@ def load(run: str | Path, *, checkpoint: str = "best") -> Adaptable:
     weights, entry = opened.weights(checkpoint)
     experiment = opened.experiment
     model: Any = experiment.model
-    names = {name for name, _ in model.named_parameters()}
     kind = type(model)
     model.__class__ = type(kind.__name__, (Adaptable, kind), {"__module__": kind.__module__})
     model._learner, model._source = experiment.learner, experiment.task
     model._it = torch.tensor(float(entry.iteration))
-    model._meta = {name: value for name, value in weights.items() if name not in names}
-    model.load_state_dict(
-        {**model.state_dict(), **{n: w for n, w in weights.items() if n in names}}
-    )
+    model._kept = {name: weights.pop(name) for name in running_statistics(model)}
+    model._meta = weights
+    learner, zero = experiment.learner, torch.tensor(0)
+    start = learner.weights(weights, learner.start(weights)[0], zero)
+    model.load_state_dict({**model.state_dict(), **start, **model._statistics(zero)})
     adaptable: Adaptable = model.train()
     return adaptable

@@ -1,68 +1,272 @@
-"""Try an experiment on a task of each split: what cannot work is said before it starts."""
+"""Try an experiment on a task of each split: what cannot work is said before it starts.
 
+Refused, each in one line: data, model and loss that do not fit together; random numbers that
+nothing seeds; a model that changes its buffers or its input; what has no second derivative, a wrong
+one, or cannot be traced or vmapped (the line names settings that were tried and compute it).
+
+A second derivative is compared with finite differences for custom autograd.Functions alone, where
+the two must agree: of a whole model they need not (stopped gradients, straight-through ones).
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from itertools import product
+from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from maml_dist.core.engine import MetaGradient
-from maml_dist.core.episode import map_tensors
+from maml_dist.core.double_backward import wrong_second_derivative
+from maml_dist.core.engine import Engine
+from maml_dist.core.episode import Batch, Episode, keyed, map_tensors
+from maml_dist.core.learner import Learner
+from maml_dist.core.meta_gradient import MetaGradient, task_bytes
 from maml_dist.core.objective import Objective, broadcasting_refused
 from maml_dist.core.params import Params, flatten, layout
+from maml_dist.core.random import keys
 from maml_dist.core.source import TaskKey
 from maml_dist.experiment import Experiment
+
+TRACED_LIKE_EAGER = 1e-3  # relative; rounding moves float32 far less, a baked-in number far more
+FAILURES = (RuntimeError, AttributeError, TypeError, KeyError, IndexError, ValueError)
 
 
 def check(experiment: Experiment, meta: Params) -> None:
     """Draw a task of each split; put the training one through model, losses and meta-gradient.
 
     Raises:
-        ValueError, OSError: the data is missing, or data, model and loss do not fit together.
+        ValueError, OSError: the data is missing, or the experiment cannot be meta-learned.
     """
-    source = experiment.task
-    for split in ("val", "test", "train"):
-        task = source.sample(TaskKey(experiment.seed, split, 0, 0))
-    stacked = source.collect([task], steps=1)
-    support, query = map_tensors(lambda tensor: tensor[0], (stacked.support[0], stacked.query))
-    objective = Objective(experiment.model, source)
-    params = {name: meta[name] for name, _ in experiment.model.named_parameters() if name in meta}
+    source, model = experiment.task, experiment.model
+    for split in ("val", "test"):
+        source.sample(TaskKey(experiment.seed, split, 0, 0))
+    stacked = _episodes(experiment, max(1, experiment.learner.steps), 0)
+    support, query, key = map_tensors(
+        lambda tensor: tensor[0], (stacked.support[0], stacked.query, stacked.key)
+    )
+    _refuse_dropout_between(model)
+    objective = _objective(experiment, experiment.engine)
+    named = dict(model.named_parameters())
+    start = experiment.learner.weights(
+        meta, experiment.learner.start(meta)[0], torch.zeros((), dtype=torch.int64)
+    )
+    params = {name: start[name] for name in named if name in start}
     for name, batch in (("support", support), ("query", query)):
         if not (torch.is_tensor(batch.x) and torch.is_tensor(batch.y)):
             raise ValueError(f"x and y of the {name} set must each be one tensor")
-        x, y = list(batch.x.shape), list(batch.y.shape)
-        try:
-            output = objective.output(params, batch.x)
-        except (RuntimeError, IndexError, TypeError) as error:
-            raise ValueError(f"the model does not take the {name} set, x {x}: {error}") from None
-        shape = list(output.shape)
-        judge = source.loss if name == "support" else source.query_loss
-        try:
-            with broadcasting_refused():
-                loss = judge(output, batch)
-        except (RuntimeError, IndexError, UserWarning) as error:
-            most = f" up to {int(batch.y.max())}" if not batch.y.is_floating_point() else ""
-            raise ValueError(
-                f"the loss does not take the model's output {shape} with y {y}{most}: {error}"
-            ) from None
+        batch = keyed(batch, key, 0, query=name == "query")
+        with _unchanged(model, params, batch), _Seeded():
+            output = _output(objective, params, batch, name)
+            judge = source.loss if name == "support" else source.query_loss
+            loss = _loss(judge, output, batch)
         if not torch.is_tensor(loss) or loss.dim():
             raise ValueError(f"the loss of one task must be a scalar tensor, not {loss!r}")
     if source.metric not in source.score(output, query):
         raise ValueError(f"the task's score has no {source.metric!r}, which is its metric")
-    _differentiate(experiment, meta, objective)
+    if experiment.learner.second_order:
+        _refuse_wrong_second_derivative(experiment.learner, objective, params, support)
+    _differentiate(experiment, meta)
 
 
-def _differentiate(experiment: Experiment, meta: Params, objective: Objective) -> None:
-    """One task's meta-gradient, twice: it must be there, and be the same."""
-    source, learner = experiment.task, experiment.learner
-    task = source.sample(TaskKey(experiment.seed, "train", 0, 0))
-    episode = source.collect([task], steps=learner.steps)
-    engine = replace(experiment.engine.resolve(experiment.model, "cpu"), traced=False)
-    gradient = MetaGradient(engine, learner, objective, into=layout(meta))
+def decide(experiment: Experiment, meta: Params, device: str) -> Engine:
+    """The engine with every `auto` decided, by this experiment's model, learner and tasks."""
+
+    def peak(engine: Engine) -> int:
+        objective = Objective(experiment.model, experiment.task)
+        episodes = _episodes(experiment, experiment.learner.steps, 0)
+        return task_bytes(
+            engine, experiment.learner, objective, flatten(meta), episodes, layout(meta)
+        )
+
+    return experiment.engine.resolve(experiment.model, experiment.learner, device, peak=peak)
+
+
+def _output(objective: Objective, params: Params, batch: Batch, name: str) -> Tensor:
     try:
-        one, again = (gradient(flatten(meta), episode, torch.zeros(()))[0] for _ in range(2))
-    except (RuntimeError, AttributeError, TypeError, KeyError, IndexError) as error:
-        raise ValueError(f"the meta-gradient of one task cannot be computed: {error}") from None
-    if not torch.equal(one, again) and one.isfinite().all():
+        output = objective.output(params, batch.x, key=batch.key)
+    except (RuntimeError, IndexError, TypeError) as error:
+        raise ValueError(
+            f"the model does not take the {name} set, x {list(batch.x.shape)}: {_line(error)}"
+        ) from None
+    if not torch.is_tensor(output):
+        raise ValueError(f"the model must return one tensor, not {type(output).__name__}")
+    return output
+
+
+def _loss(judge: Any, output: Tensor, batch: Batch) -> Any:
+    try:
+        with broadcasting_refused():
+            return judge(output, batch)
+    except (RuntimeError, IndexError, UserWarning) as error:
+        most = f" up to {int(batch.y.max())}" if not batch.y.is_floating_point() else ""
+        raise ValueError(
+            f"the loss does not take the model's output {list(output.shape)} with "
+            f"y {list(batch.y.shape)}{most}: {_line(error)}"
+        ) from None
+
+
+def _refuse_dropout_between(model: nn.Module) -> None:
+    for name, part in model.named_modules():
+        if isinstance(part, nn.RNNBase) and part.dropout > 0 and part.num_layers > 1:
+            kind = type(part).__name__
+            raise ValueError(
+                f"{name or 'the model'} is nn.{kind}(dropout={part.dropout:g}), which draws random "
+                f"numbers that the task does not seed: use single nn.{kind} layers with nn.Dropout "
+                "between them, or dropout=0"
+            )
+
+
+def _refuse_wrong_second_derivative(
+    learner: Learner, objective: Objective, params: Params, batch: Batch
+) -> None:
+    try:
+        wrong = wrong_second_derivative(objective.loss, params, batch)
+    except FAILURES:
+        return  # said with the meta-gradient
+    if wrong:
+        without = "; first order does without: learner.first_order=true"
+        raise ValueError(
+            f"the second derivative of {wrong}, an autograd.Function, is not that of its backward: "
+            "backward must be differentiable (no once_differentiable, no detach, nothing on ctx "
+            f"but by save_for_backward){without if hasattr(learner, 'first_order') else ''}"
+        )
+
+
+class _Seeded(TorchDispatchMode):
+    """Inside, drawing from torch's generators is an error."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            raise ValueError(
+                f"model or loss draw random numbers ({func}) that the task does not seed: call "
+                "dropout as an nn module or as torch.nn.functional.dropout; draw what else there "
+                "is with maml_dist.core.random from batch.key"
+            )
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def _unchanged(model: nn.Module, params: Params, batch: Batch) -> Iterator[None]:
+    """Inside, a model that changes what must stay as it is raises a ValueError."""
+    buffers = {f"its buffer {name}": value for name, value in model.named_buffers()}
+    own: Params = {f"its parameter {name}": value for name, value in model.named_parameters()}
+    given = {f"its parameter {name}": value for name, value in params.items()}
+    data = {"its input": batch.x, "the targets": batch.y}
+    groups: tuple[Params, ...] = (buffers, own, given, data)
+    before = [
+        (name, value, value.detach().clone()) for group in groups for name, value in group.items()
+    ]
+    yield
+    after = {f"its buffer {name}": value for name, value in model.named_buffers()}
+    for name, value, copy in before:
+        same = (value == copy) | (value != value)  # not a number is like itself
+        if not same.all() or after.get(name, value) is not value:
+            advice = (
+                "only the running statistics of batch norm are followed (track_running_stats=False "
+                "elsewhere), all else must be computed from the input"
+                if name in buffers
+                else "work on a copy"
+            )
+            raise ValueError(f"the model changes {name} while it computes: {advice}")
+
+
+def _differentiate(experiment: Experiment, meta: Params) -> None:
+    """The meta-gradient: it must be there, be the same again, and the trace must follow it."""
+    learner = experiment.learner
+    engine = experiment.engine.resolve(experiment.model, learner, "cpu")
+    eager, traced = (replace(engine, running=running) for running in ("eager", "traced"))
+    # Traced at one task, replayed at another: what was baked in of the first shows.
+    try:
+        first, second = _gradients(experiment, meta, learner, eager, [0, 1])
+        (again,) = _gradients(experiment, meta, learner, eager, [0])
+        replayed = second
+        if engine.running != "eager":
+            _, replayed = _gradients(experiment, meta, learner, traced, [0, 1])
+    except FAILURES as error:
+        raise ValueError(
+            "the meta-gradient of one task cannot be computed: "
+            f"{_line(error)}{_way_out(experiment, meta, engine)}"
+        ) from None
+    if not torch.equal(first, again) and first.isfinite().all():
         raise ValueError(
             "the meta-gradient of one task differs when computed again: the model, the loss or the "
-            "learner draws random numbers, which nothing seeds"
+            "learner draws random numbers, which nothing seeds, or remembers what it computed"
         )
+    off = (replayed - second).norm() / second.norm().clamp(min=1e-12)
+    if off > TRACED_LIKE_EAGER:
+        raise ValueError(
+            f"the traced meta-gradient of a task differs from the eager one (by {off:.1%}): "
+            "something is read as a Python number; engine.running=eager computes without a trace"
+        )
+
+
+def _way_out(experiment: Experiment, meta: Params, engine: Engine) -> str:
+    """The settings with which it can be computed: they are tried."""
+    task: dict[str, Any] = {"batching": "task"}
+    eager: dict[str, Any] = {"running": "eager"}
+    learners: list[dict[str, Any]] = [{}]
+    if getattr(experiment.learner, "first_order", None) is False:
+        learners.append({"first_order": True})
+    base = engine if engine.running == "eager" else replace(engine, running="traced")
+    for learned, run in product(learners, ({}, eager, task, task | eager)):
+        said = [f"learner.{name}=true" for name in learned]
+        said += [f"engine.{name}={value}" for name, value in run.items()]
+        try:
+            learner = replace(experiment.learner, **learned)
+            _gradients(experiment, meta, learner, replace(base, **run), [0, 1])
+        except FAILURES:
+            continue
+        return f"; {' '.join(said)} computes it"
+    return ""
+
+
+def _gradients(
+    experiment: Experiment, meta: Params, learner: Learner, engine: Engine, tasks: list[int]
+) -> list[Tensor]:
+    """The meta-gradients of some tasks, one after the other, each at an iteration of its own."""
+    gradient = MetaGradient(engine, learner, _objective(experiment, engine), into=layout(meta))
+    return [
+        gradient(
+            flatten(meta), _episodes(experiment, learner.steps, task), torch.tensor(float(task))
+        ).gradient
+        for task in tasks
+    ]
+
+
+def _objective(experiment: Experiment, engine: Engine) -> Objective:
+    return Objective(experiment.model, experiment.task, bfloat16=engine.precision == "bfloat16")
+
+
+def _episodes(experiment: Experiment, steps: int, task: int) -> Episode:
+    """One training task, stacked, in the engine's precision."""
+    source, seed, dtype = experiment.task, experiment.seed, experiment.engine.dtype
+    sampled = source.sample(TaskKey(seed, "train", 0, task))
+    episodes = source.collect([sampled], steps=steps)
+    episodes = map_tensors(lambda t: t.to(dtype) if t.is_floating_point() else t, episodes)
+    return episodes._replace(key=keys(seed, "train", 0, [task]))
+
+
+SAID = {  # what torch says, in words for this place
+    "access data pointer": "model or loss hand a tensor to numpy, or to an operation of torch that "
+    "reads its memory: compute with other operations of torch",
+    "calling .item()": "model, loss or learner read a tensor as a number or decide by it, which "
+    "vmap cannot follow: use torch.where",
+    "custom_function_call": "a custom autograd.Function cannot be traced",
+    "support saved tensor hooks": "torch.utils.checkpoint cannot be used; engine.memory=steps "
+    "saves memory too",
+}
+
+
+def _line(error: Exception) -> str:
+    """What an error says, in one line, not without end."""
+    for part, words in SAID.items():
+        if part in str(error):
+            return words
+    lines = (line.strip() for line in str(error).splitlines())
+    line = next((line for line in lines if line), repr(error))
+    return line if len(line) <= 200 else f"{line[:200]} …"

@@ -36,14 +36,15 @@ def evaluate(
     Returns:
         `{"recipe", "split", "tasks", "metric", "results": [{"mode", "steps": [{"step", "mean",
         "ci95", "median"}, …]}]}`. With batch norm the modes are `transductive` (a batch of queries
-        is normalised by itself, as in the paper) and `inductive` (by the support set).
+        is normalised by itself, as in the paper), `inductive` (by the support set) and, where
+        running statistics are kept, `running` (by those).
 
     Raises:
         ValueError: there is no such split or checkpoint.
     """
     import torch
 
-    from maml_dist.core.objective import normalises
+    from maml_dist.core.objective import modes
     from maml_dist.core.params import flatten
     from maml_dist.runtime.shard import TaskShard
 
@@ -58,12 +59,11 @@ def evaluate(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     shard = TaskShard(run.work, rank=0, shards=1, device=device)
     meta = flatten({name: weights[name] for name in run.layout.names}).numpy()
-    modes = ("transductive", "inductive") if normalises(experiment.model) else ("default",)
     results = []
-    for mode in modes:
+    for mode in modes(experiment.model) or ("default",):
         scores = shard.scores(
             meta, entry.iteration, split=split, tasks=tasks, steps=steps,
-            inductive=mode == "inductive",
+            mode="transductive" if mode == "default" else mode,
         )  # fmt: skip
         by_step = scores[experiment.task.metric].T  # [step, task]
         results.append(
@@ -114,7 +114,9 @@ def show(evaluation: dict[str, Any], paper: dict[int, float]) -> None:
         for column in ("steps", "mean", "± 95%", "median", "paper"):
             table.add_column(column, justify="right")
         for row in result["steps"]:
-            cited = paper.get(row["step"]) if result["mode"] != "inductive" else None
+            cited = (
+                paper.get(row["step"]) if result["mode"] in ("default", "transductive") else None
+            )
             numbers = [score_text(row[key]) for key in ("mean", "ci95", "median")]
             table.add_row(str(row["step"]), *numbers, "" if cited is None else f"{cited:g}")
         Console().print(table)

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -50,6 +50,7 @@ class Experiment:
     cpus_per_shard: float = 1  # cores that a shard reserves; its threads
     gpus_per_shard: float | None = None  # GPUs that a shard reserves; null: 1 where there are GPUs
     engine: Engine = field(default_factory=Engine)  # how tasks are differentiated
+    diverged: Literal["stop", "skip"] = "stop"  # a task whose loss or gradient is not finite
     test_steps: int = 10  # inner steps at validation and test
     validation_tasks: int = 200  # held-out tasks a validation
     test_tasks: int = 600  # held-out tasks of the final evaluation
@@ -88,13 +89,17 @@ def compose(recipe: str | Path, overrides: Mapping[str, Any] | None = None) -> C
 def override(config: Config, overrides: Mapping[str, Any]) -> Config:
     """`config` with some keys changed, and all defaults filled in; raises as `compose` does."""
     config = copy.deepcopy(config)
-    # A class comes first: it decides which keys there are.
-    for key in sorted(overrides, key=lambda key: not key.endswith("class_path")):
-        value, short = _plain(overrides[key]), key.replace(".init_args.", ".")
-        if key.endswith(".class_path"):
-            _put(config, short.removesuffix(".class_path"), {"class_path": value})
-        else:
-            _put(config, _full_key(short, list(_leaves(_resolve(config)))), value)
+    values = {key.replace(".init_args.", "."): _plain(value) for key, value in overrides.items()}
+    # A class comes first, it decides which keys there are; then its own, some of which it requires.
+    exchanged = [key.removesuffix(".class_path") for key in values if key.endswith(".class_path")]
+    own = [key for key in values if key.startswith(tuple(f"{path}." for path in exchanged))]
+    for path in sorted(exchanged):
+        _put(config, path, {"class_path": values[f"{path}.class_path"]})
+    for key in own:
+        if not key.endswith(".class_path"):
+            _put(config, key, values[key])
+    for key in [key for key in values if key not in own]:
+        _put(config, _full_key(key, list(_leaves(_resolve(config)))), values[key])
     return _resolve(config)
 
 
@@ -109,7 +114,9 @@ def build(config: Config) -> Experiment:
         namespace = parser.parse_object(config)
         torch.manual_seed(namespace.seed)
         try:
-            return Experiment(**vars(parser.instantiate(namespace)))
+            experiment = Experiment(**vars(parser.instantiate(namespace)))
+            experiment.model.to(experiment.engine.dtype)
+            return experiment
         except (RuntimeError, TypeError, AssertionError) as error:
             raise ValueError(f"the recipe's objects cannot be made: {error}") from None
 

@@ -26,6 +26,7 @@ MODES: dict[str, Style] = {
     "default": AFTER,
     "transductive": AFTER,
     "inductive": {"linestyle": "--"},
+    "running": {"linestyle": "-."},
 }
 PAPER: Style = {"linestyle": "", "marker": "*", "markersize": 14, "markeredgecolor": "black"}
 BEST: Style = {"linestyle": "", "marker": "o", "markersize": 11, "fillstyle": "none"}

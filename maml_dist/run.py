@@ -7,7 +7,7 @@ tensorboard/       the same numbers as events    figures/, report.html
 
 import json
 import os
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 import yaml
 from torch import Tensor
 
+from maml_dist.core.objective import running_statistics
 from maml_dist.core.params import Layout, Params, flatten, layout, unflatten
 from maml_dist.experiment import Experiment, build
 from maml_dist.recipe import Config, read_yaml
@@ -43,10 +44,11 @@ class Run:
         if not (path / "recipe.yaml").is_file():
             raise ValueError(f"{path} is not a run: it holds no recipe.yaml")
         config = read_yaml(path / "recipe.yaml")
-        lacks = [item.name for item in fields(Experiment) if item.name not in config]
+        defaults = {item.name: item.default for item in fields(Experiment)}
+        lacks = [name for name in defaults if name not in config and defaults[name] is MISSING]
         if lacks:
             raise ValueError(f"{path} is not a run: its recipe.yaml lacks {', '.join(lacks)}")
-        return cls(path, config)
+        return cls(path, {**defaults, **config})  # a run of before a key was there has its default
 
     def write_recipe(self, *, new: bool) -> None:
         """Write `recipe.yaml`: from then on the folder is a run.
@@ -99,6 +101,8 @@ class Run:
         loaded, _ = other.weights()
         theirs = dict(other.experiment.model.named_buffers())
         for name, buffer in self.experiment.model.named_buffers():
+            if name in self.layout.names or name.endswith("num_batches_tracked"):
+                continue  # running statistics travel with the weights
             if name not in theirs or not torch.equal(buffer, theirs[name]):
                 raise ValueError(
                     f"init={init}: the buffer {name} differs (seed={other.experiment.seed} there)"
@@ -108,7 +112,7 @@ class Run:
             there, here = (list(side[name].shape) if name in side else None for side in sides)
             if here != there:
                 raise ValueError(f"init={init}: {name} is {there} there, {here} here")
-        return {name: loaded[name] for name in self._seeded}
+        return {name: loaded[name].to(value.dtype) for name, value in self._seeded.items()}
 
     @cached_property
     def layout(self) -> Layout:
@@ -117,6 +121,19 @@ class Run:
 
     @cached_property
     def _seeded(self) -> Params:
+        learner, kept = self.experiment.learner, running_statistics(self.experiment.model)
+        if learner.keeps_steps and not kept:
+            raise ValueError(
+                "learner.step_statistics=true: no batch norm of the model keeps running statistics"
+            )
+        rows = (learner.steps + 1,) if learner.keeps_steps else ()
+        return {
+            **self._learned,
+            **{name: value.expand((*rows, *value.shape)).clone() for name, value in kept.items()},
+        }
+
+    @cached_property
+    def _learned(self) -> Params:
         named = self.experiment.model.named_parameters()
         model = {name: p.detach() for name, p in named if p.requires_grad}  # frozen ones stay
         if not model:
@@ -126,6 +143,8 @@ class Run:
     def weights(self, checkpoint: str = "best") -> tuple[Params, Entry]:
         """The meta-parameters of a checkpoint ("best", "last" or a file), and which one it is.
 
+        Where the outer rule averages, the averaged ones: those that were validated.
+
         Raises:
             ValueError: there is no such checkpoint, or it is damaged.
         """
@@ -133,6 +152,8 @@ class Run:
         named = {n.removeprefix("meta/"): t for n, t in tensors.items() if n.startswith("meta/")}
         if {n: tuple(t.shape) for n, t in named.items()} != dict(zip(*self.layout, strict=True)):
             raise ValueError(f"{entry.file} holds other parameters than this run's model")
+        if "outer/average" in tensors:
+            named |= unflatten(tensors["outer/average"], layout(self._learned))
         return named, entry
 
     def saved(self) -> Saved | None:
@@ -172,6 +193,8 @@ class Run:
             layout=self.layout,
             seed=experiment.seed,
             meta_batch=experiment.meta_batch,
+            learned=sum(value.numel() for value in self._learned.values()),
+            skip=experiment.diverged == "skip",
         )
 
     def evaluate(self, **options: Any) -> dict[str, Any]:

@@ -1,20 +1,21 @@
 """A session of meta-training: prepare a run, take the machines that it needs, train it."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from maml_dist.check import check
+from maml_dist.check import check, decide
 from maml_dist.core.params import flatten
 from maml_dist.experiment import compose, override, user_modules
 from maml_dist.run import Run, refuse_used
 from maml_dist.runtime.launch import InProcess, OnRay
 from maml_dist.train import Row, train
 
-# What a resumed run may change: the first five change no bits, the others change rounding.
+# What a resumed run may change: the first six change no bits, the others change rounding.
 RESUMABLE = (
-    *("iterations", "checkpoint_every", "keep", "log_every", "test_tasks"),
+    *("iterations", "checkpoint_every", "keep", "log_every", "test_tasks", "diverged"),
     *("shards", "cpus_per_shard", "gpus_per_shard"),
 )
 
@@ -110,11 +111,11 @@ def execute(
             gpus=experiment.gpus_per_shard,
             most=experiment.meta_batch,
         )
-        engine = experiment.engine.resolve(experiment.model, resources.device)
+        engine = decide(experiment, run.initial, resources.device)
         decided = {
             "shards": resources.shards,
             "gpus_per_shard": resources.gpus,
-            "engine.batching": engine.batching,
+            **{f"engine.{name}": value for name, value in asdict(engine).items()},
         }
         run = Run(run.path, override(run.config, decided))
         run.write_recipe(new=not resumed)

@@ -5,6 +5,7 @@ shards. Only references pass through this process, which submits several iterati
 """
 
 import argparse
+import math
 import signal
 import sys
 import threading
@@ -35,18 +36,25 @@ class Report(NamedTuple):
 def loop(
     experiment: "Experiment", crew: "Crew", *, start: int, stop: Callable[[], bool]
 ) -> Iterator[list[Report]]:
-    """The loop. Yields what there is to read of each iteration, several at once and later."""
+    """The loop. Yields what there is to read of each iteration, several at once and later.
+
+    In this process a task that diverges raises here, and what is unread is yielded before.
+    """
     unread: list[Report] = []
     meta = crew.server.meta.remote()
     if experiment.iterations == 0:  # nothing to do but to keep the untrained weights
-        yield [Report(0, {}, _validate(experiment, crew, meta, 0), crew.server.state.remote())]
+        yield [Report(0, {}, _validate(experiment, crew, 0), crew.server.state.remote())]
     for it in range(start, experiment.iterations):
-        parts = [shard.gradient.remote(meta, it) for shard in crew.shards]
+        try:
+            parts = [shard.gradient.remote(meta, it) for shard in crew.shards]
+        except FloatingPointError:
+            yield unread
+            raise
         meta, metrics = crew.server.update.remote(*parts)
         scores = saved = None
         last = it + 1 == experiment.iterations or stop()
         if last or (it + 1) % experiment.checkpoint_every == 0:
-            scores = _validate(experiment, crew, meta, it)
+            scores = _validate(experiment, crew, it)
             saved = crew.server.state.remote()
         unread.append(Report(it + 1, metrics, scores, saved))
         if last:
@@ -57,7 +65,8 @@ def loop(
     yield unread
 
 
-def _validate(experiment: "Experiment", crew: "Crew", meta: Any, it: int) -> list[Any]:
+def _validate(experiment: "Experiment", crew: "Crew", it: int) -> list[Any]:
+    meta = crew.server.judged.remote()
     tasks, steps = experiment.validation_tasks, experiment.test_steps
     return [
         shard.scores.remote(meta, it, split="val", tasks=tasks, steps=steps)
@@ -80,16 +89,19 @@ def record(
     metric = experiment.task.metric
     window: list[Row] = []  # the metrics since the last row
     counted, clock = 0, time.monotonic()
-    for batch in batches:
-        read = crew.get([report.metrics for report in batch])
+    told = {""}
+    for batch, read in _read(crew, batches):
+        for said in {metrics.get("said", "") for metrics in read} - told:
+            print(said, file=sys.stderr)
+            told.add(said)
         counted += len(batch)
         pace = counted / max(time.monotonic() - clock, 1e-9)
-        for report, metrics in zip(batch, read, strict=True):
+        for report, metrics in zip(batch, read, strict=False):
             window.append(metrics)
             if report.scores is None and report.iteration % experiment.log_every:
                 continue
             row: Row = {"iteration": report.iteration}
-            row |= {name: sum(each[name] for each in window) / len(window) for name in metrics}
+            row |= _summary(window)
             row |= {"it_per_s": pace, "tasks_per_s": pace * experiment.meta_batch}
             if report.scores is not None:
                 parts = [part for part in crew.get(report.scores) if part]
@@ -107,6 +119,36 @@ def record(
             window = []
         if not window:
             counted, clock = 0, time.monotonic()
+
+
+def _read(
+    crew: "Crew", batches: Iterator[list[Report]]
+) -> Iterator[tuple[list[Report], list[Row]]]:
+    """Reports with their metrics; where a task diverged, those before it, and then its error."""
+    for batch in batches:
+        read: list[Row] = []
+        try:
+            read = crew.get([report.metrics for report in batch])
+        except FloatingPointError:
+            for report in batch:
+                try:
+                    read.append(crew.get(report.metrics))
+                except FloatingPointError:
+                    break
+            yield batch, read
+            raise
+        yield batch, read
+
+
+def _summary(window: list[Row]) -> Row:
+    """The means of the metrics since the last row; of tasks that were skipped, count and names."""
+    names = [name for name, value in window[0].items() if not isinstance(value, str)]
+    row: Row = {}
+    for name in names:
+        numbers = [each[name] for each in window if not math.isnan(each[name])]
+        row[name] = sum(numbers) / len(numbers) if numbers else math.nan
+    skipped = " ".join(filter(None, (each.get("skipped/tasks", "") for each in window)))
+    return row | ({"skipped": len(skipped.split()), "skipped/tasks": skipped} if skipped else {})
 
 
 def train(
@@ -128,6 +170,11 @@ def train(
         with _interruptible() as stop:
             batches = loop(run.experiment, crew, start=start, stop=stop)
             record(run, crew, batches, log=metrics.log, on_validation=on_validation)
+    except FloatingPointError:  # nothing since the last good update has changed the server
+        last = crew.get(crew.server.state.remote())
+        if last[0] > (run.checkpoints.last.iteration if run.checkpoints.last else -1):
+            run.save(last, None)
+        raise
     finally:
         metrics.close()
 

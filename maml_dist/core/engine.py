@@ -1,197 +1,112 @@
 """The engine: how a batch of tasks is differentiated, whatever the learner and the domain.
 
-Small models are bound by dispatch, not by arithmetic: there all tasks go through one `vmap`.
-Convolutions on a CPU run fastest one task at a time. Either way the function is traced once for
-each shape and the trace replayed, which skips autograd and the Python of the model.
-
-Legend: task = stacked tasks, size = elements of the flat meta-parameters.
+`auto` is decided by this rule:
+    batching   one task at a time for convolutions on a CPU (a vmapped one becomes a slow grouped
+               convolution) and for recurrent layers; else all tasks of a chunk in one vmap
+    running    compiled, where there are neither (dispatch bounds small models); else traced, as
+               is a learner with a meta-gradient of its own (inductor takes minutes for all of it)
+    memory     one graph for a single inner step, step by step for more
+    chunk      as many tasks as fit `budget`, by the trace of one task
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.func import functionalize, vmap
-from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils import _pytree as pytree
+from torch.func import vmap
 
-from maml_dist.core.episode import Episode
 from maml_dist.core.learner import Learner
-from maml_dist.core.objective import Objective
-from maml_dist.core.params import Layout, flatten, unflatten
+from maml_dist.core.replay import Function, Replay
 
-Function = Callable[..., Any]
+GIB = 1 << 30
 
 
 @dataclass(frozen=True)
 class Engine:
     """How tasks are batched and run."""
 
-    batching: Literal["auto", "task", "vmap"] = "auto"  # one task at a time, or all in one vmap
-    traced: bool = True  # trace once for each shape and replay; false: eager, to debug
+    batching: Literal["auto", "task", "vmap"] = "auto"  # one task at a time, or many in a vmap
+    chunk: int | None = None  # tasks in one vmap at the most; null: as many as fit the budget
+    budget: float = 4.0  # GiB that the tasks of one vmap may take
+    running: Literal["auto", "eager", "traced", "compiled"] = "auto"  # eager: to debug
+    memory: Literal["auto", "graph", "steps"] = "auto"  # steps: flat in the number of inner steps
+    precision: Literal["float32", "float64", "bfloat16"] = "float32"  # bfloat16: of the passes only
 
-    def resolve(self, model: nn.Module, device: str) -> "Engine":
-        """This engine with `auto` decided: per task for convolutions on a CPU, else vmap."""
-        if self.batching != "auto":
-            return self
-        convolves = any(isinstance(part, nn.modules.conv._ConvNd) for part in model.modules())
-        return replace(self, batching="task" if convolves and device == "cpu" else "vmap")
+    def __post_init__(self) -> None:
+        if self.chunk is not None and self.chunk < 1:
+            raise ValueError(f"engine.chunk={self.chunk}: must be 1 or more, or null")
+        if not self.budget > 0:
+            raise ValueError(f"engine.budget={self.budget}: must be a positive number of GiB")
 
-    def over_tasks(self, function: Function) -> Function:
-        """`function(shared, one_task)` of one task made one of many: (shared, stacked tasks).
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the meta-parameters and their gradients."""
+        return torch.float64 if self.precision == "float64" else torch.float32
 
-        Its results (a tree of tensors) come back stacked along a leading task axis.
-        """
-        if self.batching == "vmap":
-            return self._runs(vmap(function, in_dims=(None, 0)))
-        one = self._runs(function)
-
-        def each(shared: Any, tasks: Any) -> Any:
-            leaves, spec = pytree.tree_flatten(tasks)
-            results = [
-                one(shared, pytree.tree_unflatten(list(task), spec))
-                for task in zip(*(leaf.unbind() for leaf in leaves), strict=True)
-            ]
-            return pytree.tree_map(lambda *values: torch.stack(values), *results)
-
-        return each
-
-    def _runs(self, function: Function) -> Function:
-        return Replay(function) if self.traced else function
-
-
-class Replay:
-    """A function traced once for each shape of its arguments, then replayed.
-
-    The trace holds plain tensor operations: no autograd, no Python of the model. Values that the
-    function reads as numbers are baked in, so what changes between calls must be a tensor.
-    """
-
-    def __init__(self, function: Function) -> None:
-        self._function = function
-        self._traces: dict[Any, tuple[Function, Any]] = {}
-
-    def __call__(self, *arguments: Any) -> Any:
-        leaves, spec = pytree.tree_flatten(arguments)
-        leaves = [leaf.contiguous() for leaf in leaves]  # a trace holds for one memory layout
-        key = (spec, *((leaf.shape, leaf.dtype, leaf.device) for leaf in leaves))
-        if key not in self._traces:
-            self._traces[key] = self._trace(leaves, spec)
-        replay, out_spec = self._traces[key]
-        with torch.no_grad():
-            return pytree.tree_unflatten(replay(*leaves), out_spec)
-
-    def _trace(self, leaves: list[Tensor], spec: Any) -> tuple[Function, Any]:
-        out_spec = None
-
-        def flat(*leaves: Tensor) -> list[Tensor]:
-            nonlocal out_spec
-            results = self._function(*pytree.tree_unflatten(list(leaves), spec))
-            outputs, out_spec = pytree.tree_flatten(results)
-            return outputs
-
-        # Cloned: the tracer takes one tensor object in two places for one input, silently.
-        traced = make_fx(functionalize(flat))(*(leaf.clone() for leaf in leaves))
-        _refuse_random(traced.graph)
-        _simplify(traced.graph)
-        traced.recompile()
-        return traced, out_spec
-
-
-def _refuse_random(graph: torch.fx.Graph) -> None:
-    for node in graph.nodes:
-        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
-            raise ValueError(
-                f"model, loss or learner draw random numbers ({node.target}), unseeded"
-            )
-
-
-def _simplify(graph: torch.fx.Graph) -> None:
-    """Drop what a replay pays for and does not need: operations that change nothing or repeat."""
-    seen: dict[Any, torch.fx.Node] = {}
-    for node in list(graph.nodes):
-        if not isinstance(node.target, torch._ops.OpOverload):
-            continue
-        same = _unchanged(node)
-        if same is None:
-            same = seen.setdefault((node.target, repr(node.args), repr(node.kwargs)), node)
-        if same is not None and same is not node:
-            node.replace_all_uses_with(same)
-            graph.erase_node(node)
-    graph.eliminate_dead_code()
-
-
-def _unchanged(node: torch.fx.Node) -> Any:
-    """The earlier node whose value `node` only hands on, if it does no more than that."""
-    aten = torch.ops.aten
-    source: Any = node.args[0] if node.args else None
-    rest = list(node.args[1:])
-    if node.target in (aten.detach.default, aten.alias.default):  # a replay has no autograd
-        return source
-    reshapes = (aten.view.default, aten._unsafe_view.default, aten.expand.default)
-    if node.target in reshapes and _form(node) == _form(source):
-        return source
-    swaps = (aten.t.default, aten.transpose.int)
-    if node.target in swaps and source.target == node.target and source.args[1:] == node.args[1:]:
-        return source.args[0]  # swapped back
-    if node.target == aten.mul.Scalar and rest == [1] and _form(node) == _form(source):
-        return source
-    return None
-
-
-def _form(node: Any) -> Any:
-    """Shape and dtype; for what is not computed (a constant), something equal to nothing else."""
-    meta = node.meta.get("tensor_meta") if isinstance(node, torch.fx.Node) else None
-    return (meta.shape, meta.dtype) if meta else object()
-
-
-class MetaGradient:
-    """The summed meta-gradient of a batch of tasks: what one shard computes."""
-
-    def __init__(
-        self, engine: Engine, learner: Learner, objective: Objective, *, into: Layout
-    ) -> None:
-        def one_task(shared: tuple[Tensor, Tensor], episode: Episode) -> tuple[Tensor, Any]:
-            vector, it = shared
-            gradient, metrics = learner.gradient(
-                objective.loss, objective.query_loss, unflatten(vector, into), episode, it
-            )
-            return flatten(gradient), metrics
-
-        self._tasks = engine.over_tasks(one_task)
-
-    def __call__(
-        self, meta: Tensor, episodes: Episode, it: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The gradient summed over tasks [size], and each metric of each task [task]."""
-        gradients, metrics = self._tasks((meta, it), episodes)
-        return gradients.sum(0), metrics
-
-
-class PathScores:
-    """The scores of a batch of tasks after 0, 1, … adaptation steps: an evaluation."""
-
-    def __init__(
+    def resolve(
         self,
-        engine: Engine,
+        model: nn.Module,
         learner: Learner,
-        objective: Objective,
+        device: str,
         *,
-        into: Layout,
-        inductive: bool = False,
-    ) -> None:
-        def one_task(shared: tuple[Tensor, Tensor], episode: Episode) -> dict[str, Tensor]:
-            vector, it = shared
-            path = learner.path(objective.loss, unflatten(vector, into), episode.support, it)
-            scores = [objective.scores(phi, episode, inductive=inductive) for phi in path]
-            return {name: torch.stack([score[name] for score in scores]) for name in scores[0]}
+        peak: Callable[["Engine"], int] | None = None,
+    ) -> "Engine":
+        """This engine with every `auto` decided; `peak` gives the bytes that one task takes."""
+        convolves = any(isinstance(part, nn.modules.conv._ConvNd) for part in model.modules())
+        recurs = any(isinstance(part, nn.RNNBase | nn.RNNCellBase) for part in model.modules())
+        if recurs and self.batching == "vmap":
+            raise ValueError(
+                "engine.batching=vmap: torch's recurrent layers have no vmap; use task, or auto"
+            )
+        whole = type(learner).gradient is not Learner.gradient
+        engine = self
+        if self.batching == "auto":
+            alone = recurs or (convolves and device == "cpu")
+            engine = replace(engine, batching="task" if alone else "vmap")
+        if self.running == "auto":
+            engine = replace(
+                engine, running="traced" if convolves or recurs or whole else "compiled"
+            )
+        if self.memory == "auto" or whole:
+            steps = learner.steps > 1 and not whole
+            engine = replace(engine, memory="steps" if steps else "graph")
+        unbound = self.chunk is None and engine.batching == "vmap" and engine.running != "eager"
+        if unbound and peak is not None:
+            chunk = int(self.budget * GIB // max(1, peak(engine)))
+            engine = replace(engine, chunk=max(1, chunk))
+        return engine
 
-        self._tasks = replace(engine, traced=False).over_tasks(one_task)
+    def parts(self, tensors: list[Tensor]) -> Iterator[list[Tensor]]:
+        """Tensors of stacked tasks [task, …] as the engine takes them: single tasks, or chunks."""
+        if self.batching == "task":
+            yield from map(list, zip(*(tensor.unbind() for tensor in tensors), strict=True))
+            return
+        tasks = len(tensors[0])
+        count = -(-tasks // (self.chunk or tasks))
+        if count == 1:
+            yield tensors
+            return
+        pieces = (tensor.tensor_split(count) for tensor in tensors)
+        yield from map(list, zip(*pieces, strict=True))
 
-    def __call__(self, meta: Tensor, episodes: Episode, it: Tensor) -> dict[str, Tensor]:
-        """Each score of each task after each step [task, step]."""
-        with torch.no_grad():
-            scores: dict[str, Tensor] = self._tasks((meta, it), episodes)
-        return scores
+    def over(self, function: Function, *, shared: int) -> Function:
+        """`function` of one task's tensors, the first `shared` of them common to all tasks.
+
+        Made one of a part: stacked tasks in one vmap, or a single task.
+        """
+        if self.batching == "task":
+            return function
+
+        def many(*tensors: Tensor) -> object:
+            dims = (None,) * shared + (0,) * (len(tensors) - shared)
+            return vmap(function, in_dims=dims)(*tensors)
+
+        return many
+
+    def run(self, function: Function, *, compiled: bool = True) -> Function:
+        """`function` of tensors as the engine runs it; perhaps never compiled."""
+        if self.running == "eager":
+            return function
+        return Replay(function, compiled=compiled and self.running == "compiled")

@@ -3,11 +3,13 @@
 Legend: task = tasks stacked in front, n = examples. Code that sees one task sees no task axis.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar, cast
 
 from torch import Tensor
 from torch.utils import _pytree as pytree
+
+from maml_dist.core.random import fold
 
 Tree = TypeVar("Tree")
 
@@ -17,6 +19,9 @@ class Batch(NamedTuple):
 
     x: Tensor
     y: Tensor
+    key: Tensor | None = (
+        None  # an integer, for all that is drawn on the way (dropout, mini-batches)
+    )
 
 
 class Episode(NamedTuple):
@@ -28,6 +33,7 @@ class Episode(NamedTuple):
 
     support: tuple[Batch, ...]
     query: Batch
+    key: Tensor | None = None  # the task's random key; a task source leaves it to the shard
 
 
 def supervised(support: Batch, query: Batch, *, steps: int) -> Episode:
@@ -35,6 +41,36 @@ def supervised(support: Batch, query: Batch, *, steps: int) -> Episode:
     return Episode(support=(support,) * steps, query=query)
 
 
+def keyed(batch: Batch, key: Tensor | None, k: int | Tensor, *, query: bool = False) -> Batch:
+    """The batch with a random key of its own: that of step `k` of the task with this key."""
+    return batch if key is None else batch._replace(key=fold(key, 2 * k + query))
+
+
+def all_keyed(episode: Episode, counts: Sequence[Tensor]) -> Episode:
+    """The episode with the random keys of all its batches: of steps `counts` = 0 … K."""
+    support = (
+        keyed(batch, episode.key, k) for batch, k in zip(episode.support, counts, strict=False)
+    )
+    query = keyed(episode.query, episode.key, counts[-1], query=True)
+    return Episode(tuple(support), query, episode.key)
+
+
+def split(episodes: Episode, tasks: int) -> list[Episode]:
+    """Stacked episodes as several, of so many tasks each; what is one tensor stays one."""
+    leaves, spec = pytree.tree_flatten(episodes)
+    count = -(-len(episodes.query.x) // tasks)
+    parts = {id(leaf): leaf.split(tasks) for leaf in leaves if isinstance(leaf, Tensor)}
+    rows = zip(*(parts.get(id(leaf), (leaf,) * count) for leaf in leaves), strict=True)
+    return [pytree.tree_unflatten(row, spec) for row in rows]
+
+
 def map_tensors(function: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
-    """Apply `function` to every tensor of a nested tuple, list or dict."""
-    return cast(Tree, pytree.tree_map_only(Tensor, function, tree))
+    """Apply `function` to every tensor of a nested tuple, list or dict, to the same one once."""
+    results: dict[int, Tensor] = {}
+
+    def once(tensor: Tensor) -> Tensor:
+        if id(tensor) not in results:
+            results[id(tensor)] = function(tensor)
+        return results[id(tensor)]
+
+    return cast(Tree, pytree.tree_map_only(Tensor, once, tree))

@@ -1,24 +1,23 @@
 """Learner: a meta-learning algorithm, and the only inner loop.
 
     phi_0 = start(meta),   phi_{k+1} = step(phi_k, support_k),   phi = phi_K
-    meta-gradient of one task = d query_loss(phi) / d meta        (arXiv 1703.03400, equation 1)
+    meta-gradient of one task = d sum_k w_k query_loss(phi_k) / d meta     (w: 1 for K, else 0;
+                                                            arXiv 1703.03400, equation 1)
 
 A learner's fields are its hyperparameters. It sees one task: no function here has a task axis.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
+import torch
 from torch import Tensor
 from torch.func import grad_and_value
 
-from maml_dist.core.episode import Batch, Episode
+from maml_dist.core.episode import Batch, Episode, all_keyed, keyed
+from maml_dist.core.inner import Loss, State
 from maml_dist.core.params import Params
-
-Loss = Callable[[Params, Batch], Tensor]  # scalar loss of one task
-State = Any  # what an inner rule carries from step to step (momentum, moments): a tree of tensors
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class Learner(ABC):
             raise ValueError(f"learner.steps={self.steps}: must be 0 or more")
 
     def init(self, params: Params) -> Params:
-        """The meta-parameters at the start, from the model's parameters.
+        """The meta-parameters at the start: the model's parameters, and what else is learned.
 
         Raises:
             ValueError: the hyperparameters do not fit these parameters.
@@ -45,7 +44,14 @@ class Learner(ABC):
 
     @abstractmethod
     def step(
-        self, loss: Loss, meta: Params, phi: Params, state: State, batch: Batch, k: int, it: Tensor
+        self,
+        loss: Loss,
+        meta: Params,
+        phi: Params,
+        state: State,
+        batch: Batch,
+        k: Tensor,
+        it: Tensor,
     ) -> tuple[Params, State]:
         """One inner update on `batch`: the rule in which algorithms differ.
 
@@ -55,39 +61,113 @@ class Learner(ABC):
             phi: the parameters after `k` steps.
             state: the inner rule's state after `k` steps.
             batch: the support set of this step.
-            k: steps made so far.
+            k: steps made so far, an integer tensor: one trace serves all steps.
             it: the meta-iteration, a scalar tensor (a number would be baked into a trace).
         """
 
+    def weights(self, meta: Params, phi: Params, k: Tensor) -> Params:
+        """The model's parameters after `k` steps: phi itself unless overridden."""
+        return phi
+
+    def judged(self, it: Tensor) -> Tensor | None:
+        """The weights [steps + 1] of the query losses after 0 … K steps; None: the last alone."""
+        return None
+
+    def at_end(
+        self,
+        loss: Loss,
+        query_loss: Loss,
+        meta: Params,
+        phi: Params,
+        episode: Episode,
+        it: Tensor,
+    ) -> tuple[Params, Tensor] | None:
+        """The meta-gradient from the adapted parameters alone, and the query loss there.
+
+        The batches of `episode` have their random keys.
+        None, unless overridden: the meta-gradient is taken exactly, through all inner steps.
+        """
+        return None
+
+    @property
+    def keeps_steps(self) -> bool:
+        """Whether running statistics are kept for each step, as rows 0 … K; else those of K."""
+        return False
+
+    @property
+    def differentiates(self) -> bool:
+        """Whether the meta-gradient goes through the inner steps."""
+        return type(self).at_end is Learner.at_end
+
+    @property
+    def second_order(self) -> bool:
+        """Whether second derivatives of the loss are taken."""
+        own = type(self).gradient is not Learner.gradient
+        return self.differentiates and not own and self.steps > 0
+
     def path(
-        self, loss: Loss, meta: Params, support: tuple[Batch, ...], it: Tensor
+        self,
+        loss: Loss,
+        meta: Params,
+        support: tuple[Batch, ...],
+        it: Tensor,
+        key: Tensor | None = None,
     ) -> Iterator[Params]:
         """The inner loop: phi_0, phi_1, … phi_K, one step for each support batch."""
         phi, state = self.start(meta)
         yield phi
-        for k, batch in enumerate(support):
-            phi, state = self.step(loss, meta, phi, state, batch, k, it)
+        for number, batch in enumerate(support):
+            k = torch.full((), number, dtype=torch.int64, device=it.device)
+            phi, state = self.step(loss, meta, phi, state, keyed(batch, key, k), k, it)
             yield phi
 
-    def adapt(self, loss: Loss, meta: Params, support: tuple[Batch, ...], it: Tensor) -> Params:
-        """The parameters after the last inner step."""
-        for phi in self.path(loss, meta, support, it):
+    def adapt(
+        self,
+        loss: Loss,
+        meta: Params,
+        support: tuple[Batch, ...],
+        it: Tensor,
+        key: Tensor | None = None,
+    ) -> Params:
+        """The model's parameters after the last inner step."""
+        for phi in self.path(loss, meta, support, it, key):
             adapted = phi
-        return adapted
+        return self.weights(meta, adapted, torch.full((), len(support), device=it.device))
 
     def gradient(
         self, loss: Loss, query_loss: Loss, meta: Params, episode: Episode, it: Tensor
     ) -> tuple[Params, dict[str, Tensor]]:
-        """The meta-gradient of one task, exactly, through all inner steps.
+        """The meta-gradient of one task, all of it in one graph.
 
         Returns:
             The gradient, named and shaped as `meta`, and scalars: `loss/before` at phi_0 (on the
             support set, which phi_0 has not seen either) and `loss/after`, on the query set.
         """
+        counts = torch.arange(len(episode.support) + 1, device=it.device).unbind()
+        queries = [keyed(episode.query, episode.key, k, query=True) for k in counts]
 
-        def objective(meta: Params) -> Tensor:
-            return query_loss(self.adapt(loss, meta, episode.support, it), episode.query)
+        def objective(meta: Params) -> tuple[Tensor, Tensor]:
+            path = self.path(loss, meta, episode.support, it, episode.key)
+            shares = self.judged(it)
+            if shares is None:
+                *_, phi = path
+                after = query_loss(self.weights(meta, phi, counts[-1]), queries[-1])
+                return after, after
+            losses = [
+                query_loss(self.weights(meta, phi, k), query)
+                for phi, k, query in zip(path, counts, queries, strict=True)
+            ]
+            return (torch.stack(losses) * shares).sum(), losses[-1]
 
-        gradient, after = grad_and_value(objective)(meta)
-        unseen = episode.support[0] if episode.support else episode.query
-        return gradient, {"loss/before": loss(self.start(meta)[0], unseen), "loss/after": after}
+        if self.differentiates:
+            gradient, (_, after) = grad_and_value(objective, has_aux=True)(meta)
+        else:
+            *_, phi = self.path(loss, meta, episode.support, it, episode.key)
+            ended = self.at_end(loss, query_loss, meta, phi, all_keyed(episode, counts), it)
+            assert ended is not None
+            gradient, after = ended
+        unseen = (
+            keyed(episode.support[0], episode.key, counts[0]) if episode.support else queries[0]
+        )
+        before = loss(self.weights(meta, self.start(meta)[0], counts[0]), unseen)
+        return gradient, {"loss/before": before, "loss/after": after}

@@ -1,76 +1,179 @@
 """Objective: a model and a task source joined into functions of the parameters.
 
-Batch norm always normalises with the current batch, at test too (transductive, as the paper does);
-the inductive alternative normalises the queries with the statistics of the support set.
+Batch norm normalises with the current batch while training. At test there are up to three modes:
+
+    transductive   the queries by themselves, as the paper does
+    inductive      the queries with the statistics of the support set
+    running        the queries with running statistics: kept beside the meta-parameters, they
+                   follow the queries of training at the adapted parameters
 """
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.functional import batch_norm
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from maml_dist.core.episode import Batch, Episode
+from maml_dist.core.forward import Normalise, Seen, by_first, by_running, forward_rules, observing
 from maml_dist.core.params import Params
 from maml_dist.core.source import TaskSource
 
-
-def prepare(model: nn.Module) -> nn.Module:
-    """Put a model in the state in which it is meta-learned: batch norm on the current batch.
-
-    Raises:
-        ValueError: the model draws random numbers (dropout), which tasks do not seed.
-    """
-    model.train()
-    for name, part in model.named_modules():
-        if isinstance(part, _BatchNorm):
-            part.track_running_stats = False
-            part.running_mean = part.running_var = None
-        if isinstance(part, nn.modules.dropout._DropoutNd) and part.p > 0:
-            raise ValueError(
-                f"model.{name} is dropout with p={part.p}: set it to 0, it is not seeded"
-            )
-    return model
+Mode = Literal["transductive", "inductive", "running"]  # what batch norm normalises queries by
 
 
-def normalises(model: nn.Module) -> bool:
-    """Whether a prediction depends on the other examples of its batch, through batch norm."""
-    return any(isinstance(part, _BatchNorm) for part in model.modules())
+def modes(model: nn.Module) -> tuple[Mode, ...]:
+    """The modes in which a model can be scored; none where it has no batch norm."""
+    with _in(training_modes(model)):
+        norms = [part for part in model.modules() if _follows_batch(part)]
+    running: tuple[Mode, ...] = ("running",) if running_statistics(model) else ()
+    return ("transductive", "inductive", *running) if norms else ()
+
+
+def running_statistics(model: nn.Module) -> Params:
+    """The running means and variances of a model's batch norms, and counts where those matter."""
+    return {
+        f"{name}.{kind}": getattr(part, kind)
+        for name, part in _followed(model).items()
+        for kind in _kept(part)
+    }
 
 
 class Objective:
     """The losses and scores of one task as functions of (parameters, data)."""
 
-    def __init__(self, model: nn.Module, source: TaskSource) -> None:
-        self._model = prepare(model)
+    def __init__(self, model: nn.Module, source: TaskSource, *, bfloat16: bool = False) -> None:
+        self._model = model
         self._source = source
+        self._bfloat16 = bfloat16
+        self._recurs = any(isinstance(part, nn.RNNBase) for part in model.modules())
+        self._norms = _followed(model)
+        still = set(self._norms.values())  # so that they leave their own counters alone
+        self._training = [(p, mode and p not in still) for p, mode in training_modes(model)]
+        self.kept = tuple(running_statistics(model))  # names of what is kept, not differentiated
 
     def loss(self, params: Params, batch: Batch) -> Tensor:
         """The inner loss, a scalar."""
-        return self._source.loss(self.output(params, batch.x), batch)
+        return self._source.loss(self.output(params, batch.x, key=batch.key), batch)
 
     def query_loss(self, params: Params, batch: Batch) -> Tensor:
         """The outer loss, a scalar."""
-        return self._source.query_loss(self.output(params, batch.x), batch)
+        return self._source.query_loss(self.output(params, batch.x, key=batch.key), batch)
 
-    def scores(self, params: Params, episode: Episode, *, inductive: bool) -> dict[str, Tensor]:
-        """The scalars to report of the query set; inductive needs a support set."""
-        if not inductive:
-            return self._source.score(self.output(params, episode.query.x), episode.query)
-        support = episode.support[0].x
-        with _normalised_by_first(self._model, len(support)):
-            output = self.output(params, torch.cat([support, episode.query.x]))
-        return self._source.score(output[len(support) :], episode.query)
+    def scores(
+        self,
+        params: Params,
+        episode: Episode,
+        *,
+        mode: Mode = "transductive",
+        kept: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """The scalars to report of the query set.
 
-    def output(self, params: Params, x: Tensor) -> Tensor:
-        """The model's output [n, …] at x [n, …]."""
-        output: Tensor = functional_call(self._model, params, (x,))
-        return output
+        Inductive needs a support set; running needs the running statistics, `kept`.
+        """
+        query = episode.query
+        if mode == "inductive":
+            support = episode.support[0].x
+            both = torch.cat([support, query.x])
+            output = self.output(params, both, normalise=by_first(len(support)))[len(support) :]
+        elif mode == "running":
+            assert kept is not None
+            values = {
+                id(part.running_mean): (kept[f"{name}.running_mean"], kept[f"{name}.running_var"])
+                for name, part in self._norms.items()
+            }
+            output = self.output(params, query.x, normalise=by_running(values))
+        else:
+            output = self.output(params, query.x)
+        return self._source.score(output, query)
+
+    def statistics(self, params: Params, kept: Mapping[str, Tensor], batch: Batch) -> Params:
+        """The running statistics after this batch, from those before."""
+        seen: Seen = {}
+        self.output(params, batch.x, key=batch.key, normalise=observing(seen))
+        new = dict(kept)
+        for name, part in self._norms.items():
+            for mean, var in seen.get(id(part.running_mean), ()):
+                share: Tensor | float | None = part.momentum
+                if share is None:  # the mean over all batches so far
+                    count = new[f"{name}.num_batches_tracked"] + 1
+                    new[f"{name}.num_batches_tracked"], share = count, 1 / count.to(mean.dtype)
+                for kind, now in (("running_mean", mean), ("running_var", var)):
+                    old = new[f"{name}.{kind}"]
+                    new[f"{name}.{kind}"] = old + share * (now - old)
+        return new
+
+    def output(
+        self,
+        params: Params,
+        x: Tensor,
+        *,
+        key: Tensor | None = None,
+        normalise: Normalise | None = None,
+    ) -> Tensor:
+        """The model's output [n, …] at x [n, …]; dropout is drawn from `key`, or none."""
+        followed = [id(part.running_mean) for part in self._norms.values()]
+        with ExitStack() as rules:
+            rules.enter_context(forward_rules(key=key, normalise=normalise, followed=followed))
+            rules.enter_context(_in(self._training))
+            if self._recurs:  # cuDNN's recurrent layers have no second derivative
+                rules.enter_context(torch.backends.cudnn.flags(enabled=False))
+            if self._bfloat16:
+                cast = torch.autocast(x.device.type, torch.bfloat16, cache_enabled=False)
+                rules.enter_context(cast)
+            output: Tensor = functional_call(self._model, params, (x,))
+        return output.float() if self._bfloat16 else output
+
+
+Modes = list[tuple[nn.Module, bool]]  # modules, and whether each is in training mode
+
+
+def training_modes(model: nn.Module) -> Modes:
+    """The modes of a model's parts after its own `train()`, which may leave some as they are."""
+    before = [(part, part.training) for part in model.modules()]
+    model.train()
+    after = [(part, part.training) for part in model.modules()]
+    for part, mode in before:
+        part.training = mode
+    return after
+
+
+@contextmanager
+def _in(training: Modes) -> Iterator[None]:
+    """Inside, the modules are in these modes."""
+    changed = [part for part, mode in training if part.training != mode]
+    for part in changed:
+        part.training = not part.training
+    try:
+        yield
+    finally:
+        for part in changed:
+            part.training = not part.training
+
+
+def _follows_batch(part: nn.Module) -> bool:
+    """A batch norm that normalises with the batch while it trains: not one held in evaluation."""
+    return isinstance(part, _BatchNorm) and (part.training or part.running_mean is None)
+
+
+def _followed(model: nn.Module) -> dict[str, _BatchNorm]:
+    """The batch norms whose running statistics follow what is seen in training."""
+    with _in(training_modes(model)):
+        return {
+            name: part
+            for name, part in model.named_modules()
+            if isinstance(part, _BatchNorm) and part.training and part.running_mean is not None
+        }
+
+
+def _kept(part: _BatchNorm) -> tuple[str, ...]:
+    counts = ("num_batches_tracked",) if part.momentum is None else ()
+    return ("running_mean", "running_var", *counts)
 
 
 @contextmanager
@@ -79,25 +182,3 @@ def broadcasting_refused() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="Using a target size")
         yield
-
-
-@contextmanager
-def _normalised_by_first(model: nn.Module, n: int) -> Iterator[None]:
-    """Inside, batch norm takes mean and variance from the first `n` examples of a batch alone."""
-
-    def normalise(part: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        (x,) = inputs
-        over = [dim for dim in range(x.dim()) if dim != 1]
-        var, mean = torch.var_mean(x[:n], over, correction=0)
-        return batch_norm(x, mean, var, part.weight, part.bias, training=False, eps=part.eps)
-
-    hooks = [
-        part.register_forward_hook(normalise)
-        for part in model.modules()
-        if isinstance(part, _BatchNorm)
-    ]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()

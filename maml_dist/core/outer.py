@@ -1,6 +1,10 @@
-"""The beta update: meta <- meta - beta * direction(gradient), on one flat vector.
+"""The beta update: meta <- meta - rate * direction(gradient), on one flat vector.
 
-A rule's state is a dict of tensors, so that it can be saved without pickling.
+    rate    = beta * schedule
+    average = average + (meta - average) * (1 - d) / (1 - d^count)    bias-corrected moving average
+
+A rule's state is a dict of tensors, so that it can be saved without pickling. An update of a small
+model is bound by dispatch: few operations, in place on tensors made here, and scalars in Python.
 """
 
 from abc import ABC, abstractmethod
@@ -8,6 +12,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from maml_dist.core.schedule import Constant, Schedule
 
 State = dict[str, Tensor]
 
@@ -17,49 +23,96 @@ class Outer(ABC):
     """An outer optimiser: a pure rule on the flat meta-parameters [size]."""
 
     beta: float = 0.001  # outer rate
+    schedule: Schedule = Constant()  # of the outer rate
     clip: float | None = None  # each element of the meta-gradient is clipped at ± this
+    clip_norm: float | None = None  # then the meta-gradient is scaled down to this norm
+    average: float | None = None  # decay d of the averaged weights that are judged; null: none
 
     def __post_init__(self) -> None:
         if not 0 < self.beta < float("inf"):
             raise ValueError(f"outer.beta={self.beta}: must be a positive number")
-        if self.clip is not None and not self.clip > 0:
-            raise ValueError(f"outer.clip={self.clip}: must be positive, or null")
+        for name in ("clip", "clip_norm"):
+            bound = getattr(self, name)
+            if bound is not None and not bound > 0:
+                raise ValueError(f"outer.{name}={bound}: must be positive, or null")
+        if self.average is not None and not 0 < self.average < 1:
+            raise ValueError(f"outer.average={self.average}: must be in (0, 1), or null")
 
     @abstractmethod
+    def moments(self, meta: Tensor) -> State:
+        """What the rule remembers of the gradients, before the first."""
+
+    @abstractmethod
+    def step(
+        self, meta: Tensor, gradient: Tensor, state: State, *, rate: float, count: float
+    ) -> tuple[Tensor, State]:
+        """The new meta-parameters and moments at update `count` = 1, 2, …"""
+
     def init(self, meta: Tensor) -> State:
-        """The rule's state before the first update."""
+        """The state before the first update.
 
-    @abstractmethod
-    def direction(self, gradient: Tensor, state: State) -> tuple[Tensor, State]:
-        """What to step along (before beta), and the next state."""
+        Returns:
+            `count` [] float64 of the updates made, the rule's moments, and, where weights are
+            averaged, their `average` [size].
+        """
+        state = {"count": torch.tensor(0.0, dtype=torch.float64), **self.moments(meta)}
+        return state if self.average is None else {**state, "average": meta.clone()}
 
     def update(self, meta: Tensor, gradient: Tensor, state: State) -> tuple[Tensor, State]:
         """One update; returns new tensors and changes none."""
+        before = float(state["count"])
+        count = before + 1
+        rate = self.beta * self.schedule.factor(before)
         if self.clip is not None:
             gradient = gradient.clamp(-self.clip, self.clip)
-        direction, state = self.direction(gradient, state)
-        return meta - self.beta * direction, state
+        if self.clip_norm is not None:
+            norm = float(torch.linalg.vector_norm(gradient))
+            if norm > self.clip_norm:
+                gradient = gradient * (self.clip_norm / norm)
+        meta, after = self.step(meta, gradient, state, rate=rate, count=count)
+        after["count"] = torch.tensor(count, dtype=torch.float64)
+        if self.average is not None:
+            weight = (1 - self.average) / (1 - self.average**count)
+            after["average"] = state["average"].lerp(meta, weight)
+        return meta, after
 
 
 @dataclass(frozen=True)
 class SGD(Outer):
-    """Gradient descent."""
+    """Gradient descent, with (Nesterov's) momentum: v <- momentum * v + gradient."""
 
-    def init(self, meta: Tensor) -> State:
-        """No state."""
-        return {}
+    momentum: float = 0.0  # decay of the velocity; 0: plain descent
+    nesterov: bool = False  # step along gradient + momentum * v rather than v
 
-    def direction(self, gradient: Tensor, state: State) -> tuple[Tensor, State]:
-        """The gradient itself."""
-        return gradient, state
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"outer.momentum={self.momentum}: must be in [0, 1)")
+        if self.nesterov and not self.momentum:
+            raise ValueError("outer.nesterov=True: needs a momentum")
+
+    def moments(self, meta: Tensor) -> State:
+        """The velocity, if there is momentum."""
+        return {"velocity": torch.zeros_like(meta)} if self.momentum else {}
+
+    def step(
+        self, meta: Tensor, gradient: Tensor, state: State, *, rate: float, count: float
+    ) -> tuple[Tensor, State]:
+        """Along the gradient, the velocity, or where the velocity will be."""
+        if not self.momentum:
+            return meta.add(gradient, alpha=-rate), {}
+        velocity = gradient.add(state["velocity"], alpha=self.momentum)
+        ahead = gradient.add(velocity, alpha=self.momentum) if self.nesterov else velocity
+        return meta.add(ahead, alpha=-rate), {"velocity": velocity}
 
 
 @dataclass(frozen=True)
 class Adam(Outer):
-    """Adam (arXiv 1412.6980, algorithm 1)."""
+    """Adam (arXiv 1412.6980, algorithm 1); with a weight decay AdamW (arXiv 1711.05101)."""
 
     decays: tuple[float, float] = (0.9, 0.999)  # of the first and second moment
     eps: float = 1e-8  # added to the root of the second moment
+    weight_decay: float = 0.0  # decoupled: meta shrinks by rate * this, apart from the gradient
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -67,22 +120,27 @@ class Adam(Outer):
             raise ValueError(f"outer.decays={self.decays}: both must be in [0, 1)")
         if not self.eps > 0:
             raise ValueError(f"outer.eps={self.eps}: must be positive")
+        if not 0 <= self.weight_decay < float("inf"):
+            raise ValueError(f"outer.weight_decay={self.weight_decay}: must be a number, 0 or more")
 
-    def init(self, meta: Tensor) -> State:
-        """Both moments and the count of updates, at zero."""
-        zero = torch.zeros_like(meta)
-        return {
-            "first": zero,
-            "second": zero.clone(),
-            "count": zero.new_zeros((), dtype=torch.float64),
-        }
+    def moments(self, meta: Tensor) -> State:
+        """Both moments, at zero."""
+        return {"first": torch.zeros_like(meta), "second": torch.zeros_like(meta)}
 
-    def direction(self, gradient: Tensor, state: State) -> tuple[Tensor, State]:
-        """The bias-corrected first moment over the root of the second."""
+    def step(
+        self, meta: Tensor, gradient: Tensor, state: State, *, rate: float, count: float
+    ) -> tuple[Tensor, State]:
+        """Along the bias-corrected first moment over the root of the second.
+
+        Both corrections go into the step's length and eps: m̂ / (√v̂ + eps) is
+        (√c₂ / c₁) m / (√v + √c₂ eps), with c = 1 - decay^count.
+        """
         decay1, decay2 = self.decays
-        count = state["count"] + 1
-        first = torch.lerp(state["first"], gradient, 1 - decay1)
-        second = decay2 * state["second"] + (1 - decay2) * gradient * gradient
-        scale1, scale2 = 1 - decay1**count, 1 - decay2**count
-        direction = (first / scale1) / ((second / scale2).sqrt() + self.eps)
-        return direction, {"first": first, "second": second, "count": count}
+        root2 = (1 - decay2**count) ** 0.5
+        length = rate * root2 / (1 - decay1**count)
+        first = state["first"].lerp(gradient, 1 - decay1)
+        second = (state["second"] * decay2).addcmul_(gradient, gradient, value=1 - decay2)
+        root = second.sqrt().add_(self.eps * root2)
+        if self.weight_decay:
+            meta = meta * (1 - rate * self.weight_decay)
+        return meta.addcdiv(first, root, value=-length), {"first": first, "second": second}

@@ -1,6 +1,6 @@
 """Model-Agnostic Meta-Learning (Finn, Abbeel, Levine, arXiv 1703.03400).
 
-    phi_{k+1} = phi_k - alpha * grad L_support(phi_k)
+    phi_{k+1} = phi_k - alpha * grad L_support(phi_k)     (or along momentum's, Adam's direction)
     meta      = meta - beta * grad_meta L_query(phi_K)
 
 First order (section 5.2) takes the inner gradient as a constant. ANIL (arXiv 1909.09157) adapts the
@@ -8,13 +8,20 @@ head alone: `adapted: ["head.*"]`. With no steps it is joint training, the paper
 """
 
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 from torch import Tensor
-from torch.func import grad
 
 from maml_dist.core.episode import Batch
-from maml_dist.core.learner import Learner, Loss, State
+from maml_dist.core.inner import (
+    Descent,
+    Loss,
+    Rule,
+    State,
+    adapting,
+    check_patterns,
+    support_gradient,
+)
+from maml_dist.core.learner import Learner
 from maml_dist.core.params import Params
 
 
@@ -23,6 +30,7 @@ class MAML(Learner):
     """Inner gradient descent from a learned initialisation."""
 
     alpha: float = 0.01  # inner rate
+    inner: Rule = Descent()  # how the inner gradient becomes a direction
     first_order: bool = False  # take the inner gradient as a constant
     adapted: tuple[str, ...] = ("*",)  # patterns of the parameters that adapt; the rest stay
 
@@ -37,24 +45,32 @@ class MAML(Learner):
         Raises:
             ValueError: a pattern of `adapted` matches no parameter.
         """
-        for pattern in self.adapted:
-            if not any(fnmatchcase(name, pattern) for name in params):
-                raise ValueError(
-                    f"learner.adapted={pattern!r} matches no parameter; "
-                    f"there are {', '.join(params)}"
-                )
+        check_patterns(self.adapted, params)
         return params
 
+    def start(self, meta: Params) -> tuple[Params, State]:
+        """The meta-parameters, and the inner rule's state for those that adapt."""
+        return meta, self.inner.init(adapting(meta, self.adapted))
+
     def step(
-        self, loss: Loss, meta: Params, phi: Params, state: State, batch: Batch, k: int, it: Tensor
+        self,
+        loss: Loss,
+        meta: Params,
+        phi: Params,
+        state: State,
+        batch: Batch,
+        k: Tensor,
+        it: Tensor,
     ) -> tuple[Params, State]:
-        """One step of gradient descent with rate alpha on the adapted parameters."""
-        inner = {name: value for name, value in phi.items() if self._adapts(name)}
-        gradient = grad(lambda inner: loss({**phi, **inner}, batch))(inner)
-        if self.first_order:
-            gradient = {name: g.detach() for name, g in gradient.items()}
-        moved = {name: value - self.alpha * gradient[name] for name, value in inner.items()}
+        """One step with rate alpha on the adapted parameters."""
+        gradient = support_gradient(
+            loss, phi, batch, adapted=self.adapted, first_order=self.first_order
+        )
+        direction, state = self.inner.direction(gradient, state, k)
+        moved = {name: phi[name] - self.alpha * along for name, along in direction.items()}
         return {**phi, **moved}, state
 
-    def _adapts(self, name: str) -> bool:
-        return any(fnmatchcase(name, pattern) for pattern in self.adapted)
+    @property
+    def second_order(self) -> bool:
+        """Not in first order."""
+        return super().second_order and not self.first_order

@@ -19,6 +19,7 @@ class Conv4(nn.Module):
         filters: int = 64,
         size: int = 28,  # pixels a side; matters to the pooled form alone
         downsample: Literal["stride", "pool"] = "stride",
+        running_statistics: bool = False,  # keep batch norm's, for predictions one by one
     ) -> None:
         super().__init__()
         pools = downsample == "pool"
@@ -27,7 +28,7 @@ class Conv4(nn.Module):
             # No bias: batch norm takes it away again.
             layers += [
                 nn.Conv2d(channels, filters, 3, stride=1 if pools else 2, padding=1, bias=False),
-                nn.BatchNorm2d(filters, track_running_stats=False),
+                nn.BatchNorm2d(filters, track_running_stats=running_statistics),
                 nn.ReLU(),
             ]
             if pools:

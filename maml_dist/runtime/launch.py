@@ -7,6 +7,7 @@ both; in this process the call runs at once and its result stands in for the ref
 import math
 import os
 import socket
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -18,7 +19,7 @@ import torch
 
 from maml_dist.core.outer import Outer
 from maml_dist.runtime.server import ParameterServer
-from maml_dist.runtime.shard import TaskShard, Work
+from maml_dist.runtime.shard import Contribution, TaskShard, Work
 
 PLACED_WITHIN = 120  # seconds for the cluster to place all actors
 RETRIES = 3  # of one call; a task that kills every process that tries it ends the run
@@ -87,7 +88,7 @@ class InProcess:
             TaskShard(work, rank=rank, shards=resources.shards, device=resources.device)
             for rank in range(resources.shards)
         ]
-        server = _Here(ParameterServer(meta, outer))
+        server = _Here(ParameterServer(meta, outer, learned=work.learned))
         return Crew([_Here(shard) for shard in shards], server, lambda value: value, lambda: None)
 
 
@@ -198,7 +199,7 @@ class OnRay:
         server = (
             ray.remote(ParameterServer)
             .options(num_cpus=0, scheduling_strategy=beside)
-            .remote(meta, outer)
+            .remote(meta, outer, learned=work.learned)
         )
         actors: list[Any] = [*shards, server]
 
@@ -227,6 +228,18 @@ class _RayShard(TaskShard):
         import ray
 
         super().__init__(ray.get(work[0]), rank=rank, shards=shards, device=device)
+        self._listens = True
+
+    def gradient(self, meta: np.ndarray, it: int) -> Contribution:
+        """As in this process; what is warned of the first time is told to the driver."""
+        if not self._listens:
+            return super().gradient(meta, it)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            contribution = super().gradient(meta, it)
+        self._listens = False
+        texts = (str(warning.message) for warning in caught)
+        return contribution._replace(said=tuple(t for t in texts if t.startswith("engine.")))
 
 
 def _get(references: Any) -> Any:

@@ -31,10 +31,10 @@ class Metrics:
 
     def log(self, row: dict[str, Any]) -> None:
         """One flat row; its `iteration` says when."""
-        numbers = {name: value if math.isfinite(value) else None for name, value in row.items()}
+        numbers = {name: value if _is_sound(value) else None for name, value in row.items()}
         self._file.write(json.dumps(numbers) + "\n")  # JSON has no infinity
         for name, value in row.items():
-            if name != "iteration":
+            if name != "iteration" and not isinstance(value, str):
                 self._events.add_scalar(name, value, row["iteration"])
         now = time.monotonic()
         validated = any(name.startswith("val/") for name in row)  # its checkpoint comes next
@@ -48,6 +48,10 @@ class Metrics:
         self._progress.close()
         self._file.close()
         self._events.close()
+
+
+def _is_sound(value: Any) -> bool:
+    return isinstance(value, str) or math.isfinite(value)
 
 
 def read(path: Path) -> list[dict[str, Any]]:

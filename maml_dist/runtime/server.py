@@ -1,5 +1,8 @@
 """ParameterServer: the actor that adds the gradients up and applies the beta update."""
 
+import math
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -10,34 +13,52 @@ Saved = tuple[int, np.ndarray, dict[str, np.ndarray]]  # iteration, meta [size],
 
 
 class ParameterServer:
-    """Holds the meta-parameters as one flat vector [size], and the outer rule's state."""
+    """Holds one flat vector [size], and the outer rule's state.
 
-    def __init__(self, meta: np.ndarray, outer: Outer) -> None:
+    The vector's first `learned` elements are the meta-parameters, which the rule updates; the rest
+    is kept (running statistics) and becomes the mean of what the tasks return.
+    """
+
+    def __init__(self, meta: np.ndarray, outer: Outer, *, learned: int | None = None) -> None:
         self._outer = outer
+        self._learned = len(meta) if learned is None else learned
         self._it = 0
         self._meta = torch.tensor(meta)
-        self._state = outer.init(self._meta)
+        self._state = outer.init(self._meta[: self._learned])
 
     def meta(self) -> np.ndarray:
         """The meta-parameters [size]; never changed afterwards."""
         return self._meta.numpy()
 
-    def update(self, *contributions: Contribution) -> tuple[np.ndarray, dict[str, float]]:
+    def judged(self) -> np.ndarray:
+        """What is validated [size]: `meta`, averaged where the rule averages."""
+        if "average" not in self._state:
+            return self.meta()
+        return torch.cat([self._state["average"], self._meta[self._learned :]]).numpy()
+
+    def update(self, *contributions: Contribution) -> tuple[np.ndarray, dict[str, Any]]:
         """One meta-update from the contributions of all shards.
 
         Returns:
-            The new meta-parameters [size], and the means of the shards' metrics over tasks.
+            The new vector [size], and the means of the shards' metrics over the tasks that were
+            not skipped; `skipped/tasks` names those, as "iteration:task".
         """
         tasks = sum(part.tasks for part in contributions)
         gradient = torch.tensor(contributions[0].gradient)
         for part in contributions[1:]:
             gradient = gradient + torch.tensor(part.gradient)
-        self._meta, self._state = self._outer.update(self._meta, gradient / tasks, self._state)
-        self._it += 1
-        names = contributions[0].metrics
-        metrics = {
-            name: sum(part.metrics[name] for part in contributions) / tasks for name in names
+        if tasks:
+            mean, end = gradient / tasks, self._learned
+            meta, self._state = self._outer.update(self._meta[:end], mean[:end], self._state)
+            self._meta = meta if end == len(mean) else torch.cat([meta, mean[end:]])
+        metrics: dict[str, Any] = {
+            name: sum(part.metrics[name] for part in contributions) / tasks if tasks else math.nan
+            for name in contributions[0].metrics
         }
+        skipped = [f"{self._it}:{task}" for part in contributions for task in part.skipped]
+        metrics["skipped/tasks"] = " ".join(skipped)
+        metrics["said"] = "\n".join({text: None for part in contributions for text in part.said})
+        self._it += 1
         return self.meta(), metrics
 
     def state(self) -> Saved:
@@ -48,4 +69,4 @@ class ParameterServer:
         """Go on from a saved state, to the same bits."""
         self._it, meta, state = saved
         self._meta = torch.tensor(meta)
-        self._state = {name: torch.tensor(value) for name, value in state.items()}
+        self._state |= {name: torch.tensor(value) for name, value in state.items()}

@@ -5,29 +5,37 @@ sum of their meta-gradients. It keeps nothing that it cannot compute again, so a
 gives the same bits.
 """
 
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import numpy as np
 import torch
 from torch import nn
 
-from maml_dist.core.engine import Engine, MetaGradient, PathScores
-from maml_dist.core.episode import Episode, map_tensors
+from maml_dist.core.engine import Engine
+from maml_dist.core.episode import Episode, map_tensors, split
 from maml_dist.core.learner import Learner
-from maml_dist.core.objective import Objective
+from maml_dist.core.meta_gradient import MetaGradient, PathScores
+from maml_dist.core.objective import Mode, Objective
 from maml_dist.core.params import Layout
+from maml_dist.core.random import keys
 from maml_dist.core.source import TaskKey, TaskSource
 
+QUICK = 0.005  # seconds within which a meta-batch is collected inline
+AT_ONCE = 16  # iterations collected together at the most
+BLOCK = 20_000  # input numbers collected together, about
 SCORED_AT_ONCE = 4_000_000  # input numbers of held-out tasks in one vmap; bounds memory
 
 
 class Contribution(NamedTuple):
     """What a shard gives to one meta-update: sums over its tasks."""
 
-    gradient: np.ndarray  # [size], summed
-    tasks: int
+    gradient: np.ndarray  # [size], summed; for what is kept (running statistics) its new values
+    tasks: int  # that were summed
     metrics: dict[str, float]  # summed
+    skipped: tuple[int, ...] = ()  # tasks left out: their loss or gradient is not finite
+    said: tuple[str, ...] = ()  # by the engine, to the user
 
 
 class Work(NamedTuple):
@@ -40,6 +48,8 @@ class Work(NamedTuple):
     layout: Layout
     seed: int
     meta_batch: int
+    learned: int  # elements of the vector that are meta-learned; the rest is kept
+    skip: bool = False  # leave a task that is not finite out, instead of stopping
 
 
 class TaskShard:
@@ -51,35 +61,46 @@ class TaskShard:
         self._shards = shards
         self._device = torch.device(device)
         model = work.model.to(self._device)
-        objective = Objective(model, work.source)
-        engine = work.engine.resolve(model, device)
+        engine = work.engine.resolve(model, work.learner, device)
+        objective = Objective(model, work.source, bfloat16=engine.precision == "bfloat16")
+        self._dtype = engine.dtype
         self._gradient = MetaGradient(engine, work.learner, objective, into=work.layout)
-        self._scores = {
-            inductive: PathScores(
-                engine, work.learner, objective, into=work.layout, inductive=inductive
-            )
-            for inductive in (False, True)
+        self._scores: dict[Mode, PathScores] = {
+            mode: PathScores(engine, work.learner, objective, into=work.layout, mode=mode)
+            for mode in get_args(Mode)
         }
         self._ahead = ThreadPoolExecutor(1, thread_name_prefix="collect")
-        self._next: dict[int, Future[Episode]] = {}
+        self._next: dict[int, Future[list[Episode]]] = {}
+        self._block: list[Episode] = []  # of the iterations from _first on
+        self._first = 0
+        self._per_block = 0
+        self._waits = False
 
     def gradient(self, meta: np.ndarray, it: int) -> Contribution:
         """The summed meta-gradient of this shard's tasks of iteration `it` at meta [size].
 
         Raises:
-            FloatingPointError: a loss or the gradient is not finite; names the tasks.
+            FloatingPointError: a task's loss or gradient is not finite, and is not to be skipped.
         """
         episodes = self._episodes(it)
-        gradient, metrics = self._gradient(self._tensor(meta), episodes, self._tensor(it))
-        if not gradient.isfinite().all():
-            losses = metrics["loss/after"].isfinite().tolist()
-            bad = [task for task, fine in zip(self._tasks(), losses, strict=True) if not fine]
-            raise FloatingPointError(
-                f"the meta-gradient of iteration {it} is not finite"
-                f" (tasks whose loss is not: {bad or 'none'}); a smaller learner.alpha may help"
-            )
-        sums = {name: float(value.sum()) for name, value in metrics.items()}
-        return Contribution(gradient.cpu().numpy(), len(self._tasks()), sums)
+        gradient, fine, metrics = self._gradient(self._tensor(meta), episodes, self._tensor(it))
+        skipped: tuple[int, ...] = ()
+        if not fine.all():
+            told = zip(self._tasks(), fine.tolist(), strict=True)
+            skipped = tuple(task for task, is_fine in told if not is_fine)
+            if not self._work.skip:
+                raise FloatingPointError(
+                    f"the meta-gradient of iteration {it} is not finite (tasks {skipped} of the "
+                    "meta-batch): a smaller learner.alpha may help, or diverged=skip"
+                )
+            metrics = {name: torch.where(fine, value, 0) for name, value in metrics.items()}
+        sums = torch.stack([value.sum() for value in metrics.values()]).tolist()
+        return Contribution(
+            gradient.cpu().numpy(),
+            len(self._tasks()) - len(skipped),
+            dict(zip(metrics, sums, strict=True)),
+            skipped,
+        )
 
     def scores(
         self,
@@ -89,7 +110,7 @@ class TaskShard:
         split: str,
         tasks: int,
         steps: int,
-        inductive: bool = False,
+        mode: Mode = "transductive",
     ) -> dict[str, np.ndarray]:
         """Each score of this share of `tasks` held-out tasks, after 0 … steps inner steps.
 
@@ -97,18 +118,21 @@ class TaskShard:
             Arrays [task, step]; none where this shard has no task.
         """
         work = self._work
-        keys = [TaskKey(work.seed, split, 0, i) for i in range(self._rank, tasks, self._shards)]
-        if not keys:
+        named = [TaskKey(work.seed, split, 0, i) for i in range(self._rank, tasks, self._shards)]
+        if not named:
             return {}
         some = max(1, steps)  # the inductive score needs a support set, adapted to or not
-        one = work.source.collect([work.source.sample(keys[0])], steps=some)
+        one = work.source.collect([work.source.sample(named[0])], steps=some)
         size = one.support[0].x.numel() + one.query.x.numel()
         at_once = min(500, max(1, SCORED_AT_ONCE // size))
         parts = []
-        for start in range(0, len(keys), at_once):
-            drawn = [work.source.sample(key) for key in keys[start : start + at_once]]
-            episodes = self._here(work.source.collect(drawn, steps=some))
-            scores = self._scores[inductive](self._tensor(meta), episodes, self._tensor(it))
+        for start in range(0, len(named), at_once):
+            shown = named[start : start + at_once]
+            drawn = [work.source.sample(key) for key in shown]
+            collected = work.source.collect(drawn, steps=some)
+            drawn_keys = keys(work.seed, split, 0, [key.index for key in shown])
+            episodes = self._here(collected._replace(key=drawn_keys))
+            scores = self._scores[mode](self._tensor(meta), episodes, self._tensor(it))
             parts.append({name: by[:, : steps + 1].cpu().numpy() for name, by in scores.items()})
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
@@ -120,23 +144,46 @@ class TaskShard:
         return range(self._rank, self._work.meta_batch, self._shards)
 
     def _episodes(self, it: int) -> Episode:
-        """The episodes of `it`, collected ahead of time; starts on those of `it + 1`."""
-        ready = self._next.pop(it, None) or self._ahead.submit(self._collect, it)
-        episodes = ready.result()
-        self._next = {it + 1: self._ahead.submit(self._collect, it + 1)}
-        return episodes
+        """The episodes of `it`, collected with those of a block of iterations.
 
-    def _collect(self, it: int) -> Episode:
-        work = self._work
-        keys = (TaskKey(work.seed, "train", it, index) for index in self._tasks())
-        tasks = [work.source.sample(key) for key in keys]
+        Collecting that takes its time (files, simulators) goes on ahead in a thread; where it is
+        quick, the thread would cost more than it saves.
+        """
+        if not self._per_block:
+            clock = time.monotonic()
+            one = self._collect(it, 1)[0]
+            self._waits = time.monotonic() - clock > QUICK
+            numbers = one.query.x.numel() + sum(batch.x.numel() for batch in one.support[:1])
+            self._per_block = min(AT_ONCE, max(1, BLOCK // numbers))
+        first = it - it % self._per_block  # so that a resumed run collects the same blocks
+        if first != self._first or not self._block:
+            ready = self._next.pop(first, None)
+            self._block = ready.result() if ready else self._collect(first, self._per_block)
+            self._first = first
+            if self._waits:
+                after = first + self._per_block
+                self._next = {after: self._ahead.submit(self._collect, after, self._per_block)}
+        return self._block[it - first]
+
+    def _collect(self, first: int, count: int) -> list[Episode]:
+        """The episodes of each of `count` iterations from `first` on."""
+        work, its, own = self._work, range(first, first + count), self._tasks()
+        named = [TaskKey(work.seed, "train", it, index) for it in its for index in own]
+        tasks = [work.source.sample(key) for key in named]
         episodes = work.source.collect(tasks, steps=work.learner.steps)
-        return self._here(episodes)
+        drawn = torch.cat([keys(work.seed, "train", it, own) for it in its])
+        return split(self._here(episodes._replace(key=drawn)), len(own))
 
     def _here(self, episodes: Episode) -> Episode:
-        return map_tensors(lambda tensor: tensor.to(self._device), episodes)
+        """The episodes on this shard's device, in its precision."""
+        return map_tensors(self._move, episodes)
+
+    def _move(self, tensor: torch.Tensor) -> torch.Tensor:
+        dtype = self._dtype if tensor.is_floating_point() else tensor.dtype
+        return tensor.to(self._device, dtype)
 
     def _tensor(self, value: np.ndarray | int) -> torch.Tensor:
         """A copy, since what Ray hands out is shared and read-only."""
-        number = float(value) if isinstance(value, int) else value
-        return torch.tensor(number, device=self._device)
+        if isinstance(value, int):
+            return torch.tensor(float(value), device=self._device)
+        return torch.tensor(value, device=self._device, dtype=self._dtype)

@@ -17,11 +17,24 @@ from maml_dist.core.source import Adapt, TaskKey, TaskSource
 
 
 class Wave(NamedTuple):
-    """One task: its curve, and where it is looked at."""
+    """One task: its curve, and where it is looked at, as it was drawn."""
 
-    amplitude: float
-    phase: float  # radians
-    x: np.ndarray  # [shots + query]
+    unit: np.ndarray  # uniform in [0, 1): amplitude, phase and [shots + query] inputs
+
+    @property
+    def amplitude(self) -> float:
+        """In [0.1, 5]."""
+        return 0.1 + 4.9 * float(self.unit[0])
+
+    @property
+    def phase(self) -> float:
+        """In [0, pi] radians."""
+        return np.pi * float(self.unit[1])
+
+    @property
+    def x(self) -> np.ndarray:
+        """The inputs [shots + query], in [-5, 5]."""
+        return 10 * self.unit[2:] - 5
 
     def y(self, x: np.ndarray) -> np.ndarray:
         """The curve's values at x, any shape."""
@@ -46,14 +59,12 @@ class Sinusoid(TaskSource):
 
     def sample(self, key: TaskKey) -> Wave:
         """Amplitude, phase and the inputs."""
-        unit = key.rng().random(2 + self.shots + self.query)
-        return Wave(0.1 + 4.9 * unit[0], np.pi * unit[1], 10 * unit[2:] - 5)
+        return Wave(key.rng().random(2 + self.shots + self.query))
 
     def collect(self, tasks: Sequence[Wave], *, steps: int, adapt: Adapt | None = None) -> Episode:
         """The points of each wave, the first `shots` of them for support."""
-        x = np.stack([task.x for task in tasks])
-        curves = np.array([task[:2] for task in tasks])
-        amplitude, phase = curves[:, :1], curves[:, 1:]
+        unit = np.stack([task.unit for task in tasks])
+        amplitude, phase, x = 0.1 + 4.9 * unit[:, :1], np.pi * unit[:, 1:2], 10 * unit[:, 2:] - 5
         y = amplitude * np.sin(x - phase)
         inputs = [x, *np.broadcast_arrays(amplitude, phase, x)[:2]] if self.oracle else [x]
         points = torch.from_numpy(np.stack(inputs, -1).astype(np.float32))

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 import time
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ pytestmark = pytest.mark.ray
 
 RECIPE = {"iterations": 50, "checkpoint_every": 20, "log_every": 10}
 RECIPE |= {"validation_tasks": 10, "test_steps": 2, "test_tasks": 10}
+RECIPE |= {"engine.running": "traced"}  # each number of shards would be compiled anew
 SMALL = {**RECIPE, "progress": False}
 
 
@@ -95,6 +97,7 @@ def test_a_task_that_kills_its_process_ends_the_run(tmp_path, ray_here, monkeypa
     run = prepare("sinusoid", {**RECIPE, "shards": 2}, run=tmp_path / "run")
     deadly = replace(run.experiment, task=Deadly(driver=os.getpid()))
     monkeypatch.setattr(Run, "experiment", deadly)
+    ray_here.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # `tests` may be another's
     with pytest.raises(ChildProcessError, match="an actor was lost"):
         execute(run, progress=False)
 

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.ray
 
 CONFIGS = sorted((Path(__file__).parents[2] / "tune_configs").glob("*.yaml"))
 SMALL = ["iterations=20", "checkpoint_every=10", "num_samples=2", "meta_batch=4", "grace_period=10"]
-SMALL += ["validation_tasks=4", "test_tasks=4", "engine.traced=false", "test_steps=1"]
+SMALL += ["validation_tasks=4", "test_tasks=4", "engine.running=eager", "test_steps=1"]
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_every_search_runs(tmp_path, monkeypatch, ray_here, omniglot, file):
     best = yaml.safe_load(recipe.read_text())
     for key in ("alpha", "steps"):
         assert str(best["learner"]["init_args"][key]) == rows[0][f"learner.{key}"]
-    small = {"iterations": 2, "validation_tasks": 2, "meta_batch": 2, "engine.traced": False}
+    small = {"iterations": 2, "validation_tasks": 2, "meta_batch": 2, "engine.running": "eager"}
     run = maml_dist.meta_train(recipe, run=tmp_path / "run", local=True, progress=False, **small)
     assert run.finished
 

@@ -27,7 +27,7 @@ from maml_dist.tasks import omniglot
 
 SMALL = {"iterations": 4, "checkpoint_every": 2, "log_every": 1, "meta_batch": 3, "local": True}
 SMALL |= {"validation_tasks": 3, "test_tasks": 4, "test_steps": 2, "progress": False}
-SMALL |= {"engine.traced": False}
+SMALL |= {"engine.running": "eager"}
 
 
 def train(recipe, path, **changes):

@@ -6,16 +6,16 @@ import signal
 import numpy as np
 import pytest
 import torch
-from generated import fill_data_home
 
 import maml_dist
 from maml_dist.recipe import recipes
 from maml_dist.run import Run
+from maml_dist.tasks.sinusoid import Sinusoid
 from maml_dist.train import main
 
 SMALL = {"iterations": 6, "checkpoint_every": 2, "log_every": 1, "meta_batch": 3, "local": True}
 SMALL |= {"validation_tasks": 3, "test_tasks": 4, "test_steps": 2, "progress": False}
-SMALL |= {"engine.traced": False}  # the traces take longer than the iterations
+SMALL |= {"engine.running": "eager"}  # the traces take longer than the iterations
 
 
 def weights(run: Run) -> np.ndarray:
@@ -77,6 +77,22 @@ def test_an_extended_run_is_a_longer_one(tmp_path, undisturbed):
     longer = maml_dist.meta_train(resume=run.path, iterations=6, local=True, progress=False)
     assert np.array_equal(weights(longer), weights(undisturbed))
     assert Run.open(run.path).config["iterations"] == 6
+
+
+def test_averaged_weights_are_validated_kept_and_resumed(tmp_path, undisturbed):
+    settings = {**SMALL, "outer.average": 0.5}
+    run = maml_dist.meta_train("sinusoid", run=tmp_path / "whole", **settings)
+    raw, average = run.saved()[1], run.saved()[2]["average"]
+    assert np.array_equal(raw, undisturbed.saved()[1])  # training does not see the average
+    assert not np.array_equal(average, raw)
+    (result,) = run.evaluate(split="val", tasks=3, checkpoint="last")["results"]
+    assert result["steps"][-1]["mean"] == pytest.approx(run.metrics[-1]["val/mse"])
+    loaded = maml_dist.load(run.path, checkpoint="last").parameters()
+    assert np.array_equal(torch.cat([p.detach().flatten() for p in loaded]), average)
+    half = maml_dist.meta_train("sinusoid", run=tmp_path / "h", **{**settings, "iterations": 3})
+    whole = maml_dist.meta_train(resume=half.path, iterations=6, local=True, progress=False)
+    assert np.array_equal(weights(whole), weights(run))
+    assert np.array_equal(whole.saved()[1], raw)
 
 
 def test_a_finished_run_is_left_alone(undisturbed):
@@ -159,7 +175,7 @@ def test_frozen_parameters_stay_and_a_users_buffers_and_masks_work(tmp_path, mon
         "learner: {class_path: maml_dist.learners.maml.MAML}\n"
         "outer: {class_path: maml_dist.core.outer.Adam}\n"
     )
-    settings = {**SMALL, "engine.traced": True}
+    settings = {**SMALL, "engine.running": "traced"}
     run = maml_dist.meta_train(tmp_path / "masked.yaml", run=tmp_path / "run", **settings)
     before, after = run.experiment.model, maml_dist.load(run.path, checkpoint="last")
     assert torch.equal(before.frozen.weight, after.frozen.weight)
@@ -182,30 +198,40 @@ class Masked(nn.Module):
 """
 
 
-@pytest.fixture(scope="module")
-def data_home(tmp_path_factory):
-    home = tmp_path_factory.mktemp("data")
-    fill_data_home(home)
-    return home
-
-
-@pytest.mark.parametrize("recipe", recipes())
-def test_every_recipe_runs(tmp_path, monkeypatch, data_home, recipe):
-    monkeypatch.setenv("MAML_DIST_DATA", str(data_home))
-    small = {**SMALL, "iterations": 2, "meta_batch": 2, "test_steps": 1}
-    small |= {"validation_tasks": 2, "test_tasks": 2}
-    if not recipe.startswith("sinusoid"):
-        small |= {"query": 1}
-    if recipe.startswith("mini"):
-        small |= {"filters": 4}
-    run = maml_dist.meta_train(recipe, run=tmp_path / recipe, **small)
-    modes = [result["mode"] for result in run.evaluate()["results"]]
-    batch_norm = not recipe.startswith("sinusoid")
-    assert modes == (["transductive", "inductive"] if batch_norm else ["default"])
-
-
 def test_the_command_prints_its_recipes_and_its_configuration(capsys):
     assert main(["--list"]) == 0
     assert set(recipes()) == {line.split()[0] for line in capsys.readouterr().out.splitlines()}
     assert main(["sinusoid", "--print-config", "alpha=0.5"]) == 0
     assert "alpha: 0.5" in capsys.readouterr().out
+
+
+SAMPLE = Sinusoid.sample
+
+
+class Breaks(Sinusoid):
+    """Not a number from iteration 13 on."""
+
+    def sample(self, key):
+        wave = SAMPLE(self, key)
+        broken = key.split == "train" and key.it >= 13
+        return wave._replace(unit=wave.unit * float("nan")) if broken else wave
+
+
+def test_a_run_that_diverges_keeps_what_it_had(tmp_path, monkeypatch):
+    monkeypatch.setattr("maml_dist.tasks.sinusoid.Sinusoid.sample", Breaks.sample)
+    settings = {**SMALL, "iterations": 20, "checkpoint_every": 4}
+    with pytest.raises(FloatingPointError, match="iteration 13 is not finite"):
+        maml_dist.meta_train("sinusoid", run=tmp_path / "run", **settings)
+    run = Run.open(tmp_path / "run")
+    assert [row["iteration"] for row in run.metrics] == list(range(1, 14))
+    assert run.checkpoints.last.iteration == 13
+    assert run.checkpoints.best.iteration in (4, 8, 12)
+
+
+def test_or_goes_on_without_the_tasks_that_diverge(tmp_path, monkeypatch):
+    monkeypatch.setattr("maml_dist.tasks.sinusoid.Sinusoid.sample", Breaks.sample)
+    settings = {**SMALL, "iterations": 15, "diverged": "skip", "checkpoint_every": 15}
+    run = maml_dist.meta_train("sinusoid", run=tmp_path / "run", **settings)
+    assert run.finished
+    assert [row.get("skipped") for row in run.metrics[-3:]] == [None, 3, 3]
+    assert run.metrics[-1]["skipped/tasks"] == "14:0 14:1 14:2"

@@ -2,9 +2,16 @@ import pytest
 import torch
 
 from maml_dist.core.episode import Batch, supervised
+from maml_dist.core.inner import Adam, Descent, Momentum
 from maml_dist.learners.maml import MAML
 
 IT = torch.tensor(0.0)
+RULES = {
+    "descent": Descent(),
+    "momentum": Momentum(0.8),
+    "nesterov": Momentum(0.8, nesterov=True),
+    "adam": Adam(decays=(0.7, 0.9), eps=1e-3, floor=1e-30),
+}
 
 
 def loss(params, batch):
@@ -73,3 +80,62 @@ def test_impossible_settings_are_refused_by_name(bad):
 def test_a_pattern_that_matches_nothing_is_refused():
     with pytest.raises(ValueError, match=r"'hed\.\*' matches no parameter; there are w, b"):
         MAML(adapted=("hed.*",)).init(setting()[0])
+
+
+def curved(params, batch):
+    """A loss whose every derivative matters, of a small network."""
+    hidden = torch.tanh(batch.x @ params["body"]).sin()
+    return ((hidden @ params["head"] + params["bias"] - batch.y) ** 2).mean()
+
+
+def curved_setting():
+    torch.manual_seed(0)
+    shapes = {"body": (2, 4), "head": (4, 1), "bias": ()}
+    meta = {name: torch.randn(shape).double() for name, shape in shapes.items()}
+    return meta, *(Batch(torch.randn(n, 2).double(), torch.randn(n, 1).double()) for n in (5, 6))
+
+
+def directions_by_hand(rule):
+    """For one parameter: a function of its gradient of each step in turn."""
+    first, second, k = 0.0, 0.0, 0
+
+    def direction(g):
+        nonlocal first, second, k
+        k += 1
+        if rule == "descent":
+            return g
+        if rule == "adam":
+            first, second = 0.7 * first + 0.3 * g, 0.9 * second + 0.1 * g**2
+            return first / (1 - 0.7**k) / ((second / (1 - 0.9**k)).sqrt() + 1e-3)
+        first = 0.8 * first + g
+        return first if rule == "momentum" else g + 0.8 * first
+
+    return direction
+
+
+def gradient_by_hand(rule, *, steps, adapted, first_order):
+    meta, support, query = curved_setting()
+    leaves = {name: value.requires_grad_() for name, value in meta.items()}
+    phi, rules = dict(leaves), {name: directions_by_hand(rule) for name in adapted}
+    for _ in range(steps):
+        inner = curved(phi, support)
+        adapting = [phi[name] for name in adapted]
+        gradients = torch.autograd.grad(inner, adapting, create_graph=not first_order)
+        for name, g in zip(adapted, gradients, strict=True):
+            phi[name] = phi[name] - 0.1 * rules[name](g)
+    gradient = torch.autograd.grad(curved(phi, query), leaves.values())
+    return dict(zip(leaves, gradient, strict=True))
+
+
+@pytest.mark.parametrize("adapted", [("body", "head", "bias"), ("head", "bias")])
+@pytest.mark.parametrize("first_order", [False, True])
+@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize("rule", RULES)
+def test_through_every_inner_rule_it_is_a_hand_written_loop(rule, steps, first_order, adapted):
+    how = {"adapted": adapted, "first_order": first_order}
+    learner = MAML(alpha=0.1, steps=steps, inner=RULES[rule], **how)
+    meta, support, query = curved_setting()
+    episode = supervised(support, query, steps=steps)
+    gradient, _ = learner.gradient(curved, curved, meta, episode, IT)
+    expected = gradient_by_hand(rule, steps=steps, **how)
+    torch.testing.assert_close(gradient, expected, rtol=1e-10, atol=1e-12)

@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from maml_dist.core.engine import Engine
+from maml_dist.core.episode import map_tensors
 from maml_dist.core.outer import Adam
 from maml_dist.core.params import flatten, layout
 from maml_dist.core.source import TaskKey
@@ -13,27 +14,19 @@ from maml_dist.runtime.shard import TaskShard, Work
 from maml_dist.tasks.sinusoid import Sinusoid
 
 
-class Doubles(Sinusoid):
-    """Sinusoids in float64."""
-
-    def collect(self, tasks, *, steps, adapt=None):
-        from maml_dist.core.episode import map_tensors
-
-        return map_tensors(lambda tensor: tensor.double(), super().collect(tasks, steps=steps))
-
-
 def setting(source=None, meta_batch=6, alpha=0.01):
     torch.manual_seed(0)
     model = MLP(1, 1, hidden=(8, 8)).double()
     params = {name: p.detach() for name, p in model.named_parameters()}
     learner = MAML(alpha=alpha, steps=1)
-    work = Work(source or Doubles(), model, learner, Engine(), layout(params), 3, meta_batch)
+    size = sum(value.numel() for value in params.values())
+    engine = Engine(running="eager", precision="float64")
+    work = Work(source or Sinusoid(), model, learner, engine, layout(params), 3, meta_batch, size)
     return work, flatten(params).numpy()
 
 
 def after(shards: int, iterations: int) -> np.ndarray:
     work, meta = setting()
-    work = work._replace(engine=Engine(traced=False))
     crew = [TaskShard(work, rank=rank, shards=shards) for rank in range(shards)]
     server = ParameterServer(meta, Adam(beta=0.01))
     for it in range(iterations):
@@ -76,7 +69,7 @@ def test_without_steps_there_is_still_an_inductive_score():
     params = {name: p.detach() for name, p in model.named_parameters()}
     shard = TaskShard(work._replace(model=model, layout=layout(params)), rank=0, shards=1)
     meta = flatten(params).numpy()
-    ask = {"split": "test", "tasks": 3, "inductive": True}
+    ask = {"split": "test", "tasks": 3, "mode": "inductive"}
     none, two = (shard.scores(meta, 0, steps=steps, **ask)["mse"] for steps in (0, 2))
     assert none.shape == (3, 1)
     assert np.array_equal(none[:, 0], two[:, 0])
@@ -87,8 +80,8 @@ def test_scores_are_those_of_a_hand_written_loop():
     scores = TaskShard(work, rank=0, shards=1).scores(meta, 0, split="test", tasks=2, steps=2)
     model = work.model
     task = work.source.sample(TaskKey(3, "test", 0, 1))
-    episode = work.source.collect([task], steps=1)
-    (x, y), query = episode.support[0], episode.query
+    episode = map_tensors(torch.Tensor.double, work.source.collect([task], steps=1))
+    (x, y, _), query = episode.support[0], episode.query
     for _ in range(2):
         loss = ((model(x[0]) - y[0]) ** 2).mean()
         gradients = torch.autograd.grad(loss, list(model.parameters()))
@@ -99,15 +92,50 @@ def test_scores_are_those_of_a_hand_written_loop():
     assert scores["mse"][1, 2] == pytest.approx(by_hand, rel=1e-10)
 
 
-def test_the_task_whose_loss_is_not_finite_is_named():
-    class Poisoned(Doubles):
-        def sample(self, key):
-            wave = super().sample(key)
-            return wave._replace(amplitude=float("nan")) if key.index == 4 else wave
+class Poisoned(Sinusoid):
+    """Task 4 of every meta-batch is not a number."""
 
+    def sample(self, key):
+        wave = super().sample(key)
+        return wave._replace(unit=wave.unit * float("nan")) if key.index == 4 else wave
+
+
+def test_the_task_that_is_not_finite_is_named():
     work, meta = setting(Poisoned())
-    with pytest.raises(FloatingPointError, match=r"iteration 0 is not finite .*: \[4\]"):
+    with pytest.raises(FloatingPointError, match=r"iteration 0 is not finite \(tasks \(4,\)"):
         TaskShard(work, rank=0, shards=2).gradient(meta, 0)
+
+
+def test_or_it_is_left_out_and_counted():
+    work, meta = setting(Poisoned())
+    parts = [
+        TaskShard(work._replace(skip=True), rank=rank, shards=2).gradient(meta, 0)
+        for rank in (0, 1)
+    ]
+    assert [part.tasks for part in parts] == [2, 3]
+    assert [part.skipped for part in parts] == [(4,), ()]
+    five, _ = setting(meta_batch=4)
+    fine = TaskShard(five, rank=0, shards=2).gradient(meta, 0)
+    np.testing.assert_allclose(parts[0].gradient, fine.gradient, rtol=1e-12)
+    assert parts[0].metrics == pytest.approx(fine.metrics, rel=1e-12)
+    _, metrics = ParameterServer(meta, Adam()).update(*parts)
+    assert metrics["skipped/tasks"] == "0:4"
+
+
+def test_where_all_tasks_are_left_out_nothing_is_learned():
+    work, meta = setting(Poisoned())
+    part = TaskShard(work._replace(skip=True), rank=4, shards=5).gradient(meta, 0)
+    after, metrics = ParameterServer(meta, Adam()).update(part)
+    assert part.tasks == 0 and np.array_equal(after, meta)
+    assert np.isnan(metrics["loss/after"]) and metrics["skipped/tasks"] == "0:4"
+
+
+def test_blocks_of_iterations_are_those_of_a_resumed_run():
+    work, meta = setting()
+    shard = TaskShard(work, rank=0, shards=1)
+    for it in range(20):
+        before = shard.gradient(meta, it)
+    assert np.array_equal(TaskShard(work, rank=0, shards=1).gradient(meta, 19).gradient, before[0])
 
 
 def test_the_server_takes_the_mean_over_tasks_and_can_be_restored():

@@ -1,0 +1,199 @@
+"""maml_dist: its engine alone, and the whole of it over Ray with a shard a core."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from benchmarks.peer_cases import BETA, Case, module
+from benchmarks.peer_process import Contender, descendants
+from maml_dist.check import decide
+from maml_dist.core.engine import Engine
+from maml_dist.core.episode import Batch, Episode, map_tensors, supervised
+from maml_dist.core.meta_gradient import MetaGradient
+from maml_dist.core.objective import Objective
+from maml_dist.core.outer import Adam
+from maml_dist.core.params import Params, flatten, layout
+from maml_dist.core.random import keys
+from maml_dist.core.source import Adapt, TaskKey, TaskSource
+from maml_dist.experiment import Experiment
+from maml_dist.learners.maml import MAML
+from maml_dist.runtime.launch import OnRay
+from maml_dist.runtime.shard import Work
+from maml_dist.train import loop
+
+AHEAD = 8  # meta-iterations submitted before their metrics are read: the default of a recipe
+SLOW = 0.1  # seconds an iteration
+NEVER = 10**9  # meta-iterations
+
+
+class Given(TaskSource):
+    """The case's episodes as a task source: task `index` of meta-batch `it`."""
+
+    def __init__(self, case: Case) -> None:
+        self._data = [torch.from_numpy(values) for values in (*case.support, *case.query)]
+        self._classifies = bool(case.workload.ways)
+
+    def sample(self, key: TaskKey) -> tuple[int, int]:
+        return key.it % len(self._data[0]), key.index
+
+    def collect(
+        self, tasks: Sequence[tuple[int, int]], *, steps: int, adapt: Adapt | None = None
+    ) -> Episode:
+        batch, task = torch.tensor(tasks).unbind(1)
+        sx, sy, qx, qy = (values[batch, task] for values in self._data)
+        return supervised(Batch(sx, sy), Batch(qx, qy), steps=steps)
+
+    def loss(self, output: Tensor, batch: Batch) -> Tensor:
+        judge = functional.cross_entropy if self._classifies else functional.mse_loss
+        return judge(output, batch.y)
+
+
+def experiment(case: Case) -> Experiment:
+    """The case as a recipe would give it, its initial weights in the model."""
+    workload = case.workload
+    model = module(workload)
+    model.load_state_dict({name: torch.tensor(value) for name, value in case.meta.items()})
+    learner = MAML(alpha=workload.alpha, steps=workload.steps, first_order=workload.first_order)
+    return Experiment(
+        Given(case), model, learner, Adam(beta=BETA), meta_batch=workload.tasks, ahead=AHEAD
+    )
+
+
+class Ours(Contender):
+    """The engine that `auto` chooses, and the outer update: nothing else.
+
+    What it compiles is too small for more than one thread: the default of training with --local.
+    """
+
+    def __init__(self, case: Case, threads: int) -> None:
+        super().__init__(case, threads)
+        self._experiment = experiment(case)
+        small = _engine(self._experiment).running == "compiled"
+        torch.set_num_threads(1 if small else threads)
+        self._model_meta = _meta(self._experiment)
+        self._meta = flatten(self._model_meta)
+        self._state = self._experiment.outer.init(self._meta)
+        self._tasks = case.workload.tasks
+        source, everyone = self._experiment.task, range(self._tasks)
+        self._episodes = []
+        for it in range(case.workload.batches):
+            named = [source.sample(TaskKey(0, "train", it, index)) for index in everyone]
+            episodes = source.collect(named, steps=case.workload.steps)
+            self._episodes.append(episodes._replace(key=keys(0, "train", it, everyone)))
+        self._gradient: MetaGradient | None = None
+        self._it = 0
+
+    def iterate(self, count: int) -> list[float]:
+        return [self._iteration() for _ in range(count)]
+
+    def moment(self) -> np.ndarray:
+        return self._state["first"].numpy()
+
+    def _iteration(self) -> float:
+        gradient, losses = self.summed(self._episodes[self.next_batch()])
+        self._meta, self._state = self._experiment.outer.update(
+            self._meta, gradient / self._tasks, self._state
+        )
+        self._it += 1
+        return losses.mean().item()
+
+    def summed(self, episodes: Episode) -> tuple[Tensor, Tensor]:
+        """The engine's part: the summed meta-gradient [size], the query losses [task]."""
+        if self._gradient is None:
+            engine = decide(self._experiment, self._model_meta, "cpu")
+            objective = Objective(self._experiment.model, self._experiment.task)
+            self._gradient = MetaGradient(
+                engine, self._experiment.learner, objective, into=layout(self._model_meta)
+            )
+        result = self._gradient(self._meta, episodes, torch.tensor(float(self._it)))
+        return result.gradient, result.metrics["loss/after"]
+
+    def one_task(self) -> None:
+        """The meta-gradient of one task alone."""
+        one = map_tensors(lambda values: values[:1], self._episodes[0])
+        self.summed(one)
+
+
+class OursOnRay(Contender):
+    """Actors on a Ray of its own: one shard with one thread a core, driven as in training."""
+
+    def __init__(self, case: Case, threads: int) -> None:
+        super().__init__(case, threads)
+        self._experiment = experiment(case)
+        meta = _meta(self._experiment)
+        self._place = OnRay("local")
+        self._place.__enter__()
+        resources = self._place.resources(threads, cpus=1, gpus=0, most=case.workload.tasks)
+        engine = decide(self._experiment, meta, "cpu")
+        work = Work(
+            self._experiment.task,
+            self._experiment.model,
+            self._experiment.learner,
+            engine,
+            layout(meta),
+            seed=0,
+            meta_batch=case.workload.tasks,
+            learned=len(flatten(meta)),
+        )
+        self._crew = self._place.crew(
+            work,
+            flatten(meta).numpy(),
+            outer=self._experiment.outer,
+            resources=resources,
+            modules=[Given.__module__],
+        )
+        self._it = 0
+
+    def iterate(self, count: int) -> list[float]:
+        crew, losses = self._crew, []
+        meta = crew.server.meta.remote()
+        for it in range(self._it, self._it + count):
+            parts = [shard.gradient.remote(meta, it) for shard in crew.shards]
+            meta, metrics = crew.server.update.remote(*parts)
+            losses.append(metrics)
+        self._it += count
+        return [metrics["loss/after"] for metrics in crew.get(losses)]
+
+    def pace(self, seconds: float) -> list[float]:
+        """The training's own loop, never drained: the time from one reading to the next."""
+        clock = time.perf_counter()
+        self.iterate(1)
+        ahead = AHEAD if time.perf_counter() - clock < SLOW else 1  # no long queue to wait for
+        endless = replace(self._experiment, iterations=NEVER, checkpoint_every=NEVER, ahead=ahead)
+        times: list[float] = []
+        end, clock = time.perf_counter() + seconds, 0.0
+        for reports in loop(endless, self._crew, start=self._it, stop=lambda: False):
+            self._crew.get([report.metrics for report in reports])
+            self._it = reports[-1].iteration + ahead  # those submitted and not read
+            before, clock = clock, time.perf_counter()
+            if before:  # not the first, which also fills the queue
+                times.append((clock - before) / len(reports))
+            if times and clock > end:
+                break
+        self._crew.get(self._crew.server.meta.remote())  # comes after all that was submitted
+        return times
+
+    def moment(self) -> np.ndarray:
+        _, _, state = self._crew.get(self._crew.server.state.remote())
+        return np.array(state["first"])
+
+    def processes(self) -> list[int]:
+        return descendants("ray::")
+
+    def close(self) -> None:
+        self._crew.close()
+        self._place.__exit__()
+
+
+def _engine(experiment: Experiment) -> Engine:
+    """The engine with all decided but the size of a chunk."""
+    return experiment.engine.resolve(experiment.model, experiment.learner, "cpu")
+
+
+def _meta(experiment: Experiment) -> Params:
+    return {name: p.detach().clone() for name, p in experiment.model.named_parameters()}

@@ -1,0 +1,103 @@
+"""The summed meta-gradient and the scores of a batch of stacked tasks.
+
+Legend: task = stacked tasks, size = elements of the flat meta-parameters.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from maml_dist.core.engine import Engine
+from maml_dist.core.episode import Episode
+from maml_dist.core.learner import Learner
+from maml_dist.core.objective import Mode, Objective
+from maml_dist.core.params import Layout
+from maml_dist.core.replay import peak_bytes, trace
+from maml_dist.core.task_functions import Form, Summed, TaskFunctions, pack
+
+
+class MetaGradient:
+    """The summed meta-gradient of a batch of tasks: what one shard computes."""
+
+    def __init__(
+        self, engine: Engine, learner: Learner, objective: Objective, *, into: Layout
+    ) -> None:
+        self._engine = engine
+        self._tasks = TaskFunctions(engine, learner, objective, into)
+        self._functions: dict[Form, Callable[..., Summed]] = {}
+
+    def __call__(self, meta: Tensor, episodes: Episode, it: Tensor) -> Summed:
+        """The sum over the stacked tasks of `episodes`, at meta [size]."""
+        form, tensors = pack(episodes)
+        if form not in self._functions:
+            self._functions[form] = (
+                self._tasks.by_steps(form)
+                if self._engine.memory == "steps"
+                else self._engine.run(self._tasks.in_one_graph(form))
+            )
+        parts = [self._functions[form](meta, it, *part) for part in self._engine.parts(tensors)]
+        if len(parts) == 1:
+            return parts[0]
+        gradient = parts[0].gradient
+        for part in parts[1:]:
+            gradient = gradient + part.gradient
+        fine = torch.cat([part.fine for part in parts])
+        names = parts[0].metrics
+        return Summed(
+            gradient,
+            fine,
+            {name: torch.cat([part.metrics[name] for part in parts]) for name in names},
+        )
+
+
+class PathScores:
+    """The scores of a batch of tasks after 0, 1, … adaptation steps: an evaluation."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        learner: Learner,
+        objective: Objective,
+        *,
+        into: Layout,
+        mode: Mode = "transductive",
+    ) -> None:
+        self._engine = engine
+        self._tasks = TaskFunctions(engine, learner, objective, into)
+        self._mode = mode
+        self._functions: dict[Form, Callable[..., dict[str, Tensor]]] = {}
+
+    def __call__(self, meta: Tensor, episodes: Episode, it: Tensor) -> dict[str, Tensor]:
+        """Each score of each task after each step [task, step]."""
+        form, tensors = pack(episodes)
+        if form not in self._functions:
+            self._functions[form] = self._tasks.scores(form, self._mode)
+        with torch.no_grad():
+            parts = [self._functions[form](meta, it, *part) for part in self._engine.parts(tensors)]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def task_bytes(
+    engine: Engine,
+    learner: Learner,
+    objective: Objective,
+    meta: Tensor,
+    episodes: Episode,
+    into: Layout,
+) -> int:
+    """The most bytes that one task's meta-gradient holds at once, by its trace.
+
+    Step by step, it is the trace of a single step, and the carries of all.
+    """
+    carries = len(episodes.support) * meta.nbytes if engine.memory == "steps" else 0
+    if engine.memory == "steps":
+        episodes = episodes._replace(support=episodes.support[:1])
+        learner = replace(learner, steps=min(1, learner.steps))
+    form, tensors = pack(episodes)
+    tasks = TaskFunctions(replace(engine, batching="task"), learner, objective, into)
+    function = tasks.in_one_graph(form)
+    single = [tensor[0] for tensor in tensors]
+    graph, _ = trace(function, [meta, torch.zeros((), device=meta.device), *single])
+    return peak_bytes(graph.graph) + carries

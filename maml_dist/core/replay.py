@@ -1,0 +1,219 @@
+"""A function of tensors, traced once for each shape of its arguments, then replayed or compiled.
+
+The trace holds plain tensor operations: no autograd, no Python of the model. Values that the
+function reads as numbers are baked in, so what changes between calls must be a tensor.
+"""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._guards import TracingContext, tracing
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functionalize
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils import _pytree as pytree
+
+Function = Callable[..., Any]
+
+_READ = ("data-dependent", "item()", "tolist()", "data pointer", "dynamic shape")  # torch's words
+_UNTRACEABLE = (
+    "model, loss or learner read a tensor as a number or decide by it, which a trace cannot "
+    "follow: use torch.where, or engine.running=eager with engine.batching=task"
+)
+
+
+class Replay:
+    """`function` of tensors -> a tree of tensors, made fast for many calls of equal shapes."""
+
+    def __init__(self, function: Function, *, compiled: bool = False) -> None:
+        self._function = function
+        self._compiled = compiled
+        self._traces: dict[Any, tuple[Function, Any]] = {}
+
+    def __call__(self, *tensors: Tensor) -> Any:
+        inputs = [tensor.contiguous() for tensor in tensors]  # a trace holds for one memory layout
+        key = tuple((tensor.shape, tensor.dtype, tensor.device) for tensor in inputs)
+        if key not in self._traces:
+            traced, spec = trace(self._function, inputs)
+            run = _compile(traced, inputs) if self._compiled else None
+            self._traces[key] = (run or traced, spec)
+        replay, spec = self._traces[key]
+        with torch.no_grad():
+            return pytree.tree_unflatten(replay(*inputs), spec)
+
+
+def trace(function: Function, tensors: list[Tensor]) -> tuple[fx.GraphModule, Any]:
+    """The graph of `function` at arguments of these shapes, and the form of its results.
+
+    Raises:
+        ValueError: the function draws random numbers, or decides by a tensor's value.
+    """
+    spec = None
+
+    def flat(*tensors: Tensor) -> list[Tensor]:
+        nonlocal spec
+        outputs, spec = pytree.tree_flatten(function(*tensors))
+        return outputs
+
+    # Cloned: the tracer takes one tensor object in two places for one input, silently.
+    clones = [tensor.detach().clone() for tensor in tensors]
+    try:
+        # A fake mode for all of its nodes: the tracer would make one for each, half of its time.
+        with tracing(TracingContext(FakeTensorMode())):
+            traced = make_fx(functionalize(flat))(*clones)
+    except (RuntimeError, TypeError) as error:
+        if not any(words in str(error) for words in _READ):
+            raise
+        raise ValueError(_UNTRACEABLE) from None
+    _refuse(traced.graph)
+    _simplify(traced.graph)
+    traced.recompile()
+    return traced, spec
+
+
+def peak_bytes(graph: fx.Graph) -> int:
+    """The most bytes that a replay of the graph holds at once, its inputs left out."""
+    last: dict[fx.Node, int] = {}
+    owner: dict[fx.Node, fx.Node] = {}
+    nodes = list(graph.nodes)
+    for place, node in enumerate(nodes):
+        for source in node.all_input_nodes:
+            last[owner.get(source, source)] = place
+        if node.all_input_nodes and _is_view(node):
+            source = node.all_input_nodes[0]
+            owner[node] = owner.get(source, source)
+    held = most = 0
+    ends: dict[int, int] = {}
+    for place, node in enumerate(nodes):
+        form = node.meta.get("tensor_meta")
+        if form is not None and node.op == "call_function" and node not in owner:
+            forms = form if isinstance(form, tuple) and not hasattr(form, "shape") else (form,)
+            size = sum(f.shape.numel() * f.dtype.itemsize for f in forms if hasattr(f, "shape"))
+            held += size
+            until = last.get(node, place)
+            ends[until] = ends.get(until, 0) + size
+        most = max(most, held)
+        held -= ends.get(place, 0)
+    return most
+
+
+def _is_view(node: fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return bool(schema and schema.returns and schema.returns[0].alias_info is not None)
+
+
+_said: set[str] = set()
+
+
+def _compile(traced: fx.GraphModule, tensors: list[Tensor]) -> Function | None:
+    """The graph compiled by inductor; None, said once, where there is no compiler."""
+    import torch._inductor as inductor
+
+    on_gpu = any(tensor.is_cuda for tensor in tensors)
+    # What a processor can do is known from its name: trying it out costs ten seconds.
+    options: dict[str, Any] = {"triton.cudagraphs" if on_gpu else "cpp.vec_isa_ok": True}
+    options["realize_opcount_threshold"] = 12  # a hash used twice is not computed twice: seconds
+    _own_buffers(traced.graph)
+    traced.recompile()
+    patches = {"config_patches": options}
+    clones: list[Any] = [tensor.clone() for tensor in tensors]
+    try:
+        with torch.no_grad():
+            run: Function = inductor.standalone_compile(
+                traced, clones, dynamic_shapes="from_example_inputs", options=patches
+            )
+            run(*clones)
+    except Exception as error:  # noqa: BLE001 - whatever a compiler or its absence raises
+        line = next((line for line in str(error).splitlines() if line.strip()), repr(error))
+        if line not in _said:
+            _said.add(line)
+            warnings.warn(
+                f"engine.running=compiled: inductor cannot compile here ({line.strip()[:200]}); "
+                "the trace is replayed instead",
+                stacklevel=2,
+            )
+        return None
+    if not on_gpu:
+        return run
+
+    def fresh(*tensors: Tensor) -> list[Tensor]:
+        """The results, copied: those of a CUDA graph are overwritten by its next replay."""
+        torch.compiler.cudagraph_mark_step_begin()
+        return [result.clone() for result in run(*tensors)]
+
+    return fresh
+
+
+def _own_buffers(graph: fx.Graph) -> None:
+    """Copy what is scattered into: inductor (2.13) writes into expanded zeros as one element."""
+    for node in list(graph.nodes):
+        name = getattr(node.target, "__name__", "")
+        if name.startswith(("index_add", "index_put", "scatter", "index_copy")):
+            with graph.inserting_before(node):
+                form: dict[str, Any] = {"memory_format": torch.contiguous_format}
+                own = graph.call_function(torch.ops.aten.clone.default, (node.args[0],), form)
+            node.args = (own, *node.args[1:])
+
+
+def _refuse(graph: fx.Graph) -> None:
+    for node in graph.nodes:
+        tags = getattr(node.target, "tags", ())
+        if torch.Tag.nondeterministic_seeded in tags:
+            raise ValueError(
+                f"model, loss or learner draw random numbers ({node.target}) that the task does "
+                "not seed: draw with maml_dist.core.random from batch.key"
+            )
+        if torch.Tag.dynamic_output_shape in tags and not _by_place(node):
+            raise ValueError(_UNTRACEABLE)
+
+
+def _by_place(node: fx.Node) -> bool:
+    """Whether a node indexes by integers or constants; by a mask, its result's shape is data."""
+    indices: Any = node.args[1] if node.target == torch.ops.aten.index.Tensor else None
+    return indices is not None and not any(
+        index.meta["val"].dtype in (torch.bool, torch.uint8)
+        for index in indices
+        if index is not None and index.op != "get_attr"
+    )
+
+
+def _simplify(graph: fx.Graph) -> None:
+    """Drop what a replay pays for and does not need: operations that change nothing or repeat."""
+    seen: dict[Any, fx.Node] = {}
+    for node in list(graph.nodes):
+        if not isinstance(node.target, torch._ops.OpOverload):
+            continue
+        same = _unchanged(node)
+        if same is None:
+            same = seen.setdefault((node.target, repr(node.args), repr(node.kwargs)), node)
+        if same is not None and same is not node:
+            node.replace_all_uses_with(same)
+            graph.erase_node(node)
+    graph.eliminate_dead_code()
+
+
+def _unchanged(node: fx.Node) -> Any:
+    """The earlier node whose value `node` only hands on, if it does no more than that."""
+    aten = torch.ops.aten
+    source: Any = node.args[0] if node.args else None
+    rest = list(node.args[1:])
+    if node.target in (aten.detach.default, aten.alias.default):  # a replay has no autograd
+        return source
+    reshapes = (aten.view.default, aten._unsafe_view.default, aten.expand.default)
+    if node.target in reshapes and _form(node) == _form(source):
+        return source
+    swaps = (aten.t.default, aten.transpose.int)
+    if node.target in swaps and source.target == node.target and source.args[1:] == node.args[1:]:
+        return source.args[0]  # swapped back
+    if node.target == aten.mul.Scalar and rest == [1] and _form(node) == _form(source):
+        return source
+    return None
+
+
+def _form(node: Any) -> Any:
+    """Shape and dtype; for what is not computed (a constant), something equal to nothing else."""
+    meta = node.meta.get("tensor_meta") if isinstance(node, fx.Node) else None
+    return (meta.shape, meta.dtype) if meta else object()

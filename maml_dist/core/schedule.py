@@ -1,0 +1,87 @@
+"""Schedules of the outer rate: the update after `count` others steps by beta * factor(count).
+
+    rise(count) = min(1, (count + 1) / warm_up)                       so that no update is lost
+    gone(count) = (count - warm_up) / (until - warm_up), in [0, 1]
+    Constant:  rise      Linear:  rise * (1 - (1 - end) * gone)
+    Cosine:    rise * (end + (1 - end) * (1 + cos(pi * gone)) / 2)    arXiv 1608.03983, no restarts
+
+On Python numbers: a handful of tensor operations would cost more than the update of a small model.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule(ABC):
+    """How the outer rate changes over the updates."""
+
+    warm_up: int = 0  # meta-iterations over which the rate rises to beta
+
+    def __post_init__(self) -> None:
+        if self.warm_up < 0:
+            raise ValueError(f"outer.schedule.warm_up={self.warm_up}: must be 0 or more")
+
+    @abstractmethod
+    def factor(self, count: float) -> float:
+        """The share of beta that the update after `count` others takes."""
+
+    def _rise(self, count: float) -> float:
+        return min(1.0, (count + 1) / self.warm_up) if self.warm_up else 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Constant(Schedule):
+    """beta, after the warm-up."""
+
+    def factor(self, count: float) -> float:
+        """The share of beta that the update after `count` others takes."""
+        return self._rise(count)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Linear(Schedule):
+    """From beta to `end` of it in a straight line."""
+
+    until: int  # meta-iterations after which the rate stays at its end
+    end: float = 0.0  # the final share of beta
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_fall(self.warm_up, self.until, self.end)
+
+    def factor(self, count: float) -> float:
+        """The share of beta that the update after `count` others takes."""
+        gone = _gone(count, self.warm_up, self.until)
+        return self._rise(count) * (1 - (1 - self.end) * gone)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cosine(Schedule):
+    """From beta to `end` of it along half a cosine."""
+
+    until: int  # meta-iterations after which the rate stays at its end
+    end: float = 0.0  # the final share of beta
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_fall(self.warm_up, self.until, self.end)
+
+    def factor(self, count: float) -> float:
+        """The share of beta that the update after `count` others takes."""
+        gone = _gone(count, self.warm_up, self.until)
+        left = (1 + math.cos(math.pi * gone)) / 2
+        return self._rise(count) * (self.end + (1 - self.end) * left)
+
+
+def _gone(count: float, warm_up: int, until: int) -> float:
+    """The part of the way from the end of the warm-up to `until`."""
+    return min(1.0, max(0.0, (count - warm_up) / (until - warm_up)))
+
+
+def _check_fall(warm_up: int, until: int, end: float) -> None:
+    if until <= warm_up:
+        raise ValueError(f"outer.schedule.until={until}: must be more than warm_up={warm_up}")
+    if not 0 <= end < math.inf:
+        raise ValueError(f"outer.schedule.end={end}: must be a number, 0 or more")

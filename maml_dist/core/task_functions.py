@@ -1,0 +1,322 @@
+"""The meta-gradient of one task as functions of tensors, in one graph or step by step.
+
+Step by step (the adjoint recurrence), with phi_{k+1} = Phi_k(phi_k):
+
+    lambda_K = grad L_query(phi_K),     lambda_k = (d Phi_k / d phi_k)^T lambda_{k+1}
+
+only the K carries (phi and the inner rule's state) are stored, one step at a time is computed
+again, and one trace serves all steps. It is the same gradient to rounding.
+
+Legend: task = stacked tasks, size = elements of the flat meta-parameters, carry = of phi and state;
+a part is what the engine differentiates at once: stacked tasks, or a single one.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.func import vjp
+from torch.utils import _pytree as pytree
+
+from maml_dist.core.engine import Engine
+from maml_dist.core.episode import Batch, Episode, all_keyed, keyed
+from maml_dist.core.inner import at_step
+from maml_dist.core.learner import Learner
+from maml_dist.core.objective import Mode, Objective
+from maml_dist.core.params import Layout, Params, flatten, unflatten
+
+Form = tuple[int, bool]  # inner steps; whether one support set serves them all
+
+
+class Summed(NamedTuple):
+    """What a batch of tasks gives to one meta-update."""
+
+    gradient: Tensor  # [size], summed over the fine tasks; for what is kept, its new values
+    fine: Tensor  # [task]: the task's loss and gradient are finite
+    metrics: dict[str, Tensor]  # each [task]
+
+
+class TaskFunctions:
+    """The functions of one task, made functions of a part: stacked tasks, or a single one."""
+
+    def __init__(
+        self, engine: Engine, learner: Learner, objective: Objective, into: Layout
+    ) -> None:
+        self._engine = engine
+        self._learner = learner
+        self._objective = objective
+        self._into = into
+        self._spec: Any = None  # of the carry: how its tree is built
+        self._carry: Layout
+
+    def in_one_graph(self, form: Form) -> Callable[..., Summed]:
+        """(meta, it, *tensors of a part) -> its sum, all in one function."""
+        learner, objective = self._learner, self._objective
+        steps, _ = form
+
+        def one(vector: Tensor, it: Tensor, *tensors: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            episode = unpack(form, tensors)
+            meta, kept = self._split(vector)
+            gradient, metrics = learner.gradient(
+                objective.loss, objective.query_loss, meta, episode, it
+            )
+            if not kept:
+                return self._join(gradient, {}), metrics
+            path = [*learner.path(objective.loss, meta, episode.support, it, episode.key)]
+            counts = torch.arange(steps + 1, device=it.device).unbind()
+            asked = (episode.query.x, episode.query.y, tensors[-1])
+            rows = [
+                objective.statistics(
+                    learner.weights(meta, path[k], counts[k]),
+                    self.kept_at(kept, counts[k]),
+                    _keyed(asked, counts[k], query=True),
+                )
+                for k in self._kept_steps(steps)
+            ]
+            return self._join(gradient, self._rows(rows, axis=0)), metrics
+
+        over = self._engine.over(one, shared=2)
+
+        def part(vector: Tensor, it: Tensor, *tensors: Tensor) -> Summed:
+            return _sum(*self._stacked(over(vector, it, *tensors)))
+
+        return part
+
+    def by_steps(self, form: Form) -> Callable[..., Summed]:
+        """(meta, it, *tensors of a part) -> its sum, step by step."""
+        learner, objective, engine = self._learner, self._objective, self._engine
+        steps, _ = form
+
+        def start(vector: Tensor, it: Tensor, k: Tensor, *batch: Tensor) -> tuple[Tensor, Tensor]:
+            meta, _ = self._split(vector)
+            phi, state = learner.start(meta)
+            seen = _keyed(batch, k, query=not steps)
+            before = objective.loss(learner.weights(meta, phi, k), seen)
+            return self._flat(phi, state), before
+
+        def pull(
+            vector: Tensor, it: Tensor, k: Tensor, carry: Tensor, along: Tensor, *batch: Tensor
+        ) -> tuple[Tensor, Tensor]:
+            back = vjp(lambda v, c: self.step(v, it, k, c, *batch), vector, carry)[1]
+            of_meta, of_carry = back(along)
+            return of_meta, of_carry
+
+        def query(
+            vector: Tensor, it: Tensor, k: Tensor, carry: Tensor, *batch: Tensor
+        ) -> tuple[Tensor, Tensor, Tensor]:
+            def loss(vector: Tensor, carry: Tensor) -> Tensor:
+                meta, _ = self._split(vector)
+                weights = learner.weights(meta, self._tree(carry)[0], k)
+                return objective.query_loss(weights, _keyed(batch, k, query=True))
+
+            value, back, *_ = vjp(loss, vector, carry)
+            of_meta, of_carry = back(torch.ones_like(value))
+            return of_meta, of_carry, value
+
+        def end(
+            vector: Tensor, it: Tensor, k: Tensor, carry: Tensor, *tensors: Tensor
+        ) -> tuple[Tensor, Tensor]:
+            meta, _ = self._split(vector)
+            episode = unpack(form, tensors)
+            phi, counts = self._tree(carry)[0], torch.arange(steps + 1, device=it.device).unbind()
+            ended = learner.at_end(
+                objective.loss, objective.query_loss, meta, phi, all_keyed(episode, counts), it
+            )
+            assert ended is not None
+            return self._join(ended[0], {}), ended[1]
+
+        def first(vector: Tensor, it: Tensor, along: Tensor) -> Tensor:
+            def begin(vector: Tensor) -> Tensor:
+                return self._flat(*learner.start(self._split(vector)[0]))
+
+            of_meta: Tensor = vjp(begin, vector)[1](along)[0]
+            return of_meta
+
+        def statistics(
+            vector: Tensor, it: Tensor, k: Tensor, carry: Tensor, *batch: Tensor
+        ) -> Params:
+            meta, kept = self._split(vector)
+            weights = learner.weights(meta, self._tree(carry)[0], k)
+            query = _keyed(batch, k, query=True)
+            return objective.statistics(weights, self.kept_at(kept, k), query)
+
+        of_k = (start, self.step, pull, query, end, statistics)
+        over = {
+            function.__name__: engine.run(engine.over(function, shared=shared))
+            for function, shared in (*((function, 3) for function in of_k), (first, 2))
+        }
+
+        def part(vector: Tensor, it: Tensor, *tensors: Tensor) -> Summed:
+            self._learn_carry(vector)
+            episode = unpack(form, tensors)
+            batches = [(batch.x, batch.y, episode.key) for batch in episode.support]
+            asked = (episode.query.x, episode.query.y, episode.key)
+            counts = torch.arange(steps + 1, device=it.device).unbind()
+            carry, before = over["start"](vector, it, counts[0], *(batches or [asked])[0])
+            carries = [carry]
+            for k, batch in zip(counts, batches, strict=False):
+                carries.append(over["step"](vector, it, k, carries[-1], *batch))
+            if not learner.differentiates:
+                gradient, after = over["end"](vector, it, counts[-1], carries[-1], *tensors)
+            else:
+                shares = _shares(learner.judged(it), steps)
+                gradient, along, after = over["query"](vector, it, counts[-1], carries[-1], *asked)
+                gradient, along = shares[-1] * gradient, shares[-1] * along
+                for number, batch in reversed([*enumerate(batches)]):
+                    at = (vector, it, counts[number], carries[number])
+                    of_meta, along = over["pull"](*at, along, *batch)
+                    gradient = gradient + of_meta
+                    if shares[number]:
+                        of_meta, of_carry, _ = over["query"](*at, *asked)
+                        gradient = gradient + shares[number] * of_meta
+                        along = along + shares[number] * of_carry
+                gradient = gradient + over["first"](vector, it, along)
+            if self._objective.kept:
+                axis = int(engine.batching == "vmap")
+                rows = self._rows(
+                    [
+                        over["statistics"](vector, it, counts[k], carries[k], *asked)
+                        for k in self._kept_steps(steps)
+                    ],
+                    axis=axis,
+                )
+                new = torch.cat([row.reshape(*row.shape[:axis], -1) for row in rows.values()], -1)
+                gradient = torch.cat([gradient[..., : -new.shape[-1]], new], -1)
+            return _sum(*self._stacked((gradient, {"loss/before": before, "loss/after": after})))
+
+        return part
+
+    def scores(self, form: Form, mode: Mode) -> Callable[..., dict[str, Tensor]]:
+        """(meta, it, *tensors of a part) -> each score [task, step]."""
+        learner, objective, engine = self._learner, self._objective, self._engine
+        steps, _ = form
+
+        def start(vector: Tensor, it: Tensor, like: Tensor) -> Tensor:
+            return self._flat(*learner.start(self._split(vector)[0]))
+
+        def score(
+            vector: Tensor, it: Tensor, k: Tensor, carry: Tensor, *tensors: Tensor
+        ) -> dict[str, Tensor]:
+            meta, kept = self._split(vector)
+            weights = learner.weights(meta, self._tree(carry)[0], k)
+            kept = self.kept_at(kept, k)
+            return objective.scores(weights, unpack(form, tensors), mode=mode, kept=kept)
+
+        # Not compiled: an evaluation is rare, and bound by arithmetic.
+        start_, step_, score_ = (
+            engine.run(engine.over(function, shared=shared), compiled=False)
+            for function, shared in ((start, 2), (self.step, 3), (score, 3))
+        )
+
+        def part(vector: Tensor, it: Tensor, *tensors: Tensor) -> dict[str, Tensor]:
+            self._learn_carry(vector)
+            episode = unpack(form, tensors)
+            carry = start_(vector, it, episode.key)
+            results = []
+            for k, count in enumerate(torch.arange(steps + 1, device=it.device).unbind()):
+                scores = score_(vector, it, count, carry, *tensors)
+                results.append(self._stacked((scores,))[0])
+                if k < steps:
+                    batch = episode.support[k]
+                    carry = step_(vector, it, count, carry, batch.x, batch.y, episode.key)
+            return {
+                name: torch.stack([scores[name] for scores in results], -1) for name in results[0]
+            }
+
+        return part
+
+    def step(self, vector: Tensor, it: Tensor, k: Tensor, carry: Tensor, *batch: Tensor) -> Tensor:
+        """The carry after one more inner step of a task."""
+        meta, _ = self._split(vector)
+        phi, state = self._tree(carry)
+        loss = self._objective.loss
+        phi, state = self._learner.step(loss, meta, phi, state, _keyed(batch, k), k, it)
+        return self._flat(phi, state)
+
+    def _split(self, vector: Tensor) -> tuple[Params, Params]:
+        """What is meta-learned, and what is kept (running statistics) but not differentiated."""
+        params = unflatten(vector, self._into)
+        kept = {name: params.pop(name).detach() for name in self._objective.kept}
+        return params, kept
+
+    def kept_at(self, kept: Params, k: Tensor) -> Params:
+        """What is kept, after `k` steps."""
+        if not self._learner.keeps_steps:
+            return kept
+        return {name: at_step(rows, k) for name, rows in kept.items()}
+
+    def _kept_steps(self, steps: int) -> range:
+        return range(0 if self._learner.keeps_steps else steps, steps + 1)
+
+    def _rows(self, rows: list[Params], *, axis: int) -> Params:
+        if not self._learner.keeps_steps:
+            return rows[-1]
+        return {name: torch.stack([row[name] for row in rows], axis) for name in rows[0]}
+
+    def _join(self, gradient: Params, kept: Params) -> Tensor:
+        zero = {
+            name: shape for name, shape in zip(*self._into, strict=True) if name not in gradient
+        }
+        like = next(iter(gradient.values()))
+        rest = {name: kept.get(name, like.new_zeros(shape)) for name, shape in zero.items()}
+        both = {**gradient, **rest}
+        return flatten({name: both[name] for name in self._into.names})
+
+    def _learn_carry(self, vector: Tensor) -> None:
+        if self._spec is None:
+            tree = self._learner.start(self._split(vector)[0])
+            leaves, self._spec = pytree.tree_flatten(tree)
+            names = tuple(str(number) for number in range(len(leaves)))
+            self._carry = Layout(names, tuple(tuple(leaf.shape) for leaf in leaves))
+
+    def _flat(self, phi: Params, state: Any) -> Tensor:
+        leaves, spec = pytree.tree_flatten((phi, state))
+        if spec != self._spec:
+            raise ValueError("the learner's step changes the form of phi or of its state")
+        return torch.cat([leaf.reshape(-1) for leaf in leaves])
+
+    def _tree(self, carry: Tensor) -> tuple[Params, Any]:
+        leaves = list(unflatten(carry, self._carry).values())
+        phi, state = pytree.tree_unflatten(leaves, self._spec)
+        return phi, state
+
+    def _stacked(self, tree: Any) -> Any:
+        """Results of a part with their task axis: a single task's get one."""
+        if self._engine.batching == "vmap":
+            return tree
+        return pytree.tree_map(lambda value: value.unsqueeze(0), tree)
+
+
+def _sum(gradients: Tensor, metrics: dict[str, Tensor]) -> Summed:
+    fine = gradients.isfinite().all(1) & metrics["loss/after"].isfinite()
+    gradient = torch.where(fine.unsqueeze(1), gradients, 0).sum(0)
+    return Summed(gradient, fine, metrics)
+
+
+def _shares(judged: Tensor | None, steps: int) -> list[float]:
+    return [0.0] * steps + [1.0] if judged is None else judged.tolist()
+
+
+def _keyed(tensors: tuple[Tensor, ...], k: Tensor, *, query: bool = False) -> Batch:
+    x, y, key = tensors
+    return keyed(Batch(x, y), key, k, query=query)
+
+
+def pack(episodes: Episode) -> tuple[Form, list[Tensor]]:
+    """Stacked episodes as (steps, one support set for all steps) and their tensors."""
+    support, query = episodes.support, episodes.query
+    same = all(batch.x is support[0].x and batch.y is support[0].y for batch in support)
+    key = episodes.key
+    if key is None:
+        key = torch.zeros(len(query.x), dtype=torch.int64, device=query.x.device)
+    shown = support[:1] if same else support
+    tensors = [tensor for batch in (*shown, query) for tensor in batch[:2]]
+    return (len(support), same), [*tensors, key]
+
+
+def unpack(form: Form, tensors: tuple[Tensor, ...] | list[Tensor]) -> Episode:
+    steps, same = form
+    *data, key = tensors
+    *support, query = (Batch(x, y) for x, y in zip(data[::2], data[1::2], strict=True))
+    return Episode(tuple(support) * (steps if same else 1), query, key)

@@ -1,0 +1,105 @@
+"""Reptile (Nichol, Achiam, Schulman, arXiv 1803.02999), the batched version (algorithm 2).
+
+    phi_{k+1} = phi_k - alpha * direction(grad L_{batch k}(phi_k)),     phi_0 = meta
+    meta      = meta + beta * mean over tasks of (phi_K - meta)
+
+So meta - phi_K takes the place of the meta-gradient: nothing is differentiated through the steps.
+The outer rule is SGD, its beta the paper's epsilon, most often falling linearly to zero.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from maml_dist.core.episode import Batch, Episode
+from maml_dist.core.inner import Descent, Loss, Rule, State, at_step, support_gradient
+from maml_dist.core.learner import Learner
+from maml_dist.core.params import Params
+from maml_dist.core.random import choice
+
+_SEEDS = 1 << 24  # whole numbers below this are exact in float32
+
+
+@dataclass(frozen=True)
+class Reptile(Learner):
+    """Inner steps on mini-batches; the initialisation moves towards where they end."""
+
+    steps: int = 5  # inner steps while meta-training
+    alpha: float = 0.02  # inner rate
+    inner: Rule = Descent()  # how the inner gradient becomes a direction
+    minibatch: int | None = None  # examples of an inner step; null, or more than there are: all
+    pooled: bool = False  # while meta-training, learn from the query set as from the support set
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.steps < 1:
+            raise ValueError(f"learner.steps={self.steps}: Reptile makes 1 or more")
+        if not 0 < self.alpha < float("inf"):
+            raise ValueError(f"learner.alpha={self.alpha}: must be a positive number")
+        if self.minibatch is not None and self.minibatch < 1:
+            raise ValueError(f"learner.minibatch={self.minibatch}: must be 1 or more, or null")
+
+    def start(self, meta: Params) -> tuple[Params, State]:
+        """The meta-parameters; the inner rule's state, and the seed [] of a pass over the data."""
+        seed = next(iter(meta.values())).new_zeros(())
+        return meta, (self.inner.init(meta), seed)
+
+    def step(
+        self,
+        loss: Loss,
+        meta: Params,
+        phi: Params,
+        state: State,
+        batch: Batch,
+        k: Tensor,
+        it: Tensor,
+    ) -> tuple[Params, State]:
+        """One step with rate alpha, on the next mini-batch."""
+        inner, seed = state
+        batch, seed = self._next(batch, seed, k)
+        gradient = support_gradient(loss, phi, batch, adapted=("*",))
+        direction, inner = self.inner.direction(gradient, inner, k)
+        moved = {name: phi[name] - self.alpha * along for name, along in direction.items()}
+        return moved, (inner, seed)
+
+    def at_end(
+        self,
+        loss: Loss,
+        query_loss: Loss,
+        meta: Params,
+        phi: Params,
+        episode: Episode,
+        it: Tensor,
+    ) -> tuple[Params, Tensor]:
+        """meta - phi_K, and the query loss at phi_K (which has seen the queries if pooled)."""
+        return {name: meta[name] - phi[name] for name in meta}, query_loss(phi, episode.query)
+
+    def gradient(
+        self, loss: Loss, query_loss: Loss, meta: Params, episode: Episode, it: Tensor
+    ) -> tuple[Params, dict[str, Tensor]]:
+        """As of any learner; if pooled, the support set is joined by the query set."""
+        if self.pooled:
+            both = zip(episode.support[0][:2], episode.query[:2], strict=True)
+            joined = Batch(*(torch.cat(parts) for parts in both))
+            episode = episode._replace(support=(joined,) * len(episode.support))
+        return super().gradient(loss, query_loss, meta, episode, it)
+
+    def _next(self, batch: Batch, seed: Tensor, k: Tensor) -> tuple[Batch, Tensor]:
+        """Mini-batch `k`: passes over the examples, each in an order of its own (a rest is left).
+
+        A pass lasts for several steps, which have different keys: its seed, of the key of its
+        first step, is carried on.
+        """
+        examples, size = len(batch.x), self.minibatch
+        if size is None or size >= examples:
+            return batch, seed
+        if batch.key is None:
+            raise ValueError(f"learner.minibatch={size}: the batch has no key to draw one with")
+        count = examples // size
+        place = k % count
+        seed = torch.where(place == 0, (batch.key % _SEEDS).to(seed.dtype), seed)
+        order = choice(seed.to(batch.key.dtype), examples, count * size)
+        rows = at_step(order.reshape(count, size), place)
+        x, y = (tensor.index_select(0, rows) for tensor in (batch.x, batch.y))
+        return Batch(x, y, batch.key), seed

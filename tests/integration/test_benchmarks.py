@@ -1,0 +1,118 @@
+"""The side-by-side benchmark: everyone computes the same, and what it reads is what is there."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from maml_dist.core.engine import Engine
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import peer_cases, peer_ours, peer_process, peers  # noqa: E402 - not installed
+
+TINY = {
+    "A": {"tasks": 3, "shots": 4, "query": 4},
+    "B1": {"tasks": 2, "ways": 3, "query": 2, "filters": 4, "size": 16},
+    "C": {"tasks": 2, "ways": 3, "query": 2, "filters": 4, "size": 16, "steps": 2},
+    "D": {"tasks": 2, "ways": 3, "query": 2, "filters": 4, "size": 20, "steps": 2},
+}
+
+
+def first(library: str, workload: peer_cases.Workload) -> peer_process.First:
+    threads = torch.get_num_threads()
+    contender = peer_process.make(library, peer_cases.make(workload), 1)
+    try:
+        return peer_process.begin(contender)
+    finally:
+        contender.close()
+        torch.set_num_threads(threads)
+
+
+def assert_same(one: peer_process.First, other: peer_process.First) -> None:
+    assert len(one.losses) == peer_process.CHECKED
+    np.testing.assert_allclose(one.losses, other.losses, rtol=1e-4)
+    distance = np.linalg.norm(one.gradient - other.gradient)
+    assert np.linalg.norm(other.gradient) > max(1e-3, 1e4 * distance)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_ours_and_the_loop_by_hand_agree(name, monkeypatch):
+    traced = Engine(running="traced")  # not compiled: that takes its time
+    given = peer_ours.experiment
+    monkeypatch.setattr(peer_ours, "experiment", lambda case: replace(given(case), engine=traced))
+    workload = peer_cases.WORKLOADS[name]._replace(**TINY[name])
+    assert_same(first("maml_dist", workload), first("pytorch", workload))
+
+
+@pytest.mark.parametrize("library", ["learn2learn", "higher", "torchopt", "jax"])
+@pytest.mark.parametrize("name", TINY)
+def test_a_peer_that_is_installed_agrees(library, name):
+    if find_spec(library) is None:
+        pytest.skip(f"{library} is not installed")
+    workload = peer_cases.WORKLOADS[name]._replace(**TINY[name])
+    assert_same(first(library, workload), first("pytorch", workload))
+
+
+def test_first_and_second_order_differ():
+    workload = peer_cases.WORKLOADS["B1"]._replace(**TINY["B1"])
+    one, two = (first("pytorch", workload._replace(first_order=order)) for order in (True, False))
+    with pytest.raises(SystemExit, match="computes something else"):
+        peers.check_agreement("B", "pytorch", one, two)
+
+
+def test_the_waves_are_sines_of_one_amplitude_and_phase():
+    case = peer_cases.make(peer_cases.WORKLOADS["A"]._replace(shots=40))
+    x, y = (values[3, 7, :, 0].astype(np.float64) for values in case.support)
+    design = np.stack([np.sin(x), np.cos(x)], 1)
+    weights, residual, *_ = np.linalg.lstsq(design, y)
+    assert residual < 1e-8
+    assert 0.1 <= np.hypot(*weights) <= 5
+    assert weights[1] <= 0  # -amplitude * sin(phase), the phase in [0, pi]
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux tells it in /proc")
+def test_memory_is_what_was_held_at_once():
+    memory = peer_process.Memory([os.getpid()])
+    held = np.ones(64 * peer_process.MIB, np.uint8)
+    del held
+    assert memory.extra() == pytest.approx(64, abs=8)
+    memory.forget()
+    assert memory.extra() < 8
+
+
+def test_the_flops_are_those_of_the_matrix_products():
+    workload = peer_cases.WORKLOADS["A"]._replace(tasks=3, steps=0, query=4, shots=4)
+    by_hand = peer_process.make("pytorch", peer_cases.make(workload), 1)
+    forward = 2 * 4 * (1 * 40 + 40 * 40 + 40 * 1)
+    backward = 2 * forward - 2 * 4 * 40  # twice as much; none for the gradient of the inputs
+    assert by_hand.flops() == 3 * (forward + backward)
+
+
+def test_a_name_that_is_none_is_refused(tmp_path):
+    command = [sys.executable, str(ROOT / "benchmarks" / "peers.py"), "--workloads", "A,Z"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "'Z' is none of A, B, B1, C, D" in done.stderr
+
+
+def test_the_command_prints_its_rows_and_draws_them(tmp_path):
+    command = [sys.executable, str(ROOT / "benchmarks" / "peers.py"), "--json", "--threads", "1"]
+    command += ["--workloads", "A", "--libraries", "pytorch", "--rounds", "1", "--seconds", "0.1"]
+    command += ["--picture", str(tmp_path / "peers.png")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
+    (row,) = json.loads(done.stdout)["rows"]
+    assert (row["workload"], row["library"]) == ("A", "pytorch")
+    assert 0 < row["seconds"] < 10
+    assert 0 < row["first_seconds"] < 60
+    assert 0 < row["share_of_peak"] < 1
+    assert row["peak_mb"] > 0
+    assert (tmp_path / "peers.png").stat().st_size > 1000

@@ -1,0 +1,59 @@
+"""Every learner, trained by its recipe: shards, kills and resuming change nothing."""
+
+import numpy as np
+import pytest
+
+import maml_dist
+from maml_dist.run import Run
+
+LEARNERS = {
+    "sinusoid": {},
+    "sinusoid-first-order": {},
+    "sinusoid-anil": {},
+    "sinusoid-meta-sgd": {},
+    "sinusoid-layer-rates": {"steps": 2},
+    "sinusoid-maml-plus-plus": {"steps": 2},
+    "sinusoid-reptile": {"steps": 3},
+    "sinusoid-imaml": {"steps": 2},
+    "sinusoid-es": {"num_perturbations": 4, "num_inner_perturbations": 4},
+    "knapsack-es": {"num_perturbations": 4, "num_inner_perturbations": 4},
+}
+SMALL = {"iterations": 5, "checkpoint_every": 5, "meta_batch": 6, "local": True, "progress": False}
+SMALL |= {"validation_tasks": 2, "test_steps": 1, "model.hidden": [6], "engine.running": "eager"}
+
+
+def weights(run: Run) -> np.ndarray:
+    """Those that training goes on from."""
+    saved = run.saved()
+    return saved[1] if saved else np.array(())
+
+
+@pytest.mark.parametrize("recipe", LEARNERS)
+def test_one_shard_and_four_agree(tmp_path, recipe):
+    small = {**SMALL, **LEARNERS[recipe], "engine.precision": "float64"}
+    one, four = (
+        weights(maml_dist.meta_train(recipe, run=tmp_path / str(n), shards=n, **small))
+        for n in (1, 4)
+    )
+    assert one.dtype == np.float64
+    np.testing.assert_allclose(four, one, rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("recipe", LEARNERS)
+def test_stopped_and_resumed_is_undisturbed(tmp_path, recipe):
+    small = {**SMALL, **LEARNERS[recipe], "checkpoint_every": 3}
+    whole = maml_dist.meta_train(recipe, run=tmp_path / "whole", **small)
+    maml_dist.meta_train(recipe, run=tmp_path / "parts", **{**small, "iterations": 3})
+    parts = maml_dist.meta_train(
+        resume=tmp_path / "parts", iterations=5, local=True, progress=False
+    )
+    assert np.array_equal(weights(parts), weights(whole))
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("recipe", LEARNERS)
+def test_ray_and_this_process_give_the_same_bits(tmp_path, ray_here, recipe):
+    small = {**SMALL, **LEARNERS[recipe], "shards": 2, "iterations": 3}
+    here = maml_dist.meta_train(recipe, run=tmp_path / "here", **small)
+    on_ray = maml_dist.meta_train(recipe, run=tmp_path / "ray", **{**small, "local": False})
+    assert np.array_equal(weights(on_ray), weights(here))

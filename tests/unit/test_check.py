@@ -1,0 +1,312 @@
+"""What cannot be meta-learned is said in one line, with what would do; the rest is let pass."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+from torch.nn.functional import dropout as bound_before
+from torch.utils.checkpoint import checkpoint
+
+from maml_dist.check import check
+from maml_dist.core.engine import Engine
+from maml_dist.core.objective import running_statistics
+from maml_dist.core.outer import SGD
+from maml_dist.experiment import Experiment
+from maml_dist.learners.evolution import ESMAML
+from maml_dist.learners.imaml import IMAML
+from maml_dist.learners.maml import MAML
+from maml_dist.learners.maml_plus_plus import MAMLPlusPlus
+from maml_dist.learners.meta_sgd import MetaSGD
+from maml_dist.learners.reptile import Reptile
+from maml_dist.tasks.sinusoid import Sinusoid
+
+
+class Around(nn.Module):
+    """A function of tensors between two layers."""
+
+    def __init__(self, function, width=8):
+        super().__init__()
+        self.first, self.second = nn.Linear(1, width), nn.Linear(width, 1)
+        self.register_buffer("seen", torch.zeros(()))
+        self.function = function
+
+    def forward(self, x):
+        return self.second(self.function(self, torch.tanh(self.first(x))))
+
+
+class Once(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return x.exp()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(output)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        return grad * ctx.saved_tensors[0]
+
+
+class Right(Once):
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * ctx.saved_tensors[0]
+
+
+class Wrong(Once):
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * ctx.saved_tensors[0].detach()
+
+
+class Kinked(Once):
+    """A squared ReLU, at data that are half zeros."""
+
+    @staticmethod
+    def forward(x):
+        return x.relu().square()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * 2 * ctx.saved_tensors[0].relu()
+
+
+class Straight(Once):
+    """Rounded, with the gradient of the identity."""
+
+    @staticmethod
+    def forward(x):
+        return x.round()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad
+
+
+class OldStyle(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x * 2
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * 2
+
+
+def changes_buffer(model, h):
+    model.seen += h.detach().mean()
+    return h
+
+
+def replaces_buffer(model, h):
+    model.seen = model.seen + 1
+    return h
+
+
+def changes_input(model, h):
+    model.data.mul_(0.5)
+    return h
+
+
+def counts(model, h):
+    model.calls = getattr(model, "calls", 0) + 1
+    return h * model.calls
+
+
+def reads(model, h):
+    return h / (1 + abs(h.mean().item()))
+
+
+def decides(model, h):
+    return h if h.mean() > 0 else 2 * h
+
+
+def by_numpy(model, h):
+    return h * torch.as_tensor(np.abs(h.detach().numpy()))
+
+
+def distances(model, h):
+    return torch.cdist(h, model.second.weight.expand(8, 8))
+
+
+class Cell(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inside, self.head = nn.LSTMCell(1, 4), nn.Linear(4, 1)
+
+    def forward(self, x):
+        return self.head(self.inside(x, self.inside(x))[0])
+
+
+def experiment(model, *, engine=None, learner=None, **options):
+    torch.manual_seed(0)
+    return Experiment(
+        task=Sinusoid(),
+        model=model if isinstance(model, nn.Module) else Around(model),
+        learner=learner or MAML(alpha=0.01, **options),
+        outer=SGD(),
+        engine=engine or Engine(running="traced"),
+    )
+
+
+def checked(trial):
+    params = {name: p.detach() for name, p in trial.model.named_parameters()}
+    check(trial, trial.learner.init(params) | running_statistics(trial.model))
+
+
+ENGINES = [
+    Engine(batching, running=running)
+    for batching in ("task", "vmap")
+    for running in ("eager", "traced")
+]
+
+
+def refused(trial):
+    """The one line that refuses it."""
+    with pytest.raises(ValueError) as caught:
+        checked(trial)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("engine", ENGINES, ids=lambda each: f"{each.batching}-{each.running}")
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        (lambda _, h: bound_before(h, 0.01), "draw random numbers (aten.bernoulli"),
+        (lambda _, h: h + 1e-9 * torch.randn_like(h), "draw random numbers (aten.randn"),
+        (lambda _, h: h + np.random.rand(), "differs when computed again"),
+        (counts, "differs when computed again"),
+        (changes_buffer, "changes its buffer seen while it computes: only the running statistics"),
+        (replaces_buffer, "changes its buffer seen while it computes"),
+        (by_numpy, "hand a tensor to numpy"),
+        (lambda _, h: Wrong.apply(h), "second derivative of Wrong, an autograd.Function, is not"),
+        (lambda _, h: Once.apply(h), "second derivative of Once, an autograd.Function, is not"),
+        (lambda _, h: OldStyle.apply(h), "must override the setup_context"),
+        (lambda _, h: checkpoint(torch.sin, h, use_reentrant=False), "checkpoint cannot be used"),
+    ],
+)
+def test_refused_by_every_engine(engine, function, said):
+    assert said in refused(experiment(function, engine=engine))
+
+
+@pytest.mark.parametrize(
+    ("function", "batching", "running", "settings"),
+    [
+        (reads, "task", "traced", "engine.running=eager"),
+        (reads, "vmap", "eager", "engine.batching=task"),
+        (decides, "vmap", "traced", "engine.batching=task engine.running=eager"),
+        (lambda _, h: Right.apply(h), "vmap", "traced", "engine.running=eager"),
+        (distances, "vmap", "traced", "learner.first_order=true"),
+    ],
+)
+def test_the_settings_that_are_named_work(function, batching, running, settings):
+    engine = Engine(batching, running=running)
+    assert refused(experiment(function, engine=engine)).endswith(f"; {settings} computes it")
+    changes = dict(word.split("=") for word in settings.split())
+    first_order = changes.pop("learner.first_order", None) == "true"
+    changed = replace(engine, **{key.removeprefix("engine."): v for key, v in changes.items()})
+    checked(experiment(function, engine=changed, first_order=first_order))
+
+
+def test_recurrent_layers_are_refused_under_vmap_alone():
+    said = refused(experiment(Cell(), engine=Engine("vmap", running="traced")))
+    assert said.endswith("recurrent layers have no vmap; use task, or auto")
+    checked(experiment(Cell(), engine=Engine("task", running="traced")))
+
+
+@pytest.mark.parametrize("kind", [Once, Wrong])
+@pytest.mark.parametrize(
+    "learner",
+    [MAML(first_order=True), MAML(steps=0), MetaSGD(first_order=True), Reptile(), ESMAML()],
+    ids=["maml first order", "maml no steps", "meta-sgd first order", "reptile", "es"],
+)
+def test_a_wrong_second_derivative_is_let_pass_where_none_is_taken(learner, kind):
+    engine = Engine("vmap", running="eager")
+    checked(experiment(lambda _, h: kind.apply(h), engine=engine, learner=learner))
+
+
+@pytest.mark.parametrize(
+    ("learner", "named"),
+    [(MAML(), True), (MetaSGD(), True), (MAMLPlusPlus(), False), (IMAML(steps=1), False)],
+    ids=["maml", "meta-sgd", "maml++", "imaml"],
+)
+def test_a_wrong_second_derivative_is_refused_where_it_is_taken(learner, named):
+    engine = Engine("vmap", running="eager")
+    said = refused(experiment(lambda _, h: Wrong.apply(h), engine=engine, learner=learner))
+    assert "second derivative of Wrong" in said
+    assert said.endswith("learner.first_order=true") == named
+
+
+@pytest.mark.parametrize("kind", [Right, Kinked, Straight])
+def test_custom_functions_that_mean_what_they_do_pass(kind):
+    engine = Engine("vmap", running="eager")
+    checked(experiment(lambda _, h: kind.apply(h.relu()), engine=engine))
+
+
+@pytest.mark.parametrize("engine", ENGINES, ids=lambda each: f"{each.batching}-{each.running}")
+def test_what_can_be_meta_learned_passes(engine):
+    def stopped(_, h):
+        attended = F.scaled_dot_product_attention(h[None], h[None], h[None])[0]
+        return F.dropout(attended, 0.2) + h.detach() * h.relu()
+
+    model = nn.Sequential(Around(stopped), nn.BatchNorm1d(1), nn.Dropout(0.1, inplace=True))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    checked(experiment(model, engine=engine))
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())
+
+
+class Halves(nn.Linear):
+    def __init__(self):
+        super().__init__(1, 1)
+
+    def forward(self, x):
+        return super().forward(x.mul_(0.5))
+
+
+class Pair(Halves):
+    def forward(self, x):
+        return x, x
+
+
+class Stacked(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inside = nn.LSTM(1, 4, num_layers=2, dropout=0.3)
+
+    def forward(self, x):
+        return self.inside(x[None])[0][0, :, :1]
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        (Halves(), "the model changes its input while it computes: work on a copy"),
+        (Pair(), "the model must return one tensor, not tuple"),
+        (
+            nn.Sequential(nn.Linear(1, 4), nn.Unflatten(1, (2, 2)),
+                nn.InstanceNorm1d(2, track_running_stats=True), nn.Flatten(), nn.Linear(4, 1)),
+            "changes its buffer 2.running_mean while it computes: only the running statistics of "
+            "batch norm are followed (track_running_stats=False elsewhere)",
+        ),
+        (
+            Stacked(),
+            "inside is nn.LSTM(dropout=0.3), which draws random numbers that the task does not "
+            "seed: use single nn.LSTM layers with nn.Dropout between them, or dropout=0",
+        ),
+    ],
+)  # fmt: skip
+def test_modules_that_are_refused(model, said):
+    assert said in refused(experiment(model))
