@@ -58,12 +58,7 @@ class Run:
             OSError: the folder cannot be written.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        if new:
-            try:
-                (self.path / "recipe.yaml").touch(exist_ok=False)
-            except FileExistsError:
-                raise ValueError(f"{self.path} already holds a run") from None
-        self.write("recipe.yaml", yaml.safe_dump(self.config, sort_keys=False))
+        self.write("recipe.yaml", yaml.safe_dump(self.config, sort_keys=False), new=new)
 
     @cached_property
     def experiment(self) -> Experiment:
@@ -203,11 +198,28 @@ class Run:
 
         return evaluate(self, **options)
 
-    def write(self, name: str, text: str) -> None:
-        """Replace a file of the run in one go."""
-        part = self.path / f"{name}.part"
+    def write(self, name: str, text: str, *, new: bool = False) -> None:
+        """Make or replace a file of the run in one go: it is never seen half-written.
+
+        Raises:
+            ValueError: the file is to be new and is there already.
+            OSError: it cannot be written.
+        """
+        part, path = self.path / f"{name}.{os.getpid()}.part", self.path / name
         part.write_text(text, encoding="utf-8")
-        os.replace(part, self.path / name)
+        try:
+            if new:
+                os.link(part, path)  # unlike a rename, fails where another has been faster
+            else:
+                os.replace(part, path)
+        except FileExistsError:
+            raise ValueError(f"{self.path} already holds a run") from None
+        except OSError:
+            if not new or path.exists():
+                raise
+            os.replace(part, path)  # a file system without hard links
+        finally:
+            part.unlink(missing_ok=True)
 
 
 def refuse_used(path: Path) -> None:
