@@ -37,8 +37,8 @@ OURS, BY_HAND = "maml_dist", "pytorch"
 TORCH_PEERS = (BY_HAND, "learn2learn", "higher", "torchopt")
 FIRST_LOSS_AGREES = 1e-4  # relative, in float32
 # Where a ReLU's input, or the larger of two pixels to pool, rounds to the other side, a task's
-# meta-gradient jumps: by half a percent on B, by 6% on D (in float64, inputs moved by 1e-7). Without
-# second order it is 20% (A) to 90% (B) away. At tiny shapes the tests ask for 1e-4.
+# meta-gradient jumps: by half a percent on B, by 6% on D (in float64, inputs moved by 1e-7).
+# Without second order it is 20% (A) to 90% (B) away. At tiny shapes the tests ask for 1e-4.
 GRADIENT_AGREES = 0.15
 LOSSES_AGREE = 1e-2  # those after it
 MEMORY_STEPS = (1, 5, 20, 50)
