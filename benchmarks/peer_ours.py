@@ -22,7 +22,7 @@ from maml_dist.core.random import keys
 from maml_dist.core.source import Adapt, TaskKey, TaskSource
 from maml_dist.experiment import Experiment
 from maml_dist.learners.maml import MAML
-from maml_dist.runtime.launch import OnRay
+from maml_dist.runtime.launch import Asked, OnRay
 from maml_dist.runtime.shard import Work
 from maml_dist.train import loop
 
@@ -128,7 +128,7 @@ class OursOnRay(Contender):
         meta = _meta(self._experiment)
         self._place = OnRay("local")
         self._place.__enter__()
-        resources = self._place.resources(threads, cpus=1, gpus=0, most=case.workload.tasks)
+        resources = self._place.resources(threads, Asked(1, 0), most=case.workload.tasks)
         engine = decide(self._experiment, meta, "cpu")
         work = Work(
             self._experiment.task,

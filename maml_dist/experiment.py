@@ -27,6 +27,7 @@ from maml_dist.core.learner import Learner
 from maml_dist.core.outer import Outer
 from maml_dist.core.source import TaskSource
 from maml_dist.recipe import Config, nearest, read_recipe
+from maml_dist.runtime.launch import Asked
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,9 @@ class Experiment:
     shards: int | None = None  # task shards; null: one a GPU, or one a core
     cpus_per_shard: float = 1  # cores that a shard reserves; its threads
     gpus_per_shard: float | None = None  # GPUs that a shard reserves; null: 1 where there are GPUs
+    rollout_workers: int = 0  # that act in environments for a shard; 0: the shard itself does
+    cpus_per_worker: float = 1  # cores that a rollout worker reserves
+    environments: int | None = None  # that a worker simulates at once; null: of all its tasks
     engine: Engine = field(default_factory=Engine)  # how tasks are differentiated
     diverged: Literal["stop", "skip"] = "stop"  # a task whose loss or gradient is not finite
     test_steps: int = 10  # inner steps at validation and test
@@ -65,6 +69,7 @@ class Experiment:
         least = {"meta_batch": 1, "test_steps": 0, "iterations": 0, "validation_tasks": 1}
         least |= {"test_tasks": 2, "checkpoint_every": 1, "keep": 1, "log_every": 1, "ahead": 1}
         least |= {"shards": 1, "seed": 0, "cpus_per_shard": 0, "gpus_per_shard": 0}
+        least |= {"rollout_workers": 0, "cpus_per_worker": 0, "environments": 1}
         for name, bound in least.items():
             value = getattr(self, name)
             if value is not None and value < bound:
@@ -73,6 +78,13 @@ class Experiment:
             raise ValueError(
                 f"shards={self.shards}: more than the {self.meta_batch} tasks of a meta-batch"
             )
+
+    @property
+    def asked(self) -> Asked:
+        """What each shard is to have."""
+        return Asked(
+            self.cpus_per_shard, self.gpus_per_shard, self.rollout_workers, self.cpus_per_worker
+        )
 
 
 def compose(recipe: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:

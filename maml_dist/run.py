@@ -190,6 +190,7 @@ class Run:
             meta_batch=experiment.meta_batch,
             learned=sum(value.numel() for value in self._learned.values()),
             skip=experiment.diverged == "skip",
+            environments=experiment.environments,
         )
 
     def evaluate(self, **options: Any) -> dict[str, Any]:

@@ -105,12 +105,7 @@ def execute(
     if run.finished:
         return run
     with InProcess() if local or experiment.iterations == 0 else OnRay(address) as place:
-        resources = place.resources(
-            experiment.shards,
-            cpus=experiment.cpus_per_shard,
-            gpus=experiment.gpus_per_shard,
-            most=experiment.meta_batch,
-        )
+        resources = place.resources(experiment.shards, experiment.asked, most=experiment.meta_batch)
         engine = decide(experiment, run.initial, resources.device)
         decided = {
             "shards": resources.shards,

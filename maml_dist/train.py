@@ -47,10 +47,15 @@ def loop(
     for it in range(start, experiment.iterations):
         try:
             parts = [shard.gradient.remote(meta, it) for shard in crew.shards]
+            if experiment.outer.asks:
+                _converse(crew, parts, meta, it)
         except FloatingPointError:
             yield unread
             raise
-        meta, metrics = crew.server.update.remote(*parts)
+        if experiment.outer.asks:
+            meta, metrics = crew.server.settle.remote()
+        else:
+            meta, metrics = crew.server.update.remote(*parts)
         scores = saved = None
         last = it + 1 == experiment.iterations or stop()
         if last or (it + 1) % experiment.checkpoint_every == 0:
@@ -63,6 +68,16 @@ def loop(
             yield unread[: experiment.ahead]
             del unread[: experiment.ahead]
     yield unread
+
+
+def _converse(crew: "Crew", parts: list[Any], meta: Any, it: int) -> None:
+    """An update that asks back (TRPO's curvature and line search): until all is answered."""
+    while True:
+        question, at = crew.server.ask.remote(*parts)
+        what, options = crew.get(question)
+        if not what:
+            return
+        parts = [getattr(shard, what).remote(meta, it, at, **options) for shard in crew.shards]
 
 
 def _validate(experiment: "Experiment", crew: "Crew", it: int) -> list[Any]:
@@ -103,6 +118,8 @@ def record(
             row: Row = {"iteration": report.iteration}
             row |= _summary(window)
             row |= {"it_per_s": pace, "tasks_per_s": pace * experiment.meta_batch}
+            if "steps/after" in row:  # of the environments, by one task
+                row["steps_per_s"] = row["steps/after"] * row["tasks_per_s"]
             if report.scores is not None:
                 parts = [part for part in crew.get(report.scores) if part]
                 scores = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

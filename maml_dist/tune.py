@@ -55,10 +55,7 @@ def search(plan: Search, *, run: str | Path | None = None, address: str | None =
         raise ValueError("iterations=0 or cpus_per_shard=0: a search needs some of both")
     with OnRay(address) as place:
         resources = place.resources(
-            experiment.shards or 1,
-            cpus=experiment.cpus_per_shard,
-            gpus=experiment.gpus_per_shard,
-            most=experiment.meta_batch,
+            experiment.shards or 1, experiment.asked, most=experiment.meta_batch
         )
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "search.yaml").write_text(yaml.safe_dump(asdict(plan), sort_keys=False))
@@ -141,7 +138,8 @@ def _fit(
     )
     shard = {"CPU": resources.cpus, "GPU": resources.gpus}
     # The first bundle is the driver's: it only passes references on and needs no core of its own.
-    bundles = tune.PlacementGroupFactory([{}] + [shard] * resources.shards, strategy="PACK")
+    each = [shard] + [{"CPU": resources.worker_cpus}] * resources.workers
+    bundles = tune.PlacementGroupFactory([{}] + each * resources.shards, strategy="PACK")
     shared = {"checkpoints": None, "shards": resources.shards, "gpus_per_shard": resources.gpus}
     config, here = override(config, shared), folder / "tune"
     tuner = tune.Tuner(

@@ -4,7 +4,7 @@ Legend: task = tasks stacked in front, n = examples. Code that sees one task see
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -15,10 +15,13 @@ Tree = TypeVar("Tree")
 
 
 class Batch(NamedTuple):
-    """Labelled examples of a task: x [n, …], y [n, …]; stacked: x [task, n, …], y [task, n, …]."""
+    """Labelled examples of a task: x [n, …], y [n, …]; stacked: x [task, n, …], y [task, n, …].
+
+    In reinforcement learning x are observations [episode, time, obs], and y is an `Acted`.
+    """
 
     x: Tensor
-    y: Tensor
+    y: Any  # a tensor, or a named tuple of them
     key: Tensor | None = (
         None  # an integer, for all that is drawn on the way (dropout, mini-batches)
     )
@@ -34,6 +37,7 @@ class Episode(NamedTuple):
     support: tuple[Batch, ...]
     query: Batch
     key: Tensor | None = None  # the task's random key; a task source leaves it to the shard
+    scores: dict[str, Tensor] | None = None  # [task, step]: seen while collecting (on-policy only)
 
 
 def supervised(support: Batch, query: Batch, *, steps: int) -> Episode:

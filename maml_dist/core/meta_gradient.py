@@ -11,11 +11,12 @@ from torch import Tensor
 
 from maml_dist.core.engine import Engine
 from maml_dist.core.episode import Episode
+from maml_dist.core.form import Form, pack
 from maml_dist.core.learner import Learner
 from maml_dist.core.objective import Mode, Objective
 from maml_dist.core.params import Layout
 from maml_dist.core.replay import peak_bytes, trace
-from maml_dist.core.task_functions import Form, Summed, TaskFunctions, pack
+from maml_dist.core.task_functions import Summed, TaskFunctions
 
 
 class MetaGradient:

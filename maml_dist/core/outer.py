@@ -8,7 +8,9 @@ model is bound by dispatch: few operations, in place on tensors made here, and s
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Generator
 from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,9 +20,29 @@ from maml_dist.core.schedule import Constant, Schedule
 State = dict[str, Tensor]
 
 
+class Ask(NamedTuple):
+    """What an update wants to know of the tasks: a method of the shards, and what it is given."""
+
+    what: Literal["gradient", "curvature", "objective"]
+    at: Tensor  # [size]: where, or for the curvature what to multiply
+    options: dict[str, Any] = {}
+
+
+class Told(NamedTuple):
+    """The answer: means over the tasks."""
+
+    vector: Tensor | None  # [size]; none where all tasks were skipped
+    scalars: dict[str, float]
+
+
+Talk = Generator[Ask, Told, tuple[Tensor, State, dict[str, float]]]  # -> meta, state, what to log
+
+
 @dataclass(frozen=True)
 class Outer(ABC):
     """An outer optimiser: a pure rule on the flat meta-parameters [size]."""
+
+    asks: ClassVar[bool] = False  # whether an update asks the tasks back, by `propose`
 
     beta: float = 0.001  # outer rate
     schedule: Schedule = Constant()  # of the outer rate
@@ -57,6 +79,12 @@ class Outer(ABC):
         """
         state = {"count": torch.tensor(0.0, dtype=torch.float64), **self.moments(meta)}
         return state if self.average is None else {**state, "average": meta.clone()}
+
+    def propose(
+        self, meta: Tensor, gradient: Tensor, scalars: dict[str, float], state: State
+    ) -> Talk:
+        """One update that asks back: yields questions, is sent the answers."""
+        raise NotImplementedError
 
     def update(self, meta: Tensor, gradient: Tensor, state: State) -> tuple[Tensor, State]:
         """One update; returns new tensors and changes none."""

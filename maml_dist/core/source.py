@@ -15,9 +15,10 @@ from numpy.random.bit_generator import ISeedSequence
 from torch import Tensor
 
 from maml_dist.core.episode import Batch, Episode
-from maml_dist.core.params import Params
+from maml_dist.core.trajectories import Trajectories
 
-Adapt = Callable[[tuple[Batch, ...]], Params]  # support so far -> phi of each task, stacked
+# The support sets so far -> what each task's policy, adapted to them, does next.
+Adapt = Callable[[tuple[Batch, ...]], Trajectories]
 
 
 class TaskKey(NamedTuple):
@@ -47,6 +48,8 @@ class TaskSource(ABC):
 
     metric: ClassVar[str] = "loss"  # the score by which checkpoints are chosen and runs reported
     maximize: ClassVar[bool] = False  # whether more of it is better
+    on_policy: ClassVar[bool] = False  # whether what is collected depends on the parameters
+    penalty: float = 0.0  # on-policy: weight of phi_0's divergence on the support
 
     @abstractmethod
     def sample(self, key: TaskKey) -> Any:
@@ -61,7 +64,7 @@ class TaskSource(ABC):
         """The episodes of `tasks`, stacked with the task axis first, with `steps` support batches.
 
         A pure function of its arguments. Supervised sources ignore `adapt`; an on-policy source
-        calls it with the support so far to get the parameters to act with.
+        calls it with the support so far, and gives `scores` of every stage with the episodes.
         """
 
     @abstractmethod
@@ -71,6 +74,10 @@ class TaskSource(ABC):
     def query_loss(self, output: Tensor, batch: Batch) -> Tensor:
         """The outer loss of one task: a scalar; the inner one unless overridden."""
         return self.loss(output, batch)
+
+    def divergence(self, output: Tensor, batch: Batch) -> Tensor:
+        """On-policy: the mean KL divergence of one task's policy from the one that acted."""
+        raise NotImplementedError
 
     def score(self, output: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Scalars to report for one task; must have the key `metric`."""

@@ -20,13 +20,12 @@ from torch.func import vjp
 from torch.utils import _pytree as pytree
 
 from maml_dist.core.engine import Engine
-from maml_dist.core.episode import Batch, Episode, all_keyed, keyed
+from maml_dist.core.episode import all_keyed
+from maml_dist.core.form import Form, leaves, unpack
 from maml_dist.core.inner import at_step
 from maml_dist.core.learner import Learner
 from maml_dist.core.objective import Mode, Objective
 from maml_dist.core.params import Layout, Params, flatten, unflatten
-
-Form = tuple[int, bool]  # inner steps; whether one support set serves them all
 
 
 class Summed(NamedTuple):
@@ -53,7 +52,7 @@ class TaskFunctions:
     def in_one_graph(self, form: Form) -> Callable[..., Summed]:
         """(meta, it, *tensors of a part) -> its sum, all in one function."""
         learner, objective = self._learner, self._objective
-        steps, _ = form
+        steps = form.steps
 
         def one(vector: Tensor, it: Tensor, *tensors: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
             episode = unpack(form, tensors)
@@ -65,12 +64,12 @@ class TaskFunctions:
                 return self._join(gradient, {}), metrics
             path = [*learner.path(objective.loss, meta, episode.support, it, episode.key)]
             counts = torch.arange(steps + 1, device=it.device).unbind()
-            asked = (episode.query.x, episode.query.y, tensors[-1])
+            asked = (*leaves(episode.query), tensors[-1])
             rows = [
                 objective.statistics(
                     learner.weights(meta, path[k], counts[k]),
                     self.kept_at(kept, counts[k]),
-                    _keyed(asked, counts[k], query=True),
+                    form.keyed(asked, counts[k], query=True),
                 )
                 for k in self._kept_steps(steps)
             ]
@@ -86,19 +85,19 @@ class TaskFunctions:
     def by_steps(self, form: Form) -> Callable[..., Summed]:
         """(meta, it, *tensors of a part) -> its sum, step by step."""
         learner, objective, engine = self._learner, self._objective, self._engine
-        steps, _ = form
+        steps, step = form.steps, self.step(form)
 
         def start(vector: Tensor, it: Tensor, k: Tensor, *batch: Tensor) -> tuple[Tensor, Tensor]:
             meta, _ = self._split(vector)
             phi, state = learner.start(meta)
-            seen = _keyed(batch, k, query=not steps)
+            seen = form.keyed(batch, k, query=not steps)
             before = objective.loss(learner.weights(meta, phi, k), seen)
             return self._flat(phi, state), before
 
         def pull(
             vector: Tensor, it: Tensor, k: Tensor, carry: Tensor, along: Tensor, *batch: Tensor
         ) -> tuple[Tensor, Tensor]:
-            back = vjp(lambda v, c: self.step(v, it, k, c, *batch), vector, carry)[1]
+            back = vjp(lambda v, c: step(v, it, k, c, *batch), vector, carry)[1]
             of_meta, of_carry = back(along)
             return of_meta, of_carry
 
@@ -108,7 +107,7 @@ class TaskFunctions:
             def loss(vector: Tensor, carry: Tensor) -> Tensor:
                 meta, _ = self._split(vector)
                 weights = learner.weights(meta, self._tree(carry)[0], k)
-                return objective.query_loss(weights, _keyed(batch, k, query=True))
+                return objective.query_loss(weights, form.keyed(batch, k, query=True))
 
             value, back, *_ = vjp(loss, vector, carry)
             of_meta, of_carry = back(torch.ones_like(value))
@@ -138,10 +137,10 @@ class TaskFunctions:
         ) -> Params:
             meta, kept = self._split(vector)
             weights = learner.weights(meta, self._tree(carry)[0], k)
-            query = _keyed(batch, k, query=True)
+            query = form.keyed(batch, k, query=True)
             return objective.statistics(weights, self.kept_at(kept, k), query)
 
-        of_k = (start, self.step, pull, query, end, statistics)
+        of_k = (start, step, pull, query, end, statistics)
         over = {
             function.__name__: engine.run(engine.over(function, shared=shared))
             for function, shared in (*((function, 3) for function in of_k), (first, 2))
@@ -150,8 +149,8 @@ class TaskFunctions:
         def part(vector: Tensor, it: Tensor, *tensors: Tensor) -> Summed:
             self._learn_carry(vector)
             episode = unpack(form, tensors)
-            batches = [(batch.x, batch.y, episode.key) for batch in episode.support]
-            asked = (episode.query.x, episode.query.y, episode.key)
+            batches = [(*leaves(batch), tensors[-1]) for batch in episode.support]
+            asked = (*leaves(episode.query), tensors[-1])
             counts = torch.arange(steps + 1, device=it.device).unbind()
             carry, before = over["start"](vector, it, counts[0], *(batches or [asked])[0])
             carries = [carry]
@@ -190,7 +189,7 @@ class TaskFunctions:
     def scores(self, form: Form, mode: Mode) -> Callable[..., dict[str, Tensor]]:
         """(meta, it, *tensors of a part) -> each score [task, step]."""
         learner, objective, engine = self._learner, self._objective, self._engine
-        steps, _ = form
+        steps = form.steps
 
         def start(vector: Tensor, it: Tensor, like: Tensor) -> Tensor:
             return self._flat(*learner.start(self._split(vector)[0]))
@@ -206,7 +205,7 @@ class TaskFunctions:
         # Not compiled: an evaluation is rare, and bound by arithmetic.
         start_, step_, score_ = (
             engine.run(engine.over(function, shared=shared), compiled=False)
-            for function, shared in ((start, 2), (self.step, 3), (score, 3))
+            for function, shared in ((start, 2), (self.step(form), 3), (score, 3))
         )
 
         def part(vector: Tensor, it: Tensor, *tensors: Tensor) -> dict[str, Tensor]:
@@ -218,21 +217,25 @@ class TaskFunctions:
                 scores = score_(vector, it, count, carry, *tensors)
                 results.append(self._stacked((scores,))[0])
                 if k < steps:
-                    batch = episode.support[k]
-                    carry = step_(vector, it, count, carry, batch.x, batch.y, episode.key)
+                    batch = (*leaves(episode.support[k]), tensors[-1])
+                    carry = step_(vector, it, count, carry, *batch)
             return {
                 name: torch.stack([scores[name] for scores in results], -1) for name in results[0]
             }
 
         return part
 
-    def step(self, vector: Tensor, it: Tensor, k: Tensor, carry: Tensor, *batch: Tensor) -> Tensor:
-        """The carry after one more inner step of a task."""
-        meta, _ = self._split(vector)
-        phi, state = self._tree(carry)
-        loss = self._objective.loss
-        phi, state = self._learner.step(loss, meta, phi, state, _keyed(batch, k), k, it)
-        return self._flat(phi, state)
+    def step(self, form: Form) -> Callable[..., Tensor]:
+        """(meta, it, k, carry, *a support batch) -> the carry after one more step of a task."""
+
+        def step(vector: Tensor, it: Tensor, k: Tensor, carry: Tensor, *batch: Tensor) -> Tensor:
+            meta, _ = self._split(vector)
+            phi, state = self._tree(carry)
+            loss = self._objective.loss
+            phi, state = self._learner.step(loss, meta, phi, state, form.keyed(batch, k), k, it)
+            return self._flat(phi, state)
+
+        return step
 
     def _split(self, vector: Tensor) -> tuple[Params, Params]:
         """What is meta-learned, and what is kept (running statistics) but not differentiated."""
@@ -296,27 +299,3 @@ def _sum(gradients: Tensor, metrics: dict[str, Tensor]) -> Summed:
 
 def _shares(judged: Tensor | None, steps: int) -> list[float]:
     return [0.0] * steps + [1.0] if judged is None else judged.tolist()
-
-
-def _keyed(tensors: tuple[Tensor, ...], k: Tensor, *, query: bool = False) -> Batch:
-    x, y, key = tensors
-    return keyed(Batch(x, y), key, k, query=query)
-
-
-def pack(episodes: Episode) -> tuple[Form, list[Tensor]]:
-    """Stacked episodes as (steps, one support set for all steps) and their tensors."""
-    support, query = episodes.support, episodes.query
-    same = all(batch.x is support[0].x and batch.y is support[0].y for batch in support)
-    key = episodes.key
-    if key is None:
-        key = torch.zeros(len(query.x), dtype=torch.int64, device=query.x.device)
-    shown = support[:1] if same else support
-    tensors = [tensor for batch in (*shown, query) for tensor in batch[:2]]
-    return (len(support), same), [*tensors, key]
-
-
-def unpack(form: Form, tensors: tuple[Tensor, ...] | list[Tensor]) -> Episode:
-    steps, same = form
-    *data, key = tensors
-    *support, query = (Batch(x, y) for x, y in zip(data[::2], data[1::2], strict=True))
-    return Episode(tuple(support) * (steps if same else 1), query, key)

@@ -7,19 +7,19 @@ both; in this process the call runs at once and its result stands in for the ref
 import math
 import os
 import socket
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from maml_dist.core.outer import Outer
+from maml_dist.runtime.ray_actors import RayShard, RayWorker
 from maml_dist.runtime.server import ParameterServer
-from maml_dist.runtime.shard import Contribution, TaskShard, Work
+from maml_dist.runtime.shard import TaskShard, Work
 
 PLACED_WITHIN = 120  # seconds for the cluster to place all actors
 RETRIES = 3  # of one call; a task that kills every process that tries it ends the run
@@ -33,11 +33,27 @@ class Resources:
     shards: int
     cpus: float
     gpus: float
+    workers: int = 0  # that roll out for each shard; 0: the shard itself does
+    worker_cpus: float = 1
+
+    @property
+    def all_cpus(self) -> float:
+        """Cores of all shards and their workers."""
+        return self.shards * (self.cpus + self.workers * self.worker_cpus)
 
     @property
     def device(self) -> str:
         """Where a shard computes."""
         return "cuda" if self.gpus else "cpu"
+
+
+class Asked(NamedTuple):
+    """What each shard is to have."""
+
+    cpus: float
+    gpus: float | None  # null: one where there are GPUs
+    workers: int = 0  # that roll out for it
+    worker_cpus: float = 1
 
 
 @dataclass(frozen=True)
@@ -60,18 +76,17 @@ class InProcess:
     def __exit__(self, *exception: object) -> None:
         torch.set_num_threads(self._threads)
 
-    def resources(
-        self, shards: int | None, *, cpus: float, gpus: float | None, most: int
-    ) -> Resources:
-        """What `shards` and `gpus` mean here; null: a single shard, on the GPU if there is one.
+    def resources(self, shards: int | None, asked: Asked, *, most: int) -> Resources:
+        """What `shards` and GPUs mean here; null: a single shard, on the GPU if there is one.
 
         Raises:
             ValueError: a GPU is asked for and there is none.
         """
         devices = torch.cuda.device_count()
+        gpus = float(bool(devices)) if asked.gpus is None else asked.gpus
         if gpus and not devices:
             raise ValueError(f"gpus_per_shard={gpus:g}: this machine has no GPU")
-        return Resources(shards or 1, cpus, float(bool(devices)) if gpus is None else gpus)
+        return Resources(shards or 1, asked.cpus, gpus, asked.workers, asked.worker_cpus)
 
     def crew(
         self,
@@ -121,9 +136,7 @@ class OnRay:
         if not self._joined:
             ray.shutdown()
 
-    def resources(
-        self, shards: int | None, *, cpus: float, gpus: float | None, most: int
-    ) -> Resources:
+    def resources(self, shards: int | None, asked: Asked, *, most: int) -> Resources:
         """Join the cluster; `shards` null: one a GPU, or one a core, `most` at the most.
 
         A Ray started on this machine declares as many CPUs as the shards need.
@@ -137,8 +150,8 @@ class OnRay:
         if not self._joined and self._address == "local":
             os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # it listens on this machine alone
             cores, devices = os.cpu_count() or 1, torch.cuda.device_count()
-            resources = _decide(shards, cpus, gpus, cores=cores, devices=devices, most=most)
-            declared = max(cores, math.ceil(resources.shards * cpus))
+            resources = _decide(asked, shards, cores=cores, devices=devices, most=most)
+            declared = max(cores, math.ceil(resources.all_cpus))
             ray.init(address="local", num_cpus=declared, include_dashboard=False, **QUIET)
             return resources
         if not self._joined:
@@ -152,11 +165,12 @@ class OnRay:
             raise ValueError(f"--address {self._given}: this process is on the cluster at {here}")
         there = ray.cluster_resources()
         cores, devices = there.get("CPU", 0), there.get("GPU", 0)
-        resources = _decide(shards, cpus, gpus, cores=cores, devices=devices, most=most)
-        if resources.shards * cpus > cores:
+        resources = _decide(asked, shards, cores=cores, devices=devices, most=most)
+        if resources.all_cpus > cores:
+            workers = f" and {asked.workers} rollout workers" if asked.workers else ""
             raise ValueError(
-                f"{resources.shards} shards with {cpus:g} CPU each need "
-                f"{resources.shards * cpus:g} CPUs; the cluster has {cores:g}"
+                f"{resources.shards} shards with {asked.cpus:g} CPU{workers} each need "
+                f"{resources.all_cpus:g} CPUs; the cluster has {cores:g}"
             )
         return resources
 
@@ -181,19 +195,31 @@ class OnRay:
             ray.cloudpickle.register_pickle_by_value(import_module(module))
         shared = ray.put(work)
         # A shard can always compute its part again: a lost one is restarted, its call repeated.
-        shard_actor = ray.remote(_RayShard).options(
+        shard_actor = ray.remote(RayShard).options(
             num_cpus=resources.cpus,
             num_gpus=resources.gpus,
             max_restarts=-1,
             max_task_retries=RETRIES,
         )
+        worker_actor = ray.remote(RayWorker).options(
+            num_cpus=resources.worker_cpus, max_restarts=-1, max_task_retries=RETRIES
+        )
+        workers = [
+            [worker_actor.remote([shared]) for _ in range(resources.workers)]
+            for _ in range(resources.shards)
+        ]
         shards = [
             shard_actor.remote(
-                [shared], rank=rank, shards=resources.shards, device=resources.device
+                [shared],
+                rank=rank,
+                shards=resources.shards,
+                device=resources.device,
+                workers=workers[rank],
             )
             for rank in range(resources.shards)
         ]
-        ray.method(num_returns=2)(ParameterServer.update)
+        for method in (ParameterServer.update, ParameterServer.ask, ParameterServer.settle):
+            ray.method(num_returns=2)(method)
         # The server stays beside the driver: they live and die together, shards come and go.
         beside = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         server = (
@@ -201,7 +227,7 @@ class OnRay:
             .options(num_cpus=0, scheduling_strategy=beside)
             .remote(meta, outer, learned=work.learned)
         )
-        actors: list[Any] = [*shards, server]
+        actors: list[Any] = [*shards, *sum(workers, []), server]
 
         def close(_needed_by_restarted_shards: Any = shared) -> None:
             for actor in actors:
@@ -221,27 +247,6 @@ class OnRay:
         return Crew(shards, server, _get, close)
 
 
-class _RayShard(TaskShard):
-    """A shard that fetches its work itself, so that Ray need not repeat it at a restart."""
-
-    def __init__(self, work: list[Any], *, rank: int, shards: int, device: str) -> None:
-        import ray
-
-        super().__init__(ray.get(work[0]), rank=rank, shards=shards, device=device)
-        self._listens = True
-
-    def gradient(self, meta: np.ndarray, it: int) -> Contribution:
-        """As in this process; what is warned of the first time is told to the driver."""
-        if not self._listens:
-            return super().gradient(meta, it)
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            contribution = super().gradient(meta, it)
-        self._listens = False
-        texts = (str(warning.message) for warning in caught)
-        return contribution._replace(said=tuple(t for t in texts if t.startswith("engine.")))
-
-
 def _get(references: Any) -> Any:
     """Values; what a user's code raised in an actor is raised here as it was."""
     import ray
@@ -259,25 +264,21 @@ def _get(references: Any) -> Any:
 
 
 def _decide(
-    shards: int | None,
-    cpus: float,
-    gpus: float | None,
-    *,
-    cores: float,
-    devices: float,
-    most: int,
+    asked: Asked, shards: int | None, *, cores: float, devices: float, most: int
 ) -> Resources:
+    gpus = asked.gpus
     if gpus is None:
         gpus = 1.0 if devices >= 1 else 0.0
     if shards is None:
-        room = devices / gpus if gpus else cores / (cpus or 1)
+        each = asked.cpus + asked.workers * asked.worker_cpus
+        room = devices / gpus if gpus else cores / (each or 1)
         shards = max(1, min(int(room), most))
     if shards * gpus > devices:
         raise ValueError(
             f"{shards} shards with {gpus:g} GPU each need {shards * gpus:g} GPUs; "
             f"there are {devices:g}"
         )
-    return Resources(shards=shards, cpus=cpus, gpus=gpus)
+    return Resources(shards, asked.cpus, gpus, asked.workers, asked.worker_cpus)
 
 
 def _must_answer(address: str) -> None:

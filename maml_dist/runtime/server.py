@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from maml_dist.core.outer import Outer
+from maml_dist.core.outer import Outer, Talk, Told
 from maml_dist.runtime.shard import Contribution
 
 Saved = tuple[int, np.ndarray, dict[str, np.ndarray]]  # iteration, meta [size], the rule's state
@@ -25,6 +25,8 @@ class ParameterServer:
         self._it = 0
         self._meta = torch.tensor(meta)
         self._state = outer.init(self._meta[: self._learned])
+        self._talk: Talk | None = None  # an update that asks back
+        self._metrics: dict[str, Any] = {}
 
     def meta(self) -> np.ndarray:
         """The meta-parameters [size]; never changed afterwards."""
@@ -43,14 +45,52 @@ class ParameterServer:
             The new vector [size], and the means of the shards' metrics over the tasks that were
             not skipped; `skipped/tasks` names those, as "iteration:task".
         """
-        tasks = sum(part.tasks for part in contributions)
-        gradient = torch.tensor(contributions[0].gradient)
-        for part in contributions[1:]:
-            gradient = gradient + torch.tensor(part.gradient)
-        if tasks:
-            mean, end = gradient / tasks, self._learned
+        mean, metrics = self._mean(contributions)
+        if mean is not None:
+            end = self._learned
             meta, self._state = self._outer.update(self._meta[:end], mean[:end], self._state)
             self._meta = meta if end == len(mean) else torch.cat([meta, mean[end:]])
+        self._it += 1
+        return self.meta(), metrics
+
+    def ask(self, *contributions: Contribution) -> tuple[tuple[str, dict[str, Any]], np.ndarray]:
+        """One turn of an update that asks back, with all shards' answers to the question before.
+
+        Returns:
+            The method of the shards that answers, its options, and the vector [size] that it is
+            given; no name where the update is ready to be settled.
+        """
+        mean, metrics = self._mean(contributions)
+        try:
+            if self._talk is None:
+                self._metrics = metrics
+                if mean is None:  # all tasks were skipped
+                    return ("", {}), np.zeros(0, np.float32)
+                meta = self._meta[: self._learned]
+                self._talk = self._outer.propose(meta, mean, metrics, self._state)
+                question = next(self._talk)
+            else:
+                question = self._talk.send(Told(mean, metrics))
+        except StopIteration as end:
+            self._meta, self._state, told = end.value
+            self._metrics |= told
+            return ("", {}), np.zeros(0, np.float32)
+        return (question.what, question.options), question.at.numpy()
+
+    def settle(self) -> tuple[np.ndarray, dict[str, Any]]:
+        """The update that was talked over; returns as `update` does."""
+        self._talk = None
+        self._it += 1
+        return self.meta(), self._metrics
+
+    def _mean(
+        self, contributions: tuple[Contribution, ...]
+    ) -> tuple[torch.Tensor | None, dict[str, Any]]:
+        """The mean over all tasks of what is summed; no vector where all were skipped."""
+        tasks = sum(part.tasks for part in contributions)
+        total = torch.tensor(contributions[0].gradient)
+        for part in contributions[1:]:
+            total = total + torch.tensor(part.gradient)
         metrics: dict[str, Any] = {
             name: sum(part.metrics[name] for part in contributions) / tasks if tasks else math.nan
             for name in contributions[0].metrics
@@ -58,8 +98,7 @@ class ParameterServer:
         skipped = [f"{self._it}:{task}" for part in contributions for task in part.skipped]
         metrics["skipped/tasks"] = " ".join(skipped)
         metrics["said"] = "\n".join({text: None for part in contributions for text in part.said})
-        self._it += 1
-        return self.meta(), metrics
+        return total / tasks if tasks else None, metrics
 
     def state(self) -> Saved:
         """Everything that an update changes."""

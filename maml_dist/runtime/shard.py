@@ -6,6 +6,7 @@ gives the same bits.
 """
 
 import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple, get_args
 
@@ -13,19 +14,24 @@ import numpy as np
 import torch
 from torch import nn
 
+from maml_dist.core.adapted import Adapted
 from maml_dist.core.engine import Engine
-from maml_dist.core.episode import Episode, map_tensors, split
+from maml_dist.core.episode import Batch, Episode, Tree, map_tensors, split
 from maml_dist.core.learner import Learner
 from maml_dist.core.meta_gradient import MetaGradient, PathScores
 from maml_dist.core.objective import Mode, Objective
 from maml_dist.core.params import Layout
 from maml_dist.core.random import keys
 from maml_dist.core.source import TaskKey, TaskSource
+from maml_dist.core.trajectories import Trajectories
+from maml_dist.runtime.rollout_worker import RolloutWorker
 
 QUICK = 0.005  # seconds within which a meta-batch is collected inline
 AT_ONCE = 16  # iterations collected together at the most
 BLOCK = 20_000  # input numbers collected together, about
 SCORED_AT_ONCE = 4_000_000  # input numbers of held-out tasks in one vmap; bounds memory
+
+Roll = Callable[..., Trajectories]  # (policies [task, …], tasks, stage=) -> what they do
 
 
 class Contribution(NamedTuple):
@@ -50,12 +56,22 @@ class Work(NamedTuple):
     meta_batch: int
     learned: int  # elements of the vector that are meta-learned; the rest is kept
     skip: bool = False  # leave a task that is not finite out, instead of stopping
+    environments: int | None = None  # that are simulated at once at the most; null: all
 
 
 class TaskShard:
     """Collects and differentiates the tasks of one share."""
 
-    def __init__(self, work: Work, *, rank: int, shards: int, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        work: Work,
+        *,
+        rank: int,
+        shards: int,
+        device: str = "cpu",
+        roll: Roll | None = None,
+    ) -> None:
+        """`roll` acts in the environments; where there is none, the shard does it itself."""
         self._work = work
         self._rank = rank
         self._shards = shards
@@ -75,15 +91,28 @@ class TaskShard:
         self._first = 0
         self._per_block = 0
         self._waits = False
+        self._adapted = Adapted(engine, work.learner, objective, into=work.layout)
+        alone = RolloutWorker(work.source, work.model, environments=work.environments)
+        self._roll = roll or alone.here
+        self._seen: tuple[int, np.ndarray, Episode] | None = None  # on-policy: the last episodes
 
-    def gradient(self, meta: np.ndarray, it: int) -> Contribution:
-        """The summed meta-gradient of this shard's tasks of iteration `it` at meta [size].
+    def gradient(self, meta: np.ndarray, it: int, at: np.ndarray | None = None) -> Contribution:
+        """The summed meta-gradient of this shard's tasks of iteration `it`.
+
+        Args:
+            meta: the parameters [size] with which on-policy episodes are collected.
+            it: the meta-iteration.
+            at: where to differentiate [size]; at `meta` if None.
 
         Raises:
             FloatingPointError: a task's loss or gradient is not finite, and is not to be skipped.
         """
-        episodes = self._episodes(it)
-        gradient, fine, metrics = self._gradient(self._tensor(meta), episodes, self._tensor(it))
+        episodes = self._episodes(it, meta)
+        point = self._tensor(meta if at is None else at)
+        gradient, fine, metrics = self._gradient(point, episodes, self._tensor(it))
+        if penalty := self._work.source.penalty:
+            departure = self._adapted.departure(point, episodes, self._tensor(it))
+            gradient = gradient + penalty * departure
         skipped: tuple[int, ...] = ()
         if not fine.all():
             told = zip(self._tasks(), fine.tolist(), strict=True)
@@ -93,6 +122,8 @@ class TaskShard:
                     f"the meta-gradient of iteration {it} is not finite (tasks {skipped} of the "
                     "meta-batch): a smaller learner.alpha may help, or diverged=skip"
                 )
+        metrics = metrics | _ends(episodes)
+        if skipped:
             metrics = {name: torch.where(fine, value, 0) for name, value in metrics.items()}
         sums = torch.stack([value.sum() for value in metrics.values()]).tolist()
         return Contribution(
@@ -101,6 +132,26 @@ class TaskShard:
             dict(zip(metrics, sums, strict=True)),
             skipped,
         )
+
+    def objective(self, meta: np.ndarray, it: int, at: np.ndarray) -> Contribution:
+        """The summed outer loss and divergence of the tasks of `it`, at parameters `at` [size]."""
+        episodes = self._episodes(it, meta)
+        found = self._adapted.objective(self._tensor(at), episodes, self._tensor(it))
+        sums = {name: float(value.sum()) for name, value in found.items()}
+        return Contribution(np.zeros(0, np.float32), len(self._tasks()), sums)
+
+    def curvature(
+        self, meta: np.ndarray, it: int, vector: np.ndarray, share: float = 1.0
+    ) -> Contribution:
+        """The divergence's curvature times `vector` [size], summed over the tasks of `it`.
+
+        `share` of the episodes of each task are looked at, one at least.
+        """
+        episodes = _part(self._episodes(it, meta), share)
+        product = self._adapted.curvature(
+            self._tensor(meta), episodes, self._tensor(it), self._tensor(vector)
+        )
+        return Contribution(product.cpu().numpy(), len(self._tasks()), {})
 
     def scores(
         self,
@@ -121,6 +172,10 @@ class TaskShard:
         named = [TaskKey(work.seed, split, 0, i) for i in range(self._rank, tasks, self._shards)]
         if not named:
             return {}
+        if work.source.on_policy:
+            episodes = self._act(self._tensor(meta), named, it, steps=steps)
+            assert episodes.scores is not None
+            return {name: value.cpu().numpy() for name, value in episodes.scores.items()}
         some = max(1, steps)  # the inductive score needs a support set, adapted to or not
         one = work.source.collect([work.source.sample(named[0])], steps=some)
         size = one.support[0].x.numel() + one.query.x.numel()
@@ -143,7 +198,33 @@ class TaskShard:
     def _tasks(self) -> range:
         return range(self._rank, self._work.meta_batch, self._shards)
 
-    def _episodes(self, it: int) -> Episode:
+    def _episodes(self, it: int, meta: np.ndarray) -> Episode:
+        """The episodes of `it`; on-policy, those that the policies of `meta` live through."""
+        if not self._work.source.on_policy:
+            return self._given(it)
+        if self._seen is None or self._seen[0] != it or not np.array_equal(self._seen[1], meta):
+            named = [TaskKey(self._work.seed, "train", it, index) for index in self._tasks()]
+            episodes = self._act(self._tensor(meta), named, it, steps=self._work.learner.steps)
+            self._seen = it, np.array(meta), episodes
+        return self._seen[2]
+
+    def _act(self, meta: torch.Tensor, named: Sequence[TaskKey], it: int, *, steps: int) -> Episode:
+        """Episodes of policies that adapt to what they live through, stage by stage."""
+        source, number = self._work.source, self._tensor(it)
+        tasks = [source.sample(key) for key in named]
+        seed, split, *_ = named[0]
+        drawn = keys(seed, split, named[0].it, [key.index for key in named]).to(self._device)
+
+        def adapt(support: tuple[Batch, ...]) -> Trajectories:
+            moved = tuple(self._here(batch) for batch in support)
+            policies = self._adapted.policies(meta, moved, drawn, number)
+            policies = {name: value.cpu() for name, value in policies.items()}
+            return self._roll(policies, tasks, stage=len(support))
+
+        episodes = source.collect(tasks, steps=steps, adapt=adapt)
+        return self._here(episodes._replace(key=drawn))
+
+    def _given(self, it: int) -> Episode:
         """The episodes of `it`, collected with those of a block of iterations.
 
         Collecting that takes its time (files, simulators) goes on ahead in a thread; where it is
@@ -174,9 +255,9 @@ class TaskShard:
         drawn = torch.cat([keys(work.seed, "train", it, own) for it in its])
         return split(self._here(episodes._replace(key=drawn)), len(own))
 
-    def _here(self, episodes: Episode) -> Episode:
-        """The episodes on this shard's device, in its precision."""
-        return map_tensors(self._move, episodes)
+    def _here(self, data: Tree) -> Tree:
+        """Episodes or batches on this shard's device, in its precision."""
+        return map_tensors(self._move, data)
 
     def _move(self, tensor: torch.Tensor) -> torch.Tensor:
         dtype = self._dtype if tensor.is_floating_point() else tensor.dtype
@@ -187,3 +268,26 @@ class TaskShard:
         if isinstance(value, int):
             return torch.tensor(float(value), device=self._device)
         return torch.tensor(value, device=self._device, dtype=self._dtype)
+
+
+def _ends(episodes: Episode) -> dict[str, torch.Tensor]:
+    """On-policy: the scores before adapting and after it, each [task]."""
+    found = {}
+    for name, value in (episodes.scores or {}).items():
+        found[f"{name}/after"] = value[:, -1]
+        if value.shape[1] > 1:
+            found[f"{name}/before"] = value[:, 0]
+    return found
+
+
+def _part(episodes: Episode, share: float) -> Episode:
+    """A share of the rollouts of each stacked task: [task, episode, …] -> fewer episodes."""
+    if share >= 1:
+        return episodes
+    count = max(1, round(share * episodes.query.x.shape[1]))
+
+    def fewer(batch: Batch) -> Batch:
+        return map_tensors(lambda tensor: tensor[:, :count].contiguous(), batch)
+
+    support = tuple(fewer(batch) for batch in episodes.support)
+    return episodes._replace(support=support, query=fewer(episodes.query))

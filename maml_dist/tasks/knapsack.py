@@ -79,7 +79,8 @@ class Knapsack(TaskSource):
         room = self.capacity * weight.sum(-1, keepdim=True)
         order = output.reshape(-1, self.items).argsort(dim=-1, descending=True, stable=True)
         fits = weight.gather(-1, order).cumsum(-1) <= room
-        return -(share.gather(-1, order) * fits).sum(-1).mean()
+        packed: Tensor = (share.gather(-1, order) * fits).sum(-1).mean()
+        return -packed
 
     def score(self, output: Tensor, batch: Batch) -> dict[str, Tensor]:
         """The share of the bound that is packed."""

@@ -1,0 +1,63 @@
+"""What the plain actors do besides on Ray: fetch their work, tell what was warned of, fan out."""
+
+import warnings
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from maml_dist.core.params import Params
+from maml_dist.core.trajectories import Trajectories
+from maml_dist.runtime.rollout_worker import RolloutWorker
+from maml_dist.runtime.shard import Contribution, TaskShard, Work
+
+
+class RayShard(TaskShard):
+    """A shard that fetches its work itself, so that Ray need not repeat it at a restart."""
+
+    def __init__(
+        self, work: list[Any], *, rank: int, shards: int, device: str, workers: list[Any]
+    ) -> None:
+        import ray
+
+        roll = partial(roll_on, workers) if workers else None
+        super().__init__(ray.get(work[0]), rank=rank, shards=shards, device=device, roll=roll)
+        self._listens = True
+
+    def gradient(self, meta: np.ndarray, it: int, at: np.ndarray | None = None) -> Contribution:
+        """As in this process; what is warned of the first time is told to the driver."""
+        if not self._listens:
+            return super().gradient(meta, it, at)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            contribution = super().gradient(meta, it, at)
+        self._listens = False
+        texts = (str(warning.message) for warning in caught)
+        return contribution._replace(said=tuple(t for t in texts if t.startswith("engine.")))
+
+
+class RayWorker(RolloutWorker):
+    """A rollout worker that fetches the work of its shard itself."""
+
+    def __init__(self, work: list[Any]) -> None:
+        import ray
+
+        given: Work = ray.get(work[0])
+        super().__init__(given.source, given.model, environments=given.environments)
+
+
+def roll_on(workers: list[Any], policies: Params, tasks: Sequence[Any], *, stage: int) -> Any:
+    """What the policies do, whole tasks a worker."""
+    import ray
+
+    shares = [part for part in np.array_split(np.arange(len(tasks)), len(workers)) if len(part)]
+    asked = []
+    for worker, share in zip(workers, shares, strict=False):
+        weights = {
+            name: value[share[0] : share[-1] + 1].numpy() for name, value in policies.items()
+        }
+        asked.append(worker.roll.remote(weights, [tasks[i] for i in share], stage=stage))
+    parts = zip(*ray.get(asked), strict=True)
+    return Trajectories(*(torch.from_numpy(np.concatenate(part)) for part in parts))
