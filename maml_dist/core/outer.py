@@ -10,7 +10,7 @@ model is bound by dispatch: few operations, in place on tensors made here, and s
 from abc import ABC, abstractmethod
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,13 +42,12 @@ Talk = Generator[Ask, Told, tuple[Tensor, State, dict[str, float]]]  # -> meta, 
 class Outer(ABC):
     """An outer optimiser: a pure rule on the flat meta-parameters [size]."""
 
-    asks: ClassVar[bool] = False  # whether an update asks the tasks back, by `propose`
-
     beta: float = 0.001  # outer rate
     schedule: Schedule = Constant()  # of the outer rate
     clip: float | None = None  # each element of the meta-gradient is clipped at ± this
     clip_norm: float | None = None  # then the meta-gradient is scaled down to this norm
     average: float | None = None  # decay d of the averaged weights that are judged; null: none
+    epochs: int = 1  # updates a meta-iteration, each at a new meta-gradient on the same episodes
 
     def __post_init__(self) -> None:
         if not 0 < self.beta < float("inf"):
@@ -59,6 +58,8 @@ class Outer(ABC):
                 raise ValueError(f"outer.{name}={bound}: must be positive, or null")
         if self.average is not None and not 0 < self.average < 1:
             raise ValueError(f"outer.average={self.average}: must be in (0, 1), or null")
+        if self.epochs < 1:
+            raise ValueError(f"outer.epochs={self.epochs}: must be 1 or more")
 
     @abstractmethod
     def moments(self, meta: Tensor) -> State:
@@ -80,29 +81,59 @@ class Outer(ABC):
         state = {"count": torch.tensor(0.0, dtype=torch.float64), **self.moments(meta)}
         return state if self.average is None else {**state, "average": meta.clone()}
 
+    @property
+    def asks(self) -> bool:
+        """Whether a meta-iteration is more than one update: then it is a talk, by `propose`."""
+        return self.epochs > 1
+
     def propose(
         self, meta: Tensor, gradient: Tensor, scalars: dict[str, float], state: State
     ) -> Talk:
-        """One update that asks back: yields questions, is sent the answers."""
-        raise NotImplementedError
+        """A meta-iteration that asks back: yields questions, is sent the answers.
+
+        Args:
+            meta: the meta-parameters [size] with which the episodes were collected.
+            gradient: the mean meta-gradient [size] there.
+            scalars: the means of the tasks' metrics, `loss/after` among them.
+            state: the rule's state.
+        """
+        meta, state = self.update(meta, gradient, state)
+        for _ in range(1, self.epochs):
+            told = yield Ask("gradient", meta)
+            if told.vector is not None:
+                meta, state = self.update(meta, told.vector, state)
+        return meta, state, {}
 
     def update(self, meta: Tensor, gradient: Tensor, state: State) -> tuple[Tensor, State]:
         """One update; returns new tensors and changes none."""
-        before = float(state["count"])
-        count = before + 1
-        rate = self.beta * self.schedule.factor(before)
+        count = float(state["count"]) + 1
+        meta, after = self.step(
+            meta, self.clipped(gradient), state, rate=self.rate(state), count=count
+        )
+        return meta, self.counted(meta, after, state)
+
+    def rate(self, state: State) -> float:
+        """The outer rate of the next update."""
+        return self.beta * self.schedule.factor(float(state["count"]))
+
+    def clipped(self, gradient: Tensor) -> Tensor:
+        """The meta-gradient [size], by value and then by norm."""
         if self.clip is not None:
             gradient = gradient.clamp(-self.clip, self.clip)
         if self.clip_norm is not None:
             norm = float(torch.linalg.vector_norm(gradient))
             if norm > self.clip_norm:
                 gradient = gradient * (self.clip_norm / norm)
-        meta, after = self.step(meta, gradient, state, rate=rate, count=count)
+        return gradient
+
+    def counted(self, meta: Tensor, after: State, state: State) -> State:
+        """The state after an update to `meta`: the new moments, the count and the average."""
+        count = float(state["count"]) + 1
         after["count"] = torch.tensor(count, dtype=torch.float64)
         if self.average is not None:
             weight = (1 - self.average) / (1 - self.average**count)
             after["average"] = state["average"].lerp(meta, weight)
-        return meta, after
+        return after
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ class ParameterServer:
         self._meta = torch.tensor(meta)
         self._state = outer.init(self._meta[: self._learned])
         self._talk: Talk | None = None  # an update that asks back
-        self._metrics: dict[str, Any] = {}
+        self._metrics: dict[str, Any] = {}  # of the update that is talked over
+        self._kept = self._meta[self._learned :]  # as the tasks of that update return it
 
     def meta(self) -> np.ndarray:
         """The meta-parameters [size]; never changed afterwards."""
@@ -61,21 +62,25 @@ class ParameterServer:
             given; no name where the update is ready to be settled.
         """
         mean, metrics = self._mean(contributions)
+        end = self._learned
+        kept = self._meta[end:]
         try:
             if self._talk is None:
                 self._metrics = metrics
                 if mean is None:  # all tasks were skipped
                     return ("", {}), np.zeros(0, np.float32)
-                meta = self._meta[: self._learned]
-                self._talk = self._outer.propose(meta, mean, metrics, self._state)
+                self._kept = mean[end:]
+                meta = self._meta[:end]
+                self._talk = self._outer.propose(meta, mean[:end], metrics, self._state)
                 question = next(self._talk)
             else:
-                question = self._talk.send(Told(mean, metrics))
-        except StopIteration as end:
-            self._meta, self._state, told = end.value
+                question = self._talk.send(Told(None if mean is None else mean[:end], metrics))
+        except StopIteration as ended:
+            meta, self._state, told = ended.value
+            self._meta = torch.cat([meta, self._kept])
             self._metrics |= told
             return ("", {}), np.zeros(0, np.float32)
-        return (question.what, question.options), question.at.numpy()
+        return (question.what, question.options), torch.cat([question.at, kept]).numpy()
 
     def settle(self) -> tuple[np.ndarray, dict[str, Any]]:
         """The update that was talked over; returns as `update` does."""
