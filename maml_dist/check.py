@@ -21,13 +21,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from maml_dist.core.double_backward import wrong_second_derivative
 from maml_dist.core.engine import Engine
 from maml_dist.core.episode import Batch, Episode, keyed, map_tensors
+from maml_dist.core.form import leaves
 from maml_dist.core.learner import Learner
 from maml_dist.core.meta_gradient import MetaGradient, task_bytes
 from maml_dist.core.objective import Objective, broadcasting_refused
 from maml_dist.core.params import Params, flatten, layout
 from maml_dist.core.random import keys
-from maml_dist.core.source import TaskKey
+from maml_dist.core.source import Adapt, TaskKey
 from maml_dist.experiment import Experiment
+from maml_dist.runtime.rollout_worker import RolloutWorker
 
 TRACED_LIKE_EAGER = 1e-3  # relative; rounding moves float32 far less, a baked-in number far more
 FAILURES = (RuntimeError, AttributeError, TypeError, KeyError, IndexError, ValueError)
@@ -54,7 +56,7 @@ def check(experiment: Experiment, meta: Params) -> None:
     )
     params = {name: start[name] for name in named if name in start}
     for name, batch in (("support", support), ("query", query)):
-        if not (torch.is_tensor(batch.x) and torch.is_tensor(batch.y)):
+        if not (torch.is_tensor(batch.x) and (source.on_policy or torch.is_tensor(batch.y))):
             raise ValueError(f"x and y of the {name} set must each be one tensor")
         batch = keyed(batch, key, 0, query=name == "query")
         with _unchanged(model, params, batch), _Seeded():
@@ -63,7 +65,8 @@ def check(experiment: Experiment, meta: Params) -> None:
             loss = _loss(judge, output, batch)
         if not torch.is_tensor(loss) or loss.dim():
             raise ValueError(f"the loss of one task must be a scalar tensor, not {loss!r}")
-    if source.metric not in source.score(output, query):
+    scores = stacked.scores if source.on_policy else source.score(output, query)
+    if source.metric not in (scores or {}):
         raise ValueError(f"the task's score has no {source.metric!r}, which is its metric")
     if experiment.learner.second_order:
         _refuse_wrong_second_derivative(experiment.learner, objective, params, support)
@@ -100,10 +103,11 @@ def _loss(judge: Any, output: Tensor, batch: Batch) -> Any:
         with broadcasting_refused():
             return judge(output, batch)
     except (RuntimeError, IndexError, UserWarning) as error:
-        most = f" up to {int(batch.y.max())}" if not batch.y.is_floating_point() else ""
+        y = leaves(batch)[1]
+        most = f" up to {int(y.max())}" if not y.is_floating_point() else ""
         raise ValueError(
             f"the loss does not take the model's output {list(output.shape)} with "
-            f"y {list(batch.y.shape)}{most}: {_line(error)}"
+            f"y {list(y.shape)}{most}: {_line(error)}"
         ) from None
 
 
@@ -156,7 +160,7 @@ def _unchanged(model: nn.Module, params: Params, batch: Batch) -> Iterator[None]
     buffers = {f"its buffer {name}": value for name, value in model.named_buffers()}
     own: Params = {f"its parameter {name}": value for name, value in model.named_parameters()}
     given = {f"its parameter {name}": value for name, value in params.items()}
-    data = {"its input": batch.x, "the targets": batch.y}
+    data = {"its input": batch.x, "the targets": leaves(batch)[1]}
     groups: tuple[Params, ...] = (buffers, own, given, data)
     before = [
         (name, value, value.detach().clone()) for group in groups for name, value in group.items()
@@ -245,10 +249,19 @@ def _objective(experiment: Experiment, engine: Engine) -> Objective:
 def _episodes(experiment: Experiment, steps: int, task: int) -> Episode:
     """One training task, stacked, in the engine's precision."""
     source, seed, dtype = experiment.task, experiment.seed, experiment.engine.dtype
-    sampled = source.sample(TaskKey(seed, "train", 0, task))
-    episodes = source.collect([sampled], steps=steps)
+    sampled = [source.sample(TaskKey(seed, "train", 0, task))]
+    episodes = source.collect(sampled, steps=steps, adapt=_unadapted(experiment, sampled))
     episodes = map_tensors(lambda t: t.to(dtype) if t.is_floating_point() else t, episodes)
     return episodes._replace(key=keys(seed, "train", 0, [task]))
+
+
+def _unadapted(experiment: Experiment, tasks: list[Any]) -> Adapt | None:
+    """On-policy: what the untrained policy does, at every stage."""
+    if not experiment.task.on_policy:
+        return None
+    worker = RolloutWorker(experiment.task, experiment.model)
+    start = {name: p.detach()[None] for name, p in experiment.model.named_parameters()}
+    return lambda support: worker.here(start, tasks, stage=len(support))
 
 
 SAID = {  # what torch says, in words for this place

@@ -30,6 +30,7 @@ class MAML(Learner):
     """Inner gradient descent from a learned initialisation."""
 
     alpha: float = 0.01  # inner rate
+    later_alpha: float | None = None  # inner rate after the first step; null: alpha
     inner: Rule = Descent()  # how the inner gradient becomes a direction
     first_order: bool = False  # take the inner gradient as a constant
     adapted: tuple[str, ...] = ("*",)  # patterns of the parameters that adapt; the rest stay
@@ -38,6 +39,8 @@ class MAML(Learner):
         super().__post_init__()
         if not 0 < self.alpha < float("inf"):
             raise ValueError(f"learner.alpha={self.alpha}: must be a positive number")
+        if self.later_alpha is not None and not 0 < self.later_alpha < float("inf"):
+            raise ValueError(f"learner.later_alpha={self.later_alpha}: must be positive, or null")
 
     def init(self, params: Params) -> Params:
         """The parameters themselves.
@@ -67,7 +70,10 @@ class MAML(Learner):
             loss, phi, batch, adapted=self.adapted, first_order=self.first_order
         )
         direction, state = self.inner.direction(gradient, state, k)
-        moved = {name: phi[name] - self.alpha * along for name, along in direction.items()}
+        rate: Tensor | float = self.alpha
+        if self.later_alpha is not None:
+            rate = self.alpha + (k > 0).double() * (self.later_alpha - self.alpha)
+        moved = {name: phi[name] - rate * along for name, along in direction.items()}
         return {**phi, **moved}, state
 
     @property
