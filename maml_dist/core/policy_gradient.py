@@ -1,0 +1,91 @@
+"""Policy gradient: what trajectories become as the data of a loss, and that loss.
+
+    loss        the inner surrogate on the batch that the policy itself collected
+    query loss  the outer surrogate at the adapted policy
+    divergence  the mean KL divergence from the policy that acted
+
+Legend: task, episode, time, obs, out.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from maml_dist.core import surrogate
+from maml_dist.core.advantage import (
+    Baseline,
+    Linear,
+    advantages,
+    discounted,
+    explained,
+    normalised,
+)
+from maml_dist.core.distribution import Distribution, masked_mean
+from maml_dist.core.episode import Batch
+from maml_dist.core.trajectories import Acted, Trajectories
+
+
+@dataclass(frozen=True)
+class PolicyGradient:
+    """How trajectories are credited and what is made of it."""
+
+    gamma: float = 0.99  # discount a control step
+    decay: float = 1.0  # lambda of generalised advantages; 1: returns minus the baseline
+    baseline: Baseline = field(default_factory=Linear)  # fitted to each task and stage
+    inner: surrogate.Inner = "log-likelihood"  # surrogate of the inner steps
+    outer: surrogate.Outer = "ratio"  # surrogate of the meta-gradient
+    clip: float = 0.3  # of the clipped surrogate: the ratio stays within 1 ± this
+    penalty: float = 0.0  # weight of the unadapted policy's divergence (ProMP: 0.0005)
+
+    def __post_init__(self) -> None:
+        for name in ("gamma", "decay"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"task.policy_gradient.{name}={getattr(self, name)}: must be 0…1")
+        if not 0 < self.clip < 1:
+            raise ValueError(f"task.policy_gradient.clip={self.clip}: must be in (0, 1)")
+        if not self.penalty >= 0:
+            raise ValueError(f"task.policy_gradient.penalty={self.penalty}: must be 0 or more")
+
+    def credit(
+        self, rolled: Trajectories, distribution: Distribution
+    ) -> tuple[Batch, dict[str, Tensor]]:
+        """The batch of each task's policy gradient, and scores [task] to report.
+
+        Returns:
+            x [task, episode, time, obs] and y an `Acted`; the mean undiscounted `return` of an
+            episode, the `steps` lived, the mean `entropy`, the `explained` share of the variance.
+        """
+        returns = discounted(rolled.rewards, self.gamma) * rolled.mask
+        values = self.baseline.values(rolled.observations, returns, rolled.mask)
+        advantage = advantages(
+            rolled.rewards, values, rolled.mask, gamma=self.gamma, decay=self.decay
+        )
+        y = Acted(rolled.actions, normalised(advantage, rolled.mask), rolled.mask, rolled.outputs)
+        entropy = distribution.entropy(rolled.outputs)
+        lived = rolled.mask.sum((1, 2))
+        scores = {
+            "return": rolled.rewards.sum(2).mean(1),
+            "steps": lived,
+            "entropy": (entropy * rolled.mask).sum((1, 2)) / lived,
+            "explained": explained(values, returns, rolled.mask),
+        }
+        return Batch(rolled.observations, y), scores
+
+    def loss(self, distribution: Distribution, output: Tensor, acted: Acted) -> Tensor:
+        """The inner loss of one task, from outputs [episode, time, out]."""
+        return surrogate.inner(self.inner, distribution, output, acted)
+
+    def query_loss(self, distribution: Distribution, output: Tensor, acted: Acted) -> Tensor:
+        """The outer loss of one task."""
+        return surrogate.outer(self.outer, distribution, output, acted, eps=self.clip)
+
+    def divergence(self, distribution: Distribution, output: Tensor, acted: Acted) -> Tensor:
+        """The mean KL divergence of one task's policy from the one that acted."""
+        return masked_mean(distribution.divergence(acted.before, output), acted.mask)
+
+
+def stacked(scores: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The scores of all stages, [task, stage]; `steps` are counted from the first on."""
+    found = {name: torch.stack([stage[name] for stage in scores], -1) for name in scores[0]}
+    return found | {"steps": found["steps"].cumsum(-1)}
