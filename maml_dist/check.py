@@ -83,7 +83,13 @@ def decide(experiment: Experiment, meta: Params, device: str) -> Engine:
             engine, experiment.learner, objective, flatten(meta), episodes, layout(meta)
         )
 
-    return experiment.engine.resolve(experiment.model, experiment.learner, device, peak=peak)
+    return experiment.engine.resolve(
+        experiment.model,
+        experiment.learner,
+        device,
+        on_policy=experiment.task.on_policy,
+        peak=peak,
+    )
 
 
 def _output(objective: Objective, params: Params, batch: Batch, name: str) -> Tensor:
@@ -182,7 +188,8 @@ def _unchanged(model: nn.Module, params: Params, batch: Batch) -> Iterator[None]
 def _differentiate(experiment: Experiment, meta: Params) -> None:
     """The meta-gradient: it must be there, be the same again, and the trace must follow it."""
     learner = experiment.learner
-    engine = experiment.engine.resolve(experiment.model, learner, "cpu")
+    on_policy = experiment.task.on_policy
+    engine = experiment.engine.resolve(experiment.model, learner, "cpu", on_policy=on_policy)
     eager, traced = (replace(engine, running=running) for running in ("eager", "traced"))
     # Traced at one task, replayed at another: what was baked in of the first shows.
     try:

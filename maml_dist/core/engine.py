@@ -2,9 +2,10 @@
 
 `auto` is decided by this rule:
     batching   one task at a time for convolutions on a CPU (a vmapped one becomes a slow grouped
-               convolution) and for recurrent layers; else all tasks of a chunk in one vmap
-    running    compiled, where there are neither (dispatch bounds small models); else traced, as
-               is a learner with a meta-gradient of its own (inductor takes minutes for all of it)
+               convolution), for rollouts on a CPU (one task's thousands of steps fill a core) and
+               for recurrent layers; else all tasks of a chunk in one vmap
+    running    compiled, where there is none of that (dispatch bounds small models); else traced,
+               as is a learner with a meta-gradient of its own (inductor takes minutes for it)
     memory     one graph for a single inner step, step by step for more
     chunk      as many tasks as fit `budget`, by the trace of one task
 """
@@ -51,9 +52,21 @@ class Engine:
         learner: Learner,
         device: str,
         *,
+        on_policy: bool = False,
         peak: Callable[["Engine"], int] | None = None,
     ) -> "Engine":
-        """This engine with every `auto` decided; `peak` gives the bytes that one task takes."""
+        """This engine with every `auto` decided.
+
+        Args:
+            model: what is meta-learned.
+            learner: how.
+            device: "cpu" or "cuda".
+            on_policy: whether the tasks are rollouts.
+            peak: gives the bytes that one task takes.
+
+        Raises:
+            ValueError: what is chosen cannot be.
+        """
         convolves = any(isinstance(part, nn.modules.conv._ConvNd) for part in model.modules())
         recurs = any(isinstance(part, nn.RNNBase | nn.RNNCellBase) for part in model.modules())
         if recurs and self.batching == "vmap":
@@ -61,15 +74,20 @@ class Engine:
                 "engine.batching=vmap: torch's recurrent layers have no vmap; use task, or auto"
             )
         whole = type(learner).gradient is not Learner.gradient
+        if whole and self.memory == "steps":
+            kind = type(learner).__name__
+            raise ValueError(
+                f"engine.memory=steps: {kind} has a meta-gradient of its own, not step by step; "
+                "use graph, or auto"
+            )
         engine = self
         if self.batching == "auto":
-            alone = recurs or (convolves and device == "cpu")
+            alone = recurs or ((convolves or on_policy) and device == "cpu")
             engine = replace(engine, batching="task" if alone else "vmap")
         if self.running == "auto":
-            engine = replace(
-                engine, running="traced" if convolves or recurs or whole else "compiled"
-            )
-        if self.memory == "auto" or whole:
+            traced = convolves or on_policy or recurs or whole
+            engine = replace(engine, running="traced" if traced else "compiled")
+        if self.memory == "auto":
             steps = learner.steps > 1 and not whole
             engine = replace(engine, memory="steps" if steps else "graph")
         unbound = self.chunk is None and engine.batching == "vmap" and engine.running != "eager"

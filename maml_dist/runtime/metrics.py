@@ -74,8 +74,12 @@ def _progress(start: int, total: int, *, quiet: bool) -> Any:
 
 
 def _text(row: dict[str, Any]) -> str:
-    shown = {"it_per_s": "it/s", "tasks_per_s": "tasks/s", "loss/before": "before"}
-    shown |= {"loss/after": "after"}
+    shown = {"it_per_s": "it/s", "tasks_per_s": "tasks/s"}
+    if "return/after" in row:  # rollouts, whose loss tells nothing
+        shown |= {"steps_per_s": "steps/s", "return/before": "before", "return/after": "after"}
+        shown |= {"kl": "KL", "entropy/after": "entropy", "explained/after": "explained"}
+    else:
+        shown |= {"loss/before": "before", "loss/after": "after"}
     parts = [f"{row[key]:.4g} {name}" for key, name in shown.items() if key in row]
     parts += [f"{name} {row[name]:.4g}" for name in row if name.startswith("val/")]
     return "  ".join(parts)

@@ -77,7 +77,7 @@ class TaskShard:
         self._shards = shards
         self._device = torch.device(device)
         model = work.model.to(self._device)
-        engine = work.engine.resolve(model, work.learner, device)
+        engine = work.engine.resolve(model, work.learner, device, on_policy=work.source.on_policy)
         objective = Objective(model, work.source, bfloat16=engine.precision == "bfloat16")
         self._dtype = engine.dtype
         self._gradient = MetaGradient(engine, work.learner, objective, into=work.layout)

@@ -49,7 +49,15 @@ def test_what_is_asked_for_is_left_as_it_is():
     asked = {"batching": "vmap", "running": "eager", "memory": "graph"}
     assert decided(Conv4(), MAML(5), **asked) == ("vmap", "eager", "graph")
     assert decided(MLP(), MAML(1), memory="steps")[2] == "steps"
-    assert decided(MLP(), Whole(5), memory="steps")[2] == "graph"  # it has no steps
+    assert decided(MLP(), Whole(5))[2] == "graph"  # it has no steps
+    with pytest.raises(ValueError, match="engine.memory=steps: Whole has a meta-gradient of its"):
+        decided(MLP(), Whole(5), memory="steps")
+
+
+def test_rollouts_on_a_cpu_are_taken_task_by_task():
+    for device, picked in (("cpu", ("task", "traced")), ("cuda", ("vmap", "traced"))):
+        engine = Engine().resolve(MLP(), MAML(1), device, on_policy=True)
+        assert (engine.batching, engine.running) == picked
 
 
 @pytest.mark.parametrize(("gib", "chunk"), [(1, 4), (0.75, 5), (4, 1), (9, 1), (0.001, 4000)])

@@ -1,0 +1,137 @@
+"""Adapting and judging policies: against finite differences and the true Hessian, in float64."""
+
+import pytest
+import torch
+from torch.func import hessian
+
+from maml_dist.core.adapted import Adapted
+from maml_dist.core.engine import Engine
+from maml_dist.core.episode import Batch, Episode
+from maml_dist.core.meta_gradient import MetaGradient
+from maml_dist.core.objective import Objective
+from maml_dist.core.params import flatten, layout
+from maml_dist.core.policy_gradient import PolicyGradient
+from maml_dist.core.trajectories import Acted
+from maml_dist.learners.maml import MAML
+from maml_dist.models.gaussian_policy import GaussianPolicy
+from maml_dist.tasks.navigation import Navigation
+
+TASKS, EPISODES, TIMES = 3, 4, 5
+IT = torch.tensor(0.0, dtype=torch.float64)
+
+
+def policy():
+    torch.manual_seed(0)
+    return GaussianPolicy(2, 2, hidden=(4,)).double()
+
+
+def source(**fields):
+    return Navigation(policy_gradient=PolicyGradient(**fields))
+
+
+def engine(**fields):
+    return Engine(**{"batching": "task", "running": "traced", "precision": "float64", **fields})
+
+
+def meta_of(model):
+    return {name: p.detach() for name, p in model.named_parameters()}
+
+
+def on_policy(model, learner, given, *, steps=1):
+    """Episodes [task, …] collected by the policies of the model as they adapt."""
+    drawn = torch.Generator().manual_seed(1)
+    made = given.distribution
+    objective, meta = Objective(model, given), meta_of(model)
+    adapted = Adapted(engine(), learner, objective, into=layout(meta))
+    key = torch.arange(TASKS)
+
+    def batch(policies):
+        x = torch.randn(TASKS, EPISODES, TIMES, 2, generator=drawn, dtype=torch.float64)
+        noise = torch.randn(x.shape, generator=drawn, dtype=torch.float64)
+        before = torch.stack(
+            [objective.output({n: p[i] for n, p in policies.items()}, x[i]) for i in range(TASKS)]
+        ).detach()
+        mask = (torch.rand(x.shape[:3], generator=drawn) < 0.9).double()
+        advantage = torch.randn(x.shape[:3], generator=drawn, dtype=torch.float64) * mask
+        return Batch(x, Acted(made.sample(before, noise), advantage, mask, before))
+
+    batches = []
+    for _ in range(steps + 1):
+        batches.append(batch(adapted.policies(flatten(meta), tuple(batches), key, IT)))
+    return Episode(tuple(batches[:-1]), batches[-1], key)
+
+
+def by_hand(model, given, learner, episodes, kind):
+    """The outer loss, or the divergence, summed over tasks, as a function of flat parameters."""
+    objective, meta = Objective(model, given), meta_of(model)
+
+    def total(vector):
+        start = dict(zip(meta, vector.split([p.numel() for p in meta.values()]), strict=True))
+        start = {name: start[name].view(meta[name].shape) for name in meta}
+        sums = 0
+        for i in range(TASKS):
+            pick = lambda batch, i=i: Batch(batch.x[i], Acted(*(leaf[i] for leaf in batch.y)))  # noqa: E731
+            phi = start
+            for k, support in enumerate(episodes.support):
+                loss = objective.loss
+                slope = torch.func.grad(loss)(phi, pick(support))
+                rate = learner.alpha if k == 0 else learner.later_alpha or learner.alpha
+                phi = {name: phi[name] - rate * slope[name] for name in phi}
+            query = pick(episodes.query)
+            sums = sums + getattr(objective, kind)(phi, query)
+        return sums
+
+    return total
+
+
+@pytest.mark.parametrize("batching", ["task", "vmap"])
+@pytest.mark.parametrize("inner", ["log-likelihood", "low-variance", "dice"])
+def test_the_meta_gradient_equals_finite_differences(inner, batching):
+    model, learner, given = policy(), MAML(alpha=0.3), source(inner=inner)
+    episodes = on_policy(model, learner, given)
+    meta = flatten(meta_of(model))
+    gradient = MetaGradient(
+        engine(batching=batching), learner, Objective(model, given), into=layout(meta_of(model))
+    )(meta, episodes, IT).gradient
+    if inner == "log-likelihood":  # the others hold their own log-probability constant inside
+        total = by_hand(model, given, learner, episodes, "query_loss")
+        along = torch.randn(meta.shape, generator=torch.Generator().manual_seed(3)).double()
+        step = 1e-6
+        slope = (total(meta + step * along) - total(meta - step * along)) / (2 * step)
+        assert torch.allclose(gradient @ along, slope, rtol=1e-7)
+    total = by_hand(model, given, learner, episodes, "query_loss")
+    assert torch.allclose(gradient, torch.func.grad(total)(meta), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2])
+@pytest.mark.parametrize("batching", ["task", "vmap"])
+def test_the_curvature_is_the_hessian_of_the_mean_divergence(steps, batching):
+    model, given = policy(), source()
+    learner = MAML(alpha=0.3, later_alpha=0.1, steps=steps)
+    episodes = on_policy(model, learner, given, steps=steps)
+    meta = flatten(meta_of(model))
+    adapted = Adapted(
+        engine(batching=batching), learner, Objective(model, given), into=layout(meta_of(model))
+    )
+    vector = torch.randn(meta.shape, generator=torch.Generator().manual_seed(3)).double()
+    product = adapted.curvature(meta, episodes, IT, vector)
+    true = hessian(by_hand(model, given, learner, episodes, "divergence"))(meta) @ vector
+    assert torch.allclose(product, true, rtol=1e-8, atol=1e-10 * true.abs().max())
+
+
+def test_the_objective_elsewhere_and_the_departure_from_the_first_policy():
+    model, learner, given = policy(), MAML(alpha=0.3), source()
+    episodes = on_policy(model, learner, given)
+    meta = flatten(meta_of(model))
+    there = meta + 0.05 * torch.sin(torch.arange(len(meta)).double())
+    adapted = Adapted(engine(), learner, Objective(model, given), into=layout(meta_of(model)))
+    found = adapted.objective(there, episodes, IT)
+    for name, kind in (("loss/after", "query_loss"), ("divergence", "divergence")):
+        total = by_hand(model, given, learner, episodes, kind)(there)
+        assert torch.allclose(found[name].sum(), total, rtol=1e-10)
+    none = MAML(alpha=0.3, steps=0)
+    first = Episode((), episodes.support[0], episodes.key)
+    total = by_hand(model, given, none, first, "divergence")
+    assert torch.allclose(
+        adapted.departure(there, episodes, IT), torch.func.grad(total)(there), rtol=1e-9
+    )
