@@ -1,0 +1,158 @@
+"""Rollouts: a policy acts in the environments of many tasks at once.
+
+    action = mean + exp(log_std) * noise,   or the k with cdf(k - 1) <= noise < cdf(k)
+
+All that is drawn, starts and noise, is a pure function of the task's key and the stage; never of
+the other tasks of the batch. Legend: stage = adaptation steps made before, time = control steps.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from maml_dist.core.simulator import Fault, Simulator
+from maml_dist.core.source import TaskKey, TaskSource
+from maml_dist.core.trajectories import Trajectories
+
+Policy = Callable[[Tensor], Tensor]  # [task, episode, obs] float32 -> [task, episode, out]
+
+
+class Goal(NamedTuple):
+    """One task: what is to be reached, and the key of all that is drawn on the way."""
+
+    key: TaskKey
+    value: tuple[Any, ...]  # numbers, told to an oracle
+
+
+@dataclass(frozen=True)
+class Rollouts(TaskSource):
+    """Tasks that are lived through: each a `Goal` for the same body in the same world."""
+
+    horizon: int = 100  # control steps
+    episodes: int = 20  # a task and stage
+    oracle: bool = False  # the goal is part of the observation
+
+    def __post_init__(self) -> None:
+        for name in ("horizon", "episodes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"task.{name}={getattr(self, name)}: must be 1 or more")
+
+    @property
+    @abstractmethod
+    def sensed(self) -> int:
+        """Numbers that an environment tells after each step."""
+
+    @property
+    @abstractmethod
+    def goals(self) -> int:
+        """Numbers of a goal."""
+
+    @property
+    @abstractmethod
+    def actions(self) -> int:
+        """Numbers of an action, or how many different ones there are."""
+
+    @property
+    def discrete(self) -> bool:
+        """Whether an action is one of a few."""
+        return False
+
+    @property
+    def observations(self) -> int:
+        """Numbers that the policy sees: the oracle also sees the goal, behind the others."""
+        return self.sensed + self.goals * self.oracle
+
+    @abstractmethod
+    def sample(self, key: TaskKey) -> Goal:
+        """Draw a task: a pure function of `key`."""
+
+    @abstractmethod
+    def simulator(self, tasks: Sequence[Goal], *, stage: int) -> Simulator:
+        """The environments of `tasks`, reset as `resets` draws it."""
+
+    def resets(self, tasks: Sequence[Goal], stage: int) -> list[np.random.Generator]:
+        """What each task draws the starts of its episodes from, at this stage."""
+        return [task.key.rng(2 * stage + 1) for task in tasks]
+
+    def roll(self, policy: Policy, tasks: Sequence[Goal], *, stage: int) -> Trajectories:
+        """`episodes` episodes of each task, up to `horizon` steps; zeros after an episode's end.
+
+        Raises:
+            ValueError: an environment failed, or an observation, an action or a reward is not
+                finite; names the task and the step.
+        """
+        count, sensed = (len(tasks), self.episodes), self.sensed
+        noise = self._noise(tasks, stage)
+        now = torch.zeros(*count, self.observations)
+        if self.oracle:
+            now[..., sensed:] = torch.tensor([task.value for task in tasks])[:, None]
+        seen = torch.zeros(*count, self.horizon, self.observations)
+        acted = torch.zeros(noise.shape, dtype=torch.int64 if self.discrete else noise.dtype)
+        earned, mask = (torch.zeros(*count, self.horizon) for _ in range(2))
+        senses, rewards, alive = now.numpy()[..., :sensed], earned.numpy(), mask.numpy()
+        running = np.ones(count, dtype=bool)
+        outputs, step = torch.zeros(*count, self.horizon, 0), 0
+        try:
+            simulator = self.simulator(tasks, stage=stage)
+            senses[:] = _finite("an observation", simulator.reset(), running)
+            for step in range(self.horizon):
+                with torch.no_grad():
+                    output = policy(now)
+                    action = _act(output, noise[:, :, step], discrete=self.discrete)
+                _finite("the policy's output", output.numpy(), running)
+                if step == 0:
+                    outputs = output.new_zeros(*outputs.shape[:-1], output.shape[-1])
+                seen[:, :, step], outputs[:, :, step], acted[:, :, step] = now, output, action
+                stepped = simulator.step(_finite("the policy's action", action.numpy(), running))
+                rewards[:, :, step] = _finite("the reward", stepped.rewards, running)
+                alive[:, :, step] = running
+                running &= ~stepped.ended
+                if not running.any():
+                    break
+                senses[:] = _finite("an observation", stepped.observations, running)
+        except Fault as fault:
+            task = tasks[fault.task]
+            raise ValueError(
+                f"task {task.key.index}, goal {task.value}, step {step}: {fault.reason}"
+            ) from fault.__cause__
+        if not running.all():
+            for tensor in (seen, acted, outputs, earned):
+                tensor[mask == 0] = 0
+        return Trajectories(seen, acted, earned, mask, outputs)
+
+    def _noise(self, tasks: Sequence[Goal], stage: int) -> Tensor:
+        """Of every action: normal [task, episode, time, act]; discrete: uniform, without act."""
+        shape = (self.episodes, self.horizon)
+        rngs = [task.key.rng(2 * stage + 2) for task in tasks]
+        if self.discrete:
+            drawn = [rng.random(shape, dtype=np.float32) for rng in rngs]
+        else:
+            drawn = [rng.standard_normal((*shape, self.actions), dtype=np.float32) for rng in rngs]
+        return torch.from_numpy(np.stack(drawn))
+
+
+def _act(output: Tensor, noise: Tensor, *, discrete: bool) -> Tensor:
+    """Actions [task, episode, act] of Gaussian policies; [task, episode] of categorical ones."""
+    if discrete:
+        return (output.softmax(-1).cumsum(-1)[..., :-1] <= noise[..., None]).sum(-1)
+    mean, log_std = output.chunk(2, -1)
+    return mean + log_std.exp() * noise
+
+
+def _finite(what: str, values: np.ndarray, running: np.ndarray) -> np.ndarray:
+    """The values [task, episode, …], finite in the episodes that still run.
+
+    Raises:
+        Fault: they are not; of the first such task.
+    """
+    finite = np.isfinite(values)
+    if not finite.all():
+        bad = running & ~finite.reshape(*running.shape, -1).all(-1)
+        if bad.any():
+            raise Fault(int(bad.any(-1).argmax()), f"{what} is not finite")
+    return values
