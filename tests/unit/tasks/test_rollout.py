@@ -1,0 +1,190 @@
+"""Rollouts: the samplers, the masks, the purity and the errors, on families of a few numbers."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+
+from maml_dist.core.simulator import Fault, Simulator, Stepped
+from maml_dist.core.source import TaskKey
+from maml_dist.tasks.grid import Grid
+from maml_dist.tasks.navigation import Navigation
+from maml_dist.tasks.rollout import Goal, Rollouts
+
+
+class Counters(Simulator):
+    """Observes the step; an episode ends after as many steps as its goal and its number say."""
+
+    def __init__(self, tasks, episodes, wrong):
+        self.length = np.array([task.value for task in tasks]) + np.arange(episodes)
+        self.time, self.wrong = 0, wrong
+
+    def reset(self):
+        return np.zeros((*self.length.shape, 1))
+
+    def step(self, actions):
+        self.time += 1
+        values = np.where(self.time > self.length, np.nan, 1.0 * self.time)
+        rewards = values.copy()
+        if self.time == 3 and self.wrong == "reward":
+            rewards[1, 0] = np.inf
+        if self.time == 3 and self.wrong == "observation":
+            values[1, 1] = np.nan
+        if self.time == 3 and self.wrong == "fault":
+            raise Fault(1, "it broke") from OSError("at the joint")
+        return Stepped(values[..., None], rewards, self.time >= self.length)
+
+
+@dataclass(frozen=True)
+class Counting(Rollouts):
+    wrong: str = ""
+
+    sensed = 1
+    goals = 1
+    actions = 1
+    collect = loss = None
+
+    def sample(self, key):
+        return Goal(key, (float(3 + 2 * key.index),))
+
+    def simulator(self, tasks, *, stage):
+        return Counters(tasks, self.episodes, self.wrong)
+
+
+@dataclass(frozen=True)
+class Walks(Navigation):
+    collect = loss = None
+
+
+@dataclass(frozen=True)
+class Mazes(Grid):
+    collect = loss = None
+
+
+for family in (Counting, Walks, Mazes):  # the half that these tests are not about
+    family.__abstractmethods__ = frozenset()
+
+
+def drawn(source, count):
+    return [source.sample(TaskKey(7, "train", 3, index)) for index in range(count)]
+
+
+def constant(*output):
+    return lambda seen: torch.tensor(output).expand(*seen.shape[:-1], -1)
+
+
+def linear(source, out):
+    """A policy with weights of its own for each task, applied task by task."""
+
+    def of(tasks):
+        weights = [
+            torch.randn(source.observations, out, generator=torch.Generator().manual_seed(index))
+            for index in (task.key.index for task in tasks)
+        ]
+        return lambda seen: torch.stack([x @ w for x, w in zip(seen, weights, strict=True)])
+
+    return of
+
+
+def test_masked_up_to_and_with_the_last_step_and_zero_after_it():
+    source = Counting(horizon=6, episodes=2)
+    rolled = source.roll(constant(0.5, 0.0), drawn(source, 2), stage=0)
+    assert rolled.mask.sum(-1).tolist() == [[3, 4], [5, 6]]
+    assert (rolled.mask.diff(dim=-1) <= 0).all()
+    time = torch.arange(6.0)
+    assert torch.equal(rolled.observations[..., 0], time * rolled.mask)
+    assert torch.equal(rolled.rewards, (time + 1) * rolled.mask)
+    assert torch.equal(rolled.outputs[..., 0], 0.5 * rolled.mask)
+    assert (rolled.actions[..., 0][rolled.mask == 0] == 0).all()
+
+
+def test_stops_when_all_have_ended():
+    source, asked = Counting(horizon=50, episodes=2), []
+
+    def policy(seen):
+        asked.append(1)
+        return seen.repeat_interleave(2, -1)
+
+    rolled = source.roll(policy, drawn(source, 2), stage=0)
+    assert len(asked) == 6 and rolled.rewards.shape == (2, 2, 50)
+
+
+def test_gaussian_actions_are_mean_plus_deviation_times_the_tasks_noise():
+    source = Counting(horizon=3, episodes=2)
+    tasks = drawn(source, 2)
+    rolled = source.roll(constant(2.0, np.log(0.5)), tasks, stage=4)
+    for index, task in enumerate(tasks):
+        noise = task.key.rng(2 * 4 + 2).standard_normal((2, 3, 1), dtype=np.float32)
+        np.testing.assert_allclose(rolled.actions[index], 2 + 0.5 * noise, rtol=1e-6)
+
+
+def test_categorical_actions_have_the_policys_probabilities():
+    source = Mazes(episodes=400, size=9, horizon=4)
+    probabilities = torch.tensor([0.4, 0.0, 0.3, 0.2, 0.1])
+    rolled = source.roll(
+        constant(*probabilities.log().clip(-50).tolist()), drawn(source, 5), stage=0
+    )
+    assert rolled.actions.dtype == torch.int64 and rolled.actions.shape == (5, 400, 4)
+    counts = torch.bincount(rolled.actions[rolled.mask == 1], minlength=5) / rolled.mask.sum()
+    assert torch.allclose(counts, probabilities, atol=0.03) and counts[1] == 0
+
+
+@pytest.mark.parametrize("source", [Walks(episodes=4), Mazes(episodes=4), Walks(oracle=True)])
+def test_a_task_alone_is_the_task_in_the_batch_to_the_bit(source):
+    policy = linear(source, source.actions * (1 if source.discrete else 2))
+    tasks = drawn(source, 5)
+    together = source.roll(policy(tasks), tasks, stage=1)
+    for index, task in enumerate(tasks):
+        alone = source.roll(policy([task]), [task], stage=1)
+        for part, whole in zip(alone, together, strict=True):
+            assert torch.equal(part[0], whole[index])
+
+
+def test_stages_differ_and_repeat():
+    source = Walks(episodes=2, horizon=5)
+    tasks = drawn(source, 2)
+    first, again, second = (
+        source.roll(constant(0.0, 0.0, 0.0, 0.0), tasks, stage=stage).actions for stage in (0, 0, 1)
+    )
+    assert torch.equal(first, again) and not torch.isclose(first, second).any()
+
+
+def test_the_oracle_sees_the_goal_behind_the_rest():
+    source = Walks(episodes=2, horizon=5, oracle=True)
+    tasks = drawn(source, 3)
+    rolled = source.roll(constant(0.0, 0.0, 0.0, 0.0), tasks, stage=0)
+    goals = torch.tensor([task.value for task in tasks])[:, None, None].expand(3, 2, 5, 2)
+    assert source.observations == 4 and torch.equal(rolled.observations[..., 2:], goals)
+
+
+@pytest.mark.parametrize(
+    "wrong, says",
+    [
+        ("reward", r"task 1, goal \(5.0,\), step 2: the reward is not finite"),
+        ("observation", r"task 1, goal \(5.0,\), step 2: an observation is not finite"),
+        ("fault", r"task 1, goal \(5.0,\), step 2: it broke"),
+    ],
+)
+def test_what_fails_names_the_task_and_the_step(wrong, says):
+    source = Counting(horizon=6, episodes=2, wrong=wrong)
+    with pytest.raises(ValueError, match=says):
+        source.roll(constant(0.0, 0.0), drawn(source, 2), stage=0)
+
+
+@pytest.mark.parametrize("log_std, says", [(float("nan"), "output"), (100.0, "action")])
+def test_a_diverged_policy_is_named(log_std, says):
+    source = Counting(horizon=6, episodes=2)
+
+    def policy(seen):
+        output = torch.zeros(*seen.shape[:-1], 2)
+        output[1, :, 1] = torch.where(seen[1, :, 0] == 2, log_std, 0.0)
+        return output
+
+    with pytest.raises(ValueError, match=f"task 1, .* step 2: the policy's {says} is not finite"):
+        source.roll(policy, drawn(source, 2), stage=0)
+
+
+def test_counts_must_be_positive():
+    with pytest.raises(ValueError, match="task.horizon=0: must be 1 or more"):
+        Counting(horizon=0)
