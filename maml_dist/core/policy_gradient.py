@@ -33,8 +33,8 @@ class PolicyGradient:
     gamma: float = 0.99  # discount a control step
     decay: float = 1.0  # lambda of generalised advantages; 1: returns minus the baseline
     baseline: Baseline = field(default_factory=Linear)  # fitted to each task and stage
-    inner: surrogate.Inner = "log-likelihood"  # surrogate of the inner steps
-    outer: surrogate.Outer = "ratio"  # surrogate of the meta-gradient
+    inner_surrogate: surrogate.Inner = "log-likelihood"  # of the inner steps
+    outer_surrogate: surrogate.Outer = "ratio"  # of the meta-gradient
     clip: float = 0.3  # of the clipped surrogate: the ratio stays within 1 ± this
     penalty: float = 0.0  # weight of the unadapted policy's divergence (ProMP: 0.0005)
 
@@ -74,11 +74,11 @@ class PolicyGradient:
 
     def loss(self, distribution: Distribution, output: Tensor, acted: Acted) -> Tensor:
         """The inner loss of one task, from outputs [episode, time, out]."""
-        return surrogate.inner(self.inner, distribution, output, acted)
+        return surrogate.inner(self.inner_surrogate, distribution, output, acted)
 
     def query_loss(self, distribution: Distribution, output: Tensor, acted: Acted) -> Tensor:
         """The outer loss of one task."""
-        return surrogate.outer(self.outer, distribution, output, acted, eps=self.clip)
+        return surrogate.outer(self.outer_surrogate, distribution, output, acted, eps=self.clip)
 
     def divergence(self, distribution: Distribution, output: Tensor, acted: Acted) -> Tensor:
         """The mean KL divergence of one task's policy from the one that acted."""

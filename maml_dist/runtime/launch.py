@@ -64,6 +64,7 @@ class Crew:
     server: Any
     get: Callable[[Any], Any]  # a reference, or a list of them -> the values
     close: Callable[[], None]
+    workers: Sequence[Any] = ()  # of all shards
 
 
 class InProcess:
@@ -227,7 +228,8 @@ class OnRay:
             .options(num_cpus=0, scheduling_strategy=beside)
             .remote(meta, outer, learned=work.learned)
         )
-        actors: list[Any] = [*shards, *sum(workers, []), server]
+        rolling = [worker for own in workers for worker in own]
+        actors: list[Any] = [*shards, *rolling, server]
 
         def close(_needed_by_restarted_shards: Any = shared) -> None:
             for actor in actors:
@@ -239,12 +241,12 @@ class OnRay:
             free = ray.available_resources()
             close()
             raise ValueError(
-                f"{len(waiting)} of {resources.shards} shards found no room in {PLACED_WITHIN} s: "
-                f"each needs {resources.cpus:g} CPU and {resources.gpus:g} GPU, the cluster has "
+                f"{len(waiting)} of {len(pings)} actors found no room in {PLACED_WITHIN} s: each "
+                f"needs {resources.cpus:g} CPU and {resources.gpus:g} GPU, the cluster has "
                 f"{free.get('CPU', 0):g} CPU and {free.get('GPU', 0):g} GPU free"
             )
         _get(pings)
-        return Crew(shards, server, _get, close)
+        return Crew(shards, server, _get, close, rolling)
 
 
 def _get(references: Any) -> Any:

@@ -22,7 +22,7 @@ Weights = dict[str, np.ndarray]  # of stacked tasks, each [task, …]
 
 
 class RolloutWorker:
-    """Rolls policies out, on a CPU."""
+    """Rolls policies out, on a CPU and in float32."""
 
     def __init__(
         self, source: TaskSource, model: nn.Module, *, environments: int | None = None
@@ -43,6 +43,9 @@ class RolloutWorker:
 
         self._outputs = Replay(outputs)
 
+    def ping(self) -> None:
+        """An answer when the actor is up."""
+
     def roll(self, weights: Weights, tasks: Sequence[Any], *, stage: int) -> Trajectories:
         """What the policies of `tasks` do after `stage` adaptation steps, as numpy arrays."""
         tensors = {name: torch.tensor(value) for name, value in weights.items()}
@@ -56,7 +59,7 @@ class RolloutWorker:
         parts = []
         for start in range(0, len(tasks), many):
             some = slice(start, start + many)
-            values = [value.detach()[some].contiguous() for value in policies.values()]
+            values = [value.detach()[some].float().contiguous() for value in policies.values()]
 
             def policy(observations: Tensor, values: list[Tensor] = values) -> Tensor:
                 outputs: Tensor = self._outputs(observations, *values)

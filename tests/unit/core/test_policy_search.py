@@ -87,7 +87,7 @@ def by_hand(model, given, learner, episodes, kind):
 @pytest.mark.parametrize("batching", ["task", "vmap"])
 @pytest.mark.parametrize("inner", ["log-likelihood", "low-variance", "dice"])
 def test_the_meta_gradient_equals_finite_differences(inner, batching):
-    model, learner, given = policy(), MAML(alpha=0.3), source(inner=inner)
+    model, learner, given = policy(), MAML(alpha=0.3), source(inner_surrogate=inner)
     episodes = on_policy(model, learner, given)
     meta = flatten(meta_of(model))
     gradient = MetaGradient(
