@@ -50,6 +50,11 @@ class Adaptable(nn.Module):
                 f"adapt(x {list(x.shape)}, y {list(y.shape)}, steps={steps}): "
                 "x and y must hold equally many examples, at least one"
             )
+        return self._adapted(x, y, steps=steps)
+
+    def _adapted(self, x: Any, y: Any, *, steps: int, done: int = 0) -> "Adaptable":
+        """A copy after `steps` more steps, where `done` were made before."""
+        like = next(self.parameters())
         adapted = copy.deepcopy(self)
         learned = {name: p.detach() for name, p in self.named_parameters()}
         meta = {
@@ -61,10 +66,12 @@ class Adaptable(nn.Module):
             with torch.no_grad(), broadcasting_refused():
                 loss = Objective(adapted, self._source).loss
                 key = torch.zeros((), dtype=torch.int64, device=like.device)
-                phi = self._learner.adapt(loss, meta, support, self._it.to(like.device), key)
+                it = self._it.to(like.device)
+                phi = self._learner.adapt(loss, meta, support, it, key, done=done)
         except (RuntimeError, IndexError, UserWarning) as error:
+            shape = getattr(y, "shape", ())
             raise ValueError(
-                f"cannot adapt to x {list(x.shape)}, y {list(y.shape)}: {error}"
+                f"cannot adapt to x {list(x.shape)}, y {list(shape)}: {error}"
             ) from None
         kept = self._statistics(torch.tensor(steps)) if self._learner.keeps_steps else {}
         adapted.load_state_dict({**adapted.state_dict(), **phi, **kept})
@@ -94,7 +101,12 @@ def load(run: str | Path, *, checkpoint: str = "best") -> Adaptable:
     experiment = opened.experiment
     model: Any = experiment.model
     kind = type(model)
-    model.__class__ = type(kind.__name__, (Adaptable, kind), {"__module__": kind.__module__})
+    adds: type[Adaptable] = Adaptable
+    if experiment.task.on_policy:
+        from maml_dist.policy import Policy
+
+        adds = Policy
+    model.__class__ = type(kind.__name__, (adds, kind), {"__module__": kind.__module__})
     model._learner, model._source = experiment.learner, experiment.task
     model._it = torch.tensor(float(entry.iteration))
     model._kept = {name: weights.pop(name) for name in running_statistics(model)}

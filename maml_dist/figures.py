@@ -92,18 +92,23 @@ def steps(drawn: Sequence[Drawn]) -> Picture | None:
     return Picture("steps", caption, figure)
 
 
-def loss(drawn: Sequence[Drawn]) -> Picture | None:
-    """The training loss before and after adaptation."""
-    if not _known(drawn, "loss/after"):
+def training(drawn: Sequence[Drawn]) -> Picture | None:
+    """The training loss before and after adaptation; of rollouts their return."""
+    source = drawn[0].run.experiment.task
+    name = source.metric if source.on_policy else "loss"
+    if not _known(drawn, f"{name}/after"):
         return None
-    figure, axes = _chart("meta-iterations", "training loss")
+    figure, axes = _chart("meta-iterations", f"training {name}")
     drawn = [each._replace(marker="") for each in drawn]  # too many points to mark
     for each in drawn:
-        axes.plot(*_curve(each.run, "loss/before"), color=each.colour, **BEFORE)
-        axes.plot(*_curve(each.run, "loss/after"), color=each.colour, **AFTER)
-    _finish(axes, drawn, {"before adaptation": BEFORE, "after adaptation": AFTER}, falls=True)
-    caption = "Mean loss on training tasks: before adaptation, and on their queries after it."
-    return Picture("loss", caption, figure)
+        for when, style in (("before", BEFORE), ("after", AFTER)):
+            if _known([each], f"{name}/{when}"):
+                axes.plot(*_curve(each.run, f"{name}/{when}"), color=each.colour, **style)
+    styles = {"before adaptation": BEFORE, "after adaptation": AFTER}
+    _finish(axes, drawn, styles, falls=not source.on_policy)
+    where = "in its episodes" if source.on_policy else "on their queries"
+    caption = f"Mean {name} of training tasks: before adaptation, and {where} after it."
+    return Picture("training" if source.on_policy else "loss", caption, figure)
 
 
 def validation(drawn: Sequence[Drawn]) -> Picture | None:

@@ -38,13 +38,14 @@ def report(run: "Run", compare: Sequence["Run"] = ()) -> Path:
         OSError: the pictures cannot be written, or the data of the tasks are not there.
     """
     from maml_dist.examples import sheet, waves
-    from maml_dist.figures import loss, steps, validation
+    from maml_dist.figures import steps, training, validation
+    from maml_dist.walks import walks
 
     drawn = _drawn([run, *compare])
     folder = run.path / "figures"
     folder.mkdir(exist_ok=True)
     pictures = []
-    for draw in (steps, loss, validation, waves, sheet):
+    for draw in (steps, training, validation, waves, sheet, walks):
         if picture := draw(drawn):
             file = folder / f"{picture.name}.png"
             picture.figure.savefig(file, dpi=DPI)

@@ -153,6 +153,22 @@ class TaskShard:
         )
         return Contribution(product.cpu().numpy(), len(self._tasks()), {})
 
+    def live(self, meta: np.ndarray, named: Sequence[TaskKey], it: int, *, steps: int) -> Episode:
+        """On-policy: episodes of policies that adapt to them, stage by stage, at meta [size]."""
+        source, number, start = self._work.source, self._tensor(it), self._tensor(meta)
+        tasks = [source.sample(key) for key in named]
+        seed, split, *_ = named[0]
+        drawn = keys(seed, split, named[0].it, [key.index for key in named]).to(self._device)
+
+        def adapt(support: tuple[Batch, ...]) -> Trajectories:
+            moved = tuple(self._here(batch) for batch in support)
+            policies = self._adapted.policies(start, moved, drawn, number)
+            policies = {name: value.cpu() for name, value in policies.items()}
+            return self._roll(policies, tasks, stage=len(support))
+
+        episodes = source.collect(tasks, steps=steps, adapt=adapt)
+        return self._here(episodes._replace(key=drawn))
+
     def scores(
         self,
         meta: np.ndarray,
@@ -173,7 +189,7 @@ class TaskShard:
         if not named:
             return {}
         if work.source.on_policy:
-            episodes = self._act(self._tensor(meta), named, it, steps=steps)
+            episodes = self.live(meta, named, it, steps=steps)
             assert episodes.scores is not None
             return {name: value.cpu().numpy() for name, value in episodes.scores.items()}
         some = max(1, steps)  # the inductive score needs a support set, adapted to or not
@@ -204,25 +220,9 @@ class TaskShard:
             return self._given(it)
         if self._seen is None or self._seen[0] != it or not np.array_equal(self._seen[1], meta):
             named = [TaskKey(self._work.seed, "train", it, index) for index in self._tasks()]
-            episodes = self._act(self._tensor(meta), named, it, steps=self._work.learner.steps)
+            episodes = self.live(meta, named, it, steps=self._work.learner.steps)
             self._seen = it, np.array(meta), episodes
         return self._seen[2]
-
-    def _act(self, meta: torch.Tensor, named: Sequence[TaskKey], it: int, *, steps: int) -> Episode:
-        """Episodes of policies that adapt to what they live through, stage by stage."""
-        source, number = self._work.source, self._tensor(it)
-        tasks = [source.sample(key) for key in named]
-        seed, split, *_ = named[0]
-        drawn = keys(seed, split, named[0].it, [key.index for key in named]).to(self._device)
-
-        def adapt(support: tuple[Batch, ...]) -> Trajectories:
-            moved = tuple(self._here(batch) for batch in support)
-            policies = self._adapted.policies(meta, moved, drawn, number)
-            policies = {name: value.cpu() for name, value in policies.items()}
-            return self._roll(policies, tasks, stage=len(support))
-
-        episodes = source.collect(tasks, steps=steps, adapt=adapt)
-        return self._here(episodes._replace(key=drawn))
 
     def _given(self, it: int) -> Episode:
         """The episodes of `it`, collected with those of a block of iterations.

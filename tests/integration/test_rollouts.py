@@ -97,14 +97,17 @@ def test_killed_workers_and_shards_change_nothing(tmp_path, ray_here, local, mon
 
 
 def test_other_updates_and_surrogates_run(tmp_path):
-    proximal = {"outer": {"class_path": "maml_dist.core.outer.Adam", "init_args": {"epochs": 3}}}
+    adam = {"outer.class_path": "maml_dist.core.outer.Adam"}
+    proximal = adam | {"outer.epochs": 3}
+    adam = {"outer.class_path": "maml_dist.core.outer.Adam"}
+    proximal = adam | {"outer.epochs": 3}
     proximal |= {
         "task.policy_gradient.outer_surrogate": "clipped",
         "task.policy_gradient.penalty": 0.0005,
     }
     for name, settings in (
         ("proximal", {**proximal, "task.policy_gradient.inner_surrogate": "low-variance"}),
-        ("plain", {"outer": {"class_path": "maml_dist.core.outer.Adam", "init_args": {}}}),
+        ("plain", adam),
         ("share", {"outer.share": 0.5, "task.policy_gradient.inner_surrogate": "dice"}),
     ):
         run = maml_dist.meta_train(

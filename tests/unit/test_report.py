@@ -121,7 +121,7 @@ def test_long_learning_curves_are_averaged(sinusoid, tmp_path):
     rows = [{"iteration": i, "loss/before": 2.0 * i, "loss/after": i} for i in range(1, 451)]
     run = Run(tmp_path, sinusoid.config)
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (axes,) = figures.loss([Drawn("run", run, None, *STYLES[0])]).figure.axes
+    (axes,) = figures.training([Drawn("run", run, None, *STYLES[0])]).figure.axes
     before, after = (line.get_xydata() for line in axes.lines)
     assert np.array_equal(after, [(i, i) for i in range(2, 450, 3)])  # three by three
     assert np.array_equal(before, after * [1, 2])

@@ -1,0 +1,116 @@
+"""Policy: a trained run of a policy that acts, and adapts in an environment of the user's."""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from maml_dist.adaptable import Adaptable
+from maml_dist.core.trajectories import Trajectories
+from maml_dist.tasks.rollout import Rollouts
+
+
+class Policy(Adaptable):
+    """What `load` adds to the user's own policy: `act`, and `adapt` in an environment."""
+
+    _source: Rollouts
+
+    def act(self, obs: Any, *, generator: np.random.Generator | None = None) -> np.ndarray:
+        """An action for an observation [obs], or for many [n, obs].
+
+        Args:
+            obs: as the task source gives it.
+            generator: draws the action from the policy; the likeliest one if None.
+
+        Returns:
+            Actions [act] or [n, act], meant for [-1, 1] and not clipped; discrete: numbers.
+        """
+        like = next(self.parameters())
+        seen = torch.as_tensor(np.asarray(obs), dtype=like.dtype, device=like.device)
+        distribution = self._source.distribution
+        with torch.no_grad():
+            output = self(seen)
+            if generator is None:
+                action = distribution.mode(output)
+            else:
+                action = distribution.sample(output, self._noise(generator, output))
+        numbers: np.ndarray = action.cpu().numpy()
+        return numbers
+
+    def adapt(  # type: ignore[override]  # the data come from acting
+        self, env: Any, *, steps: int = 1, seed: int = 0
+    ) -> "Policy":
+        """A copy of this policy that has adapted in an environment; itself is unchanged.
+
+        Every step acts for as many episodes, each of at most as many steps, as a task in training.
+
+        Args:
+            env: a Gymnasium environment whose observations are those of the task source. Actions
+                are handed to it as `act` gives them, clipped to its bounds.
+            steps: adaptation steps.
+            seed: of the environment's starts and of what the policy draws.
+
+        Raises:
+            ValueError: the environment's observations are not those that the policy takes.
+        """
+        adapted = self
+        for step in range(steps):
+            rolled = adapted._live(env, np.random.default_rng([seed, step]))
+            batch, _ = self._source.policy_gradient.credit(rolled, self._source.distribution)
+            y = type(batch.y)(*(leaf[0] for leaf in batch.y))
+            adapted = adapted._moved(batch.x[0], y, step)
+        return adapted
+
+    def _moved(self, x: torch.Tensor, y: Any, step: int) -> "Policy":
+        """One more inner step."""
+        moved = self._adapted(x, y, steps=1, done=step)
+        assert isinstance(moved, Policy)
+        return moved
+
+    def _noise(self, generator: np.random.Generator, output: torch.Tensor) -> torch.Tensor:
+        shape = tuple(output.shape[:-1])
+        if self._source.discrete:
+            drawn = generator.random(shape)
+        else:
+            drawn = generator.standard_normal((*shape, self._source.actions))
+        return torch.as_tensor(drawn, dtype=output.dtype, device=output.device)
+
+    def _live(self, env: Any, generator: np.random.Generator) -> Trajectories:
+        """The episodes of one task, as the task source gives them: [1, episode, time, …]."""
+        source, shape = self._source, (1, self._source.episodes, self._source.horizon)
+        observations = torch.zeros(*shape, source.observations)
+        rewards, mask = torch.zeros(shape), torch.zeros(shape)
+        actions = torch.zeros(shape if source.discrete else (*shape, source.actions))
+        actions = actions.to(torch.int64 if source.discrete else torch.float32)
+        outputs = torch.zeros(*shape, 0)
+        for episode in range(source.episodes):
+            obs, _ = env.reset(seed=int(generator.integers(2**31)))
+            for time in range(source.horizon):
+                here = (0, episode, time)
+                seen = np.asarray(obs, dtype=np.float32).reshape(-1)
+                if seen.shape != (source.observations,):
+                    raise ValueError(
+                        f"the environment gives {len(seen)} numbers to observe; the policy takes "
+                        f"{source.observations}"
+                    )
+                observations[here] = torch.from_numpy(seen)
+                with torch.no_grad():
+                    output = self(observations[here])
+                    noise = self._noise(generator, output)
+                    action = source.distribution.sample(output, noise)
+                if not outputs.shape[-1]:
+                    outputs = torch.zeros(*shape, output.shape[-1])
+                outputs[here], actions[here], mask[here] = output, action, 1
+                obs, reward, terminated, truncated, _ = env.step(_given(env, action))
+                rewards[here] = float(reward)
+                if terminated or truncated:
+                    break
+        return Trajectories(observations, actions, rewards, mask, outputs)
+
+
+def _given(env: Any, action: torch.Tensor) -> Any:
+    """The action as the environment takes it."""
+    space = env.action_space
+    if not hasattr(space, "low"):
+        return int(action)
+    return np.clip(action.numpy(), space.low, space.high).astype(space.dtype)
