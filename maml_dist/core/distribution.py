@@ -58,7 +58,7 @@ class Gaussian(Distribution):
     def divergence(self, old: Tensor, new: Tensor) -> Tensor:
         """With r = log(std_old / std_new): the sum of (e^2r - 1 + (distance / std_new)^2) / 2 - r.
 
-        As e^2r - 1 in one piece: of two policies as close as a trust region's, float32 keeps digits.
+        e^2r - 1 in one piece: for policies as close as a trust region's, float32 keeps digits.
         """
         mean_old, log_old = old.chunk(2, -1)
         mean_new, log_new = new.chunk(2, -1)
