@@ -1,0 +1,35 @@
+"""The paper's policy for continuous actions: a mean for each state, one log_std for all."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from maml_dist.models.glorot import perceptron
+
+
+class GaussianPolicy(nn.Module):
+    """Observations [..., observations] -> (mean, log_std) [..., 2 * actions]."""
+
+    def __init__(
+        self,
+        observations: int = 2,
+        actions: int = 2,
+        *,
+        hidden: Sequence[int] = (100, 100),
+        log_std: float = 0.0,  # of each action at the start; it is learned and adapts
+        min_std: float = 1e-6,  # what is below counts as this, and has no gradient
+    ) -> None:
+        super().__init__()
+        if not min_std > 0:
+            raise ValueError(f"model.min_std={min_std}: must be positive")
+        self.mean = perceptron(observations, hidden, actions)
+        self.log_std = nn.Parameter(torch.full((actions,), float(log_std)))
+        self.min_log_std = math.log(min_std)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., observations] -> [..., 2 * actions]: the mean, then log_std."""
+        mean: Tensor = self.mean(x)
+        log_std = self.log_std.clamp(min=self.min_log_std)
+        return torch.cat([mean, log_std.expand_as(mean)], -1)
