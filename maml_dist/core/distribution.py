@@ -1,9 +1,10 @@
-"""Distributions of actions, by a policy's output.
+"""What a policy's output says of its actions, and the divergence between two policies.
 
-    Gaussian      output = (mean, log std), independent in each action number
-    Categorical   output = logits
+    Gaussian      output = (mean, log_std),  a = mean + exp(log_std) * noise      (diagonal)
+    Categorical   output = logits,           P(a) = softmax(logits)_a
 
-Legend: act = numbers of an action, n = different ones; … any shape before.
+Every function works on the last axis and leaves the others: output [..., out], action [..., act]
+or, discrete, [...]. Randomness enters as an argument.
 """
 
 import math
@@ -16,99 +17,91 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Distribution(ABC):
-    """How a policy's output is read."""
+    """A family of distributions over actions; a policy's output names one of them."""
 
     @abstractmethod
     def sample(self, output: Tensor, noise: Tensor) -> Tensor:
-        """The action that the noise picks."""
-
-    @abstractmethod
-    def mode(self, output: Tensor) -> Tensor:
-        """The most likely action."""
+        """The action that `noise` chooses."""
 
     @abstractmethod
     def log_prob(self, output: Tensor, action: Tensor) -> Tensor:
-        """The log-probability (density) of an action […]."""
+        """log of the density, or of the probability, of an action [...]."""
 
     @abstractmethod
     def divergence(self, old: Tensor, new: Tensor) -> Tensor:
-        """KL(old || new) […], in nats."""
+        """KL(old || new) of two outputs [...], in nats."""
 
     @abstractmethod
     def entropy(self, output: Tensor) -> Tensor:
-        """The entropy […], in nats."""
+        """The entropy [...], in nats."""
+
+    @abstractmethod
+    def mode(self, output: Tensor) -> Tensor:
+        """The likeliest action."""
 
 
 @dataclass(frozen=True)
 class Gaussian(Distribution):
-    """Output […, 2 act] = (mean, log std); action and standard normal noise […, act]."""
+    """Independent normal actions [..., act]; the output is (mean, log_std) [..., 2 * act]."""
 
     def sample(self, output: Tensor, noise: Tensor) -> Tensor:
-        """mean + std * noise."""
+        """mean + std * noise; noise is standard normal [..., act]."""
         mean, log_std = output.chunk(2, -1)
         return mean + log_std.exp() * noise
 
-    def mode(self, output: Tensor) -> Tensor:
-        """The mean."""
-        return output.chunk(2, -1)[0]
-
     def log_prob(self, output: Tensor, action: Tensor) -> Tensor:
-        """-½ Σ ((a - mean) / std)² - Σ log std - ½ act log 2π."""
+        """The log-density of an action [..., act]."""
         mean, log_std = output.chunk(2, -1)
         off = (action - mean) * (-log_std).exp()
-        constant = 0.5 * action.shape[-1] * math.log(2 * math.pi)
-        return -0.5 * (off * off).sum(-1) - log_std.sum(-1) - constant
+        return -(off * off / 2 + log_std + math.log(2 * math.pi) / 2).sum(-1)
 
     def divergence(self, old: Tensor, new: Tensor) -> Tensor:
-        """Σ log(σ'/σ) + (σ² + (μ - μ')²) / 2σ'² - ½."""
-        (mean, log_std), (mean2, log_std2) = old.chunk(2, -1), new.chunk(2, -1)
-        narrow = (-2 * log_std2).exp()
-        spread = (2 * log_std).exp() + (mean - mean2) ** 2
-        return (log_std2 - log_std + 0.5 * spread * narrow - 0.5).sum(-1)
+        """With r = log(std_old / std_new): the sum of (e^2r - 1 + (distance / std_new)^2) / 2 - r.
+
+        e^2r - 1 in one piece: for policies as close as a trust region's, float32 keeps digits.
+        """
+        mean_old, log_old = old.chunk(2, -1)
+        mean_new, log_new = new.chunk(2, -1)
+        off = (mean_old - mean_new) * (-log_new).exp()
+        wider = log_old - log_new
+        return ((torch.expm1(2 * wider) + off * off) / 2 - wider).sum(-1)
 
     def entropy(self, output: Tensor) -> Tensor:
-        """Σ log std + ½ act (1 + log 2π)."""
-        log_std = output.chunk(2, -1)[1]
-        return log_std.sum(-1) + 0.5 * log_std.shape[-1] * (1 + math.log(2 * math.pi))
+        """The differential entropy: it can be negative."""
+        return (output.chunk(2, -1)[1] + math.log(2 * math.pi * math.e) / 2).sum(-1)
+
+    def mode(self, output: Tensor) -> Tensor:
+        """The mean [..., act]."""
+        return output.chunk(2, -1)[0]
 
 
 @dataclass(frozen=True)
 class Categorical(Distribution):
-    """Output […, n] = logits; action […] from 0, int64; noise […] uniform in [0, 1)."""
+    """One of n actions [...] int64; the output is their logits [..., n]."""
 
     def sample(self, output: Tensor, noise: Tensor) -> Tensor:
-        """The k with cdf(k - 1) <= noise < cdf(k)."""
-        return (output.softmax(-1).cumsum(-1)[..., :-1] <= noise[..., None]).sum(-1)
+        """By the inverse of the distribution function; noise is uniform in [0, 1) [...].
 
-    def mode(self, output: Tensor) -> Tensor:
-        """The likeliest; of equal ones the first."""
-        return output.argmax(-1)
+        Whatever the rounding, the action is one of the n, and none of probability zero.
+        """
+        reached = output.softmax(-1).cumsum(-1)
+        reached = reached / reached[..., -1:]
+        return (noise.unsqueeze(-1) >= reached[..., :-1]).sum(-1)
 
     def log_prob(self, output: Tensor, action: Tensor) -> Tensor:
-        """The action's logit, normalised."""
-        return output.log_softmax(-1).gather(-1, action[..., None]).squeeze(-1)
+        """The log-probability of an action [...]."""
+        return output.log_softmax(-1).gather(-1, action.unsqueeze(-1)).squeeze(-1)
 
     def divergence(self, old: Tensor, new: Tensor) -> Tensor:
-        """Σ p (log p - log q)."""
-        before, after = old.log_softmax(-1), new.log_softmax(-1)
-        return (before.exp() * (before - after)).sum(-1)
+        """The sum of p_old (log p_old - log p_new)."""
+        log_old = old.log_softmax(-1)
+        return (log_old.exp() * (log_old - new.log_softmax(-1))).sum(-1)
 
     def entropy(self, output: Tensor) -> Tensor:
-        """-Σ p log p."""
-        logs = output.log_softmax(-1)
-        return -(logs.exp() * logs).sum(-1)
+        """Between 0 and log n."""
+        log_prob = output.log_softmax(-1)
+        return -(log_prob.exp() * log_prob).sum(-1)
 
-
-def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """The mean of `values` over the steps of episodes that still ran: a scalar."""
-    return (values * mask).sum() / mask.sum().clamp(min=1)
-
-
-def log_ratio(distribution: Distribution, output: Tensor, before: Tensor, action: Tensor) -> Tensor:
-    """log of new over old probability of an action […]."""
-    return distribution.log_prob(output, action) - distribution.log_prob(before, action)
-
-
-def detached_ratio(log_prob: Tensor) -> Tensor:
-    """exp(log_prob - itself as a constant): one, with the gradient of log_prob."""
-    return torch.exp(log_prob - log_prob.detach())
+    def mode(self, output: Tensor) -> Tensor:
+        """The action of the largest logit, the first of equals."""
+        return output.argmax(-1)

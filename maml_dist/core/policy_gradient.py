@@ -8,22 +8,23 @@ Legend: task, episode, time, obs, out.
 """
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from maml_dist.core import surrogate
-from maml_dist.core.advantage import (
-    Baseline,
-    Linear,
-    advantages,
-    discounted,
-    explained,
-    normalised,
-)
-from maml_dist.core.distribution import Distribution, masked_mean
+from maml_dist.core.advantage import advantages
+from maml_dist.core.baseline import Baseline, Linear
+from maml_dist.core.distribution import Distribution
 from maml_dist.core.episode import Batch
 from maml_dist.core.trajectories import Acted, Trajectories
+
+INNER: dict[str, surrogate.Surrogate] = {
+    "log-likelihood": surrogate.log_likelihood,
+    "low-variance": surrogate.low_variance,
+    "dice": surrogate.dice,
+}
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,10 @@ class PolicyGradient:
     gamma: float = 0.99  # discount a control step
     decay: float = 1.0  # lambda of generalised advantages; 1: returns minus the baseline
     baseline: Baseline = field(default_factory=Linear)  # fitted to each task and stage
-    inner_surrogate: surrogate.Inner = "log-likelihood"  # of the inner steps
-    outer_surrogate: surrogate.Outer = "ratio"  # of the meta-gradient
+    inner_surrogate: Literal["log-likelihood", "low-variance", "dice"] = (
+        "log-likelihood"  # of the inner steps
+    )
+    outer_surrogate: Literal["ratio", "clipped"] = "ratio"  # of the meta-gradient
     clip: float = 0.3  # of the clipped surrogate: the ratio stays within 1 ± this
     penalty: float = 0.0  # weight of the unadapted policy's divergence (ProMP: 0.0005)
 
@@ -56,33 +59,34 @@ class PolicyGradient:
             x [task, episode, time, obs] and y an `Acted`; the mean undiscounted `return` of an
             episode, the `steps` lived, the mean `entropy`, the `explained` share of the variance.
         """
-        returns = discounted(rolled.rewards, self.gamma) * rolled.mask
-        values = self.baseline.values(rolled.observations, returns, rolled.mask)
-        advantage = advantages(
-            rolled.rewards, values, rolled.mask, gamma=self.gamma, decay=self.decay
+        advantage, explained = advantages(
+            rolled, baseline=self.baseline, gamma=self.gamma, lam=self.decay
         )
-        y = Acted(rolled.actions, normalised(advantage, rolled.mask), rolled.mask, rolled.outputs)
+        y = Acted(rolled.actions, advantage, rolled.mask, rolled.outputs)
         entropy = distribution.entropy(rolled.outputs)
         lived = rolled.mask.sum((1, 2))
         scores = {
             "return": rolled.rewards.sum(2).mean(1),
             "steps": lived,
             "entropy": (entropy * rolled.mask).sum((1, 2)) / lived,
-            "explained": explained(values, returns, rolled.mask),
+            "explained": explained,
         }
         return Batch(rolled.observations, y), scores
 
     def loss(self, distribution: Distribution, output: Tensor, acted: Acted) -> Tensor:
         """The inner loss of one task, from outputs [episode, time, out]."""
-        return surrogate.inner(self.inner_surrogate, distribution, output, acted)
+        return INNER[self.inner_surrogate](distribution, output, acted)
 
     def query_loss(self, distribution: Distribution, output: Tensor, acted: Acted) -> Tensor:
         """The outer loss of one task."""
-        return surrogate.outer(self.outer_surrogate, distribution, output, acted, eps=self.clip)
+        if self.outer_surrogate == "clipped":
+            return surrogate.clipped(distribution, output, acted, eps=self.clip)
+        return surrogate.ratio(distribution, output, acted)
 
     def divergence(self, distribution: Distribution, output: Tensor, acted: Acted) -> Tensor:
         """The mean KL divergence of one task's policy from the one that acted."""
-        return masked_mean(distribution.divergence(acted.before, output), acted.mask)
+        apart = distribution.divergence(acted.before, output)
+        return (apart * acted.mask).sum() / acted.mask.sum()
 
 
 def stacked(scores: list[dict[str, Tensor]]) -> dict[str, Tensor]:

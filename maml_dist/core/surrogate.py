@@ -1,46 +1,71 @@
-"""Surrogates: losses whose gradients are policy gradients. Means over the steps that were lived.
+"""Losses whose gradients are policy gradients; N = the unmasked steps of one task.
 
-Inner (their first gradients are equal, their second are not):
-    log-likelihood   - mean log π(a|o) A                           (arXiv 1703.03400, equation 5)
-    low-variance     - mean exp(log π - const) A                   (ProMP, arXiv 1810.06784)
-    dice             - mean Σ_t (box(≤ t) - box(< t)) A_t           (Loaded DiCE, arXiv 1909.10549)
-                       box(S) = exp(Σ_S log π - const)
-Outer, with r = π(a|o) / π_before(a|o):
-    ratio            - mean r A                                    (TRPO, arXiv 1502.05477)
-    clipped          - mean min(r A, clip(r, 1 ± eps) A)           (PPO, arXiv 1707.06347)
-Legend: episode, time.
+    log_likelihood   -1/N sum log pi_t A_t                       (REINFORCE; the paper's inner loss)
+    low_variance     -1/N sum box(log pi_t) A_t                   (ProMP, arXiv 1810.06784)
+    dice             -1/N sum (box(c_t) - box(c_{t-1})) A_t       (arXiv 1802.05098, 1909.10549)
+    ratio            -1/N sum pi_t / before_t A_t                 (TRPO, arXiv 1502.05477; outer)
+    clipped          the same, with ratios beyond 1 ± eps worth no more      (PPO, arXiv 1707.06347)
+
+box(x) = exp(x - stopgrad(x)) is 1; c_t = log pi_0 + … + log pi_t of an episode. The first three
+have one gradient. They differ in the second, which the meta-gradient takes: the credit that early
+actions have in what was sampled is lost to the first, kept step by step in the second, kept whole
+(unbiased, but of larger variance) in the third. Each takes one task: output [episode, time, out].
 """
 
-from typing import Literal
+from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
-from maml_dist.core.distribution import Distribution, detached_ratio, log_ratio, masked_mean
+from maml_dist.core.distribution import Distribution
 from maml_dist.core.trajectories import Acted
 
-Inner = Literal["log-likelihood", "low-variance", "dice"]
-Outer = Literal["ratio", "clipped"]
+Surrogate = Callable[[Distribution, Tensor, Acted], Tensor]  # a scalar to be made small
 
 
-def inner(kind: Inner, distribution: Distribution, output: Tensor, acted: Acted) -> Tensor:
-    """The inner loss of one task, a scalar, from outputs [episode, time, out]."""
+def log_likelihood(distribution: Distribution, output: Tensor, acted: Acted) -> Tensor:
+    """The policy gradient's plain loss."""
+    return -_mean(distribution.log_prob(output, acted.action) * acted.advantage, acted.mask)
+
+
+def low_variance(distribution: Distribution, output: Tensor, acted: Acted) -> Tensor:
+    """The low-variance curvature estimator; its value is -mean(A)."""
     log_prob = distribution.log_prob(output, acted.action)
-    if kind == "log-likelihood":
-        return -masked_mean(log_prob * acted.advantage, acted.mask)
-    if kind == "low-variance":
-        return -masked_mean(detached_ratio(log_prob) * acted.advantage, acted.mask)
-    so_far = (log_prob * acted.mask).cumsum(-1)
-    box, box_before = detached_ratio(so_far), detached_ratio(so_far - log_prob * acted.mask)
-    return -masked_mean((box - box_before) * acted.advantage, acted.mask)
+    return -_mean(_box(log_prob) * acted.advantage, acted.mask)
 
 
-def outer(
-    kind: Outer, distribution: Distribution, output: Tensor, acted: Acted, *, eps: float
+def dice(distribution: Distribution, output: Tensor, acted: Acted) -> Tensor:
+    """Loaded DiCE with lambda 1; its value is 0."""
+    log_prob = distribution.log_prob(output, acted.action) * acted.mask
+    until = log_prob.cumsum(-1)
+    step = _box(until) - _box(until - log_prob)
+    return -_mean(step * acted.advantage, acted.mask)
+
+
+def ratio(distribution: Distribution, output: Tensor, acted: Acted) -> Tensor:
+    """The advantages that the new policy would meet, by importance sampling."""
+    return -_mean(_ratio(distribution, output, acted) * acted.advantage, acted.mask)
+
+
+def clipped(
+    distribution: Distribution, output: Tensor, acted: Acted, *, eps: float = 0.3
 ) -> Tensor:
-    """The outer loss of one task, a scalar, from outputs [episode, time, out]."""
-    # Where an episode has ended nothing was done: a ratio of one, so that nothing overflows.
-    ratio = (log_ratio(distribution, output, acted.before, acted.action) * acted.mask).exp()
-    gain = ratio * acted.advantage
-    if kind == "clipped":
-        gain = gain.minimum(ratio.clamp(1 - eps, 1 + eps) * acted.advantage)
-    return -masked_mean(gain, acted.mask)
+    """PPO's pessimistic bound on `ratio`: nothing is gained beyond 1 ± eps (ProMP's: 0.3)."""
+    free = _ratio(distribution, output, acted)
+    least = torch.minimum(free * acted.advantage, free.clamp(1 - eps, 1 + eps) * acted.advantage)
+    return -_mean(least, acted.mask)
+
+
+def _ratio(distribution: Distribution, output: Tensor, acted: Acted) -> Tensor:
+    """pi / before of each action."""
+    before = distribution.log_prob(acted.before, acted.action)
+    return (distribution.log_prob(output, acted.action) - before).exp()
+
+
+def _box(x: Tensor) -> Tensor:
+    """1, with the derivatives of exp."""
+    return (x - x.detach()).exp()
+
+
+def _mean(x: Tensor, mask: Tensor) -> Tensor:
+    return (x * mask).sum() / mask.sum()

@@ -1,23 +1,26 @@
-"""Categorical policy: for discrete actions; an MLP like the Gaussian one's."""
+"""A policy for one of n actions: a perceptron's logits."""
 
 from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from maml_dist.models.gaussian_policy import body, linear
+from maml_dist.models.glorot import perceptron
 
 
 class CategoricalPolicy(nn.Module):
-    """obs […, observations] -> logits […, actions]."""
+    """Observations [..., observations] -> logits [..., actions]."""
 
     def __init__(
-        self, observations: int = 25, actions: int = 4, *, hidden: Sequence[int] = (100, 100)
+        self,
+        observations: int = 2,
+        actions: int = 4,
+        *,
+        hidden: Sequence[int] = (100, 100),
     ) -> None:
         super().__init__()
-        self.body = body(observations, hidden)
-        self.logits = linear(hidden[-1] if hidden else observations, actions)
+        self.logits = perceptron(observations, hidden, actions)
 
-    def forward(self, obs: Tensor) -> Tensor:
-        """obs […, observations] -> logits […, actions]."""
-        logits: Tensor = self.logits(self.body(obs))
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., observations] -> [..., actions]."""
+        logits: Tensor = self.logits(x)
         return logits
