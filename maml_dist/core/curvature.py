@@ -53,7 +53,11 @@ def linearised(
         return image
 
     push = vjp(transposed, torch.zeros_like(at))[1]
-    fisher = vjp(grad(lambda new: divergence(at, new)), at)[1]  # F is symmetric
+
+    def divergence_of(new: Tensor) -> Tensor:
+        return divergence(at, new)
+
+    fisher = vjp(grad(divergence_of), at)[1]  # F is symmetric
 
     def product(vector: Params) -> Params:
         along = push({name: vector[name] for name in meta})[0]
