@@ -17,7 +17,7 @@ from maml_dist.core.simulator import Fault, Simulator, Stepped
 from maml_dist.core.source import TaskKey
 from maml_dist.tasks import physics
 from maml_dist.tasks.locomotion import Kind, Profile, check, draw, progress
-from maml_dist.tasks.physics import Physics
+from maml_dist.tasks.planar import Planar
 from maml_dist.tasks.rollout import Goal, Rollouts
 
 
@@ -48,10 +48,16 @@ class HalfCheetah(Rollouts):
 
     def simulator(self, tasks: Sequence[Goal], *, stage: int) -> Simulator:
         """Half-cheetahs near their rest, each as drawn."""
-        model = _model(self.profile)
-        starts = [_start(rng, self) for rng in self.resets(tasks, stage)]
+        starts = [self._start(rng) for rng in self.resets(tasks, stage)]
         qpos, qvel = (np.stack(drawn) for drawn in zip(*starts, strict=True))
-        return HalfCheetahs(self, model, [task.value for task in tasks], model.qpos0 + qpos, qvel)
+        return HalfCheetahs(self, np.array([task.value for task in tasks]), qpos, qvel)
+
+    def _start(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Positions and velocities [episode, 9]: rest is zero."""
+        size = (self.episodes, 9)
+        paper = self.profile == "paper"
+        qpos = rng.normal(0, 0.01, size) if paper else rng.uniform(-0.1, 0.1, size)
+        return qpos, rng.normal(0, 0.1, size)
 
 
 class HalfCheetahs(Simulator):
@@ -60,59 +66,45 @@ class HalfCheetahs(Simulator):
     def __init__(
         self,
         source: HalfCheetah,
-        model: mujoco.MjModel,
-        goals: Sequence[Sequence[float]],
+        goals: np.ndarray,
         qpos: np.ndarray,  # [task, episode, 9]
         qvel: np.ndarray,  # [task, episode, 9]
     ) -> None:
-        self.source, self.goals, self.start = source, np.array(goals), (qpos, qvel)
-        self.paper = source.profile == "paper"
-        self.physics = Physics(model, qpos.shape[:2], threads=source.threads, persistent=self.paper)
-        self.mass = self.physics.field("sensordata") if self.paper else None
+        self.source, self.goals, self.start = source, goals, (qpos, qvel)
+        self.physics = physics.Physics(_model(), qpos.shape[:2], threads=source.threads)
+        self.centre = Planar(_model()) if source.profile == "paper" else None
 
     def reset(self) -> np.ndarray:
         """The observations at the start."""
-        self.physics.start(*self.start, physics.MOVED if self.paper else physics.FORCED)
-        return self._observations()
+        self.physics.start(*self.start)
+        return self._observe()[0]
 
     def step(self, actions: np.ndarray) -> Stepped:
         """Act for one physics step (`paper`) or five."""
         ctrl = np.clip(actions, -1, 1, dtype=np.float64)
-        effort = np.square(ctrl).sum(-1)
-        if self.mass is not None:
-            self.physics.step(ctrl, substeps=1, stage=physics.MOVED)
-            velocity, cost = self.mass[..., 3], 0.05 * effort
-        else:
-            before = self.physics.qpos[..., 0].copy()
-            self.physics.step(ctrl, substeps=5, stage=physics.STALE)
-            elapsed = 5 * self.physics.model.opt.timestep
-            velocity, cost = (self.physics.qpos[..., 0] - before) / elapsed, 0.1 * effort
-        lost = self.physics.lost
-        if lost.any():
-            raise Fault(int(lost.any(-1).argmax()), "the simulation is unstable")
+        effort, before = np.square(ctrl).sum(-1), self.physics.qpos[..., 0].copy()
+        self.physics.step(ctrl, substeps=5 if self.centre is None else 1)
+        if self.physics.lost.any():
+            raise Fault(int(self.physics.lost.any(-1).argmax()), "the simulation is unstable")
+        observations, velocity = self._observe()
+        if velocity is None:
+            velocity = (self.physics.qpos[..., 0] - before) / (5 * _model().opt.timestep)
+        cost = (0.1 if self.centre is None else 0.05) * effort
         rewards = progress(self.source.goal, self.goals, velocity) - cost
-        return Stepped(self._observations(), rewards, self.physics.ended)
+        return Stepped(observations, rewards, self.physics.ended)
 
-    def _observations(self) -> np.ndarray:
+    def _observe(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """Observations [task, episode, obs], and the velocity of the centre of mass."""
         qpos, qvel = self.physics.qpos, self.physics.qvel
-        mass = [] if self.mass is None else [self.mass[..., :3]]
-        return np.concatenate([qpos[..., 1:], qvel, *mass], -1)
-
-
-def _start(rng: np.random.Generator, source: HalfCheetah) -> tuple[np.ndarray, np.ndarray]:
-    """By how much positions and velocities [episode, 9] differ from rest."""
-    size = (source.episodes, 9)
-    paper = source.profile == "paper"
-    moved = rng.normal(0, 0.01, size) if paper else rng.uniform(-0.1, 0.1, size)
-    return moved, rng.normal(0, 0.1, size)
+        if self.centre is None:
+            return np.concatenate([qpos[..., 1:], qvel], -1), None
+        centre = self.centre(qpos, qvel)
+        return np.concatenate([qpos[..., 1:], qvel, centre.position], -1), centre.forward
 
 
 @lru_cache
-def _model(profile: Profile) -> mujoco.MjModel:
-    """Gymnasium's; in `paper` with sensors of the centre of mass and of its velocity."""
+def _model() -> mujoco.MjModel:
+    """Gymnasium's."""
     model = physics.spec("half_cheetah")
-    if profile == "paper":
-        physics.sense(model, mujoco.mjtSensor.mjSENS_SUBTREECOM)
-        physics.sense(model, mujoco.mjtSensor.mjSENS_SUBTREELINVEL)
-        model.option.disableflags |= mujoco.mjtDisableBit.mjDSBL_ISLAND  # a tenth of the time
+    model.option.disableflags |= mujoco.mjtDisableBit.mjDSBL_ISLAND  # a tenth of the time
     return physics.compiled(model)

@@ -17,9 +17,9 @@ from maml_dist.core.simulator import Fault
 
 MODELS = Path(gymnasium.__file__).parent / "envs/mujoco/assets"
 STALE = int(mujoco.mjtStage.mjSTAGE_NONE)  # nothing is refreshed
-MOVED = int(mujoco.mjtStage.mjSTAGE_VEL)  # all that follows from positions and velocities
-FORCED = int(mujoco.mjtStage.mjSTAGE_ACC)  # and what follows from the controls: all
-LOST = [int(getattr(mujoco.mjtWarning, f"mjWARN_BAD{name}")) for name in ("QPOS", "QVEL", "QACC")]
+FORCED = int(mujoco.mjtStage.mjSTAGE_ACC)  # all is
+# The warnings of a bad position, velocity or acceleration, which stand in a row.
+LOST = slice(int(mujoco.mjtWarning.mjWARN_BADQPOS), int(mujoco.mjtWarning.mjWARN_BADQACC) + 1)
 
 
 def spec(name: str) -> mujoco.MjSpec:
@@ -44,9 +44,14 @@ class Physics:
     """Simulations [task, episode]; those whose episode has ended stand still."""
 
     def __init__(
-        self, model: mujoco.MjModel, count: tuple[int, int], *, threads: int, persistent: bool
+        self,
+        model: mujoco.MjModel,
+        count: tuple[int, int],
+        *,
+        threads: int,
+        persistent: bool = False,
     ) -> None:
-        """`persistent` keeps all that is derived, of every simulation: a refresh costs little."""
+        """`persistent` keeps all that is derived of every simulation, not of one a thread."""
         self.model, self.count = model, count
         self.batch = Batch(model, count[0] * count[1], threads, persistent)
         self.qpos, self.qvel, self.ctrl = (self.field(name) for name in ("qpos", "qvel", "ctrl"))
@@ -65,16 +70,15 @@ class Physics:
     @property
     def lost(self) -> np.ndarray:
         """Where a state was no longer finite, [task, episode]: MuJoCo has reset it."""
-        warned: np.ndarray = self.batch.warning[:, LOST, 1].any(-1).reshape(self.count)
-        return warned & ~self.ended
+        lost: np.ndarray = self.batch.warning[:, LOST, 1].any(-1).reshape(self.count)
+        return lost
 
-    def start(self, qpos: np.ndarray, qvel: np.ndarray, stage: int) -> None:
+    def start(self, qpos: np.ndarray, qvel: np.ndarray, *, stage: int = FORCED) -> None:
         """Begin at these positions and velocities [task, episode, …]."""
-        self.batch.reset(stage=STALE)
         self.qpos[:], self.qvel[:] = qpos, qvel
         self.batch.forward(stage=stage)
 
-    def step(self, ctrl: np.ndarray, *, substeps: int, stage: int) -> None:
+    def step(self, ctrl: np.ndarray, *, substeps: int, stage: int = STALE) -> None:
         """Apply controls [task, episode, act] for so many substeps, then refresh up to `stage`.
 
         Raises:

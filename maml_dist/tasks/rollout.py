@@ -109,26 +109,26 @@ class Rollouts(TaskSource):
         now = torch.zeros(*count, self.observations)
         if self.oracle:
             now[..., sensed:] = torch.tensor([task.value for task in tasks])[:, None]
-        seen = torch.zeros(*count, self.horizon, self.observations)
+        seen = torch.zeros(self.horizon, *now.shape)  # time in front: each step writes one block
         acted = torch.zeros(noise.shape, dtype=torch.int64 if self.discrete else noise.dtype)
-        earned, mask = (torch.zeros(*count, self.horizon) for _ in range(2))
+        earned, mask = (torch.zeros(self.horizon, *count) for _ in range(2))
         senses, rewards, alive = now.numpy()[..., :sensed], earned.numpy(), mask.numpy()
         running = np.ones(count, dtype=bool)
-        outputs, step = torch.zeros(*count, self.horizon, 0), 0
+        outputs, step = seen, 0
         try:
             simulator = self.simulator(tasks, stage=stage)
             senses[:] = _finite("an observation", simulator.reset(), running)
             for step in range(self.horizon):
                 with torch.no_grad():
                     output = policy(now)
-                    action = self.distribution.sample(output, noise[:, :, step])
+                    action = self.distribution.sample(output, noise[step])
                 _finite("the policy's output", output.numpy(), running)
                 if step == 0:
-                    outputs = output.new_zeros(*outputs.shape[:-1], output.shape[-1])
-                seen[:, :, step], outputs[:, :, step], acted[:, :, step] = now, output, action
+                    outputs = output.new_zeros(self.horizon, *output.shape)
+                seen[step], outputs[step], acted[step] = now, output, action
                 stepped = simulator.step(_finite("the policy's action", action.numpy(), running))
-                rewards[:, :, step] = _finite("the reward", stepped.rewards, running)
-                alive[:, :, step] = running
+                rewards[step] = _finite("the reward", stepped.rewards, running)
+                alive[step] = running
                 running &= ~stepped.ended
                 if not running.any():
                     break
@@ -141,7 +141,8 @@ class Rollouts(TaskSource):
         if not running.all():
             for tensor in (seen, acted, outputs, earned):
                 tensor[mask == 0] = 0
-        return Trajectories(seen, acted, earned, mask, outputs)
+        parts = (seen, acted, earned, mask, outputs)
+        return Trajectories(*(part.movedim(0, 2).contiguous() for part in parts))
 
     def collect(self, tasks: Sequence[Goal], *, steps: int, adapt: Adapt | None = None) -> Episode:
         """What the tasks' policies live through as they adapt: stage after stage."""
@@ -167,14 +168,14 @@ class Rollouts(TaskSource):
         return self.policy_gradient.divergence(self.distribution, output, batch.y)
 
     def _noise(self, tasks: Sequence[Goal], stage: int) -> Tensor:
-        """Of every action: normal [task, episode, time, act]; discrete: uniform, without act."""
+        """Of every action: normal [time, task, episode, act]; discrete: uniform, without act."""
         shape = (self.episodes, self.horizon)
         rngs = [task.key.rng(2 * stage + 2) for task in tasks]
         if self.discrete:
             drawn = [rng.random(shape, dtype=np.float32) for rng in rngs]
         else:
             drawn = [rng.standard_normal((*shape, self.actions), dtype=np.float32) for rng in rngs]
-        return torch.from_numpy(np.stack(drawn))
+        return torch.from_numpy(np.stack(drawn)).movedim(2, 0).contiguous()
 
 
 def _finite(what: str, values: np.ndarray, running: np.ndarray) -> np.ndarray:

@@ -1,0 +1,53 @@
+"""The centre of mass of a body that moves in the plane, and its velocity.
+
+    centre = root + sum_b R(phi_b) c_b,    c_b = (m_b own_b + sum_{k hangs on b} M_k joint_k) / M
+
+phi_b is the angle of part b about y against the world; own_b its centre of mass and joint_k where k
+hangs on it, both in b's frame; m_b its mass and M_k the mass of k with all that hangs on it.
+MuJoCo gives the same after a step only if it refreshes all that it derives, for half a step's time.
+"""
+
+from typing import NamedTuple
+
+import mujoco
+import numpy as np
+
+
+class Centre(NamedTuple):
+    """Where the centre of mass is and how fast it moves."""
+
+    position: np.ndarray  # [task, episode, 3]: x, y, z
+    forward: np.ndarray  # [task, episode], the velocity along x
+
+
+class Planar:
+    """A tree of hinges about y, whose root slides along x and z."""
+
+    def __init__(self, model: mujoco.MjModel) -> None:
+        kinds = [mujoco.mjtJoint.mjJNT_SLIDE] * 2 + [mujoco.mjtJoint.mjJNT_HINGE] * (model.njnt - 2)
+        assert model.jnt_type.tolist() == [int(kind) for kind in kinds]
+        assert model.nbody == model.nq - 1  # the world, and one part a hinge
+        mass, reach = model.body_mass[1:, None], model.body_subtreemass[1:, None]
+        self.parents = model.body_parentid[1:] - 1
+        self.offset = mass * model.body_ipos[1:]
+        for part, parent in enumerate(self.parents):
+            if parent >= 0:
+                self.offset[parent] += reach[part] * model.body_pos[part + 1]
+        self.offset /= reach[0]
+        self.root = model.body_pos[1]
+
+    def __call__(self, qpos: np.ndarray, qvel: np.ndarray) -> Centre:
+        """Of positions and velocities [task, episode, x and z and the angles]."""
+        angle, turn = (np.moveaxis(state[..., 2:], -1, 0).copy() for state in (qpos, qvel))
+        for part, parent in enumerate(self.parents):
+            if parent >= 0:
+                angle[part] += angle[parent]
+                turn[part] += turn[parent]
+        cos, sin = np.cos(angle), np.sin(angle)
+        x, z = (self.offset[:, axis].reshape(-1, 1, 1) for axis in (0, 2))
+        across, up = x * cos + z * sin, z * cos - x * sin  # [part, task, episode]
+        position = np.empty((*qpos.shape[:-1], 3))
+        position[..., 0] = self.root[0] + qpos[..., 0] + across.sum(0)
+        position[..., 1] = self.root[1] + self.offset[:, 1].sum()
+        position[..., 2] = self.root[2] + qpos[..., 1] + up.sum(0)
+        return Centre(position, qvel[..., 0] + (turn * up).sum(0))
