@@ -5,11 +5,15 @@ function reads as numbers are baked in, so what changes between calls must be a 
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, fx
+from torch._C._functorch import TransformType
+from torch._functorch.autograd_function import custom_function_call
 from torch._guards import TracingContext, tracing
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functionalize
@@ -62,7 +66,7 @@ def trace(function: Function, tensors: list[Tensor]) -> tuple[fx.GraphModule, An
     clones = [tensor.detach().clone() for tensor in tensors]
     try:
         # A fake mode for all of its nodes: the tracer would make one for each, half of its time.
-        with tracing(TracingContext(FakeTensorMode())):
+        with tracing(TracingContext(FakeTensorMode())), _functional_traced():
             traced = make_fx(functionalize(flat))(*clones)
     except (RuntimeError, TypeError) as error:
         if not any(words in str(error) for words in _READ):
@@ -72,6 +76,24 @@ def trace(function: Function, tensors: list[Tensor]) -> tuple[fx.GraphModule, An
     _simplify(traced.graph)
     traced.recompile()
     return traced, spec
+
+
+@contextmanager
+def _functional_traced() -> Iterator[None]:
+    """Inside, `functionalize` takes an autograd.Function that says `functional = True`.
+
+    torch has no rule for any: those of a user may write in place.
+    """
+    table = custom_function_call.functorch_table
+    refuse = table[TransformType.Functionalize]
+
+    def rule(interpreter: Any, kind: Any, *operands: Any) -> Any:
+        if not getattr(kind, "functional", False):
+            return refuse(interpreter, kind, *operands)
+        return kind.forward(*operands)  # the derivatives were taken above
+
+    with mock.patch.dict(table, {TransformType.Functionalize: rule}):
+        yield
 
 
 def peak_bytes(graph: fx.Graph) -> int:
