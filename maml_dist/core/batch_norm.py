@@ -14,16 +14,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import TransformType
+from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 from torch.autograd import Function
 from torch.func import vmap
-
-_native = torch.ops.aten.native_batch_norm_backward
 
 
 def differentiates_fast(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
     """Whether `normalise` takes x: on a CPU, in one precision, with two values a channel or more.
 
-    Elsewhere torch's own is as fast, or computes in mixed precision, or says what is wrong.
+    Elsewhere torch's own is as fast, or computes in mixed precision, or says what is wrong; and it
+    alone has a forward-mode derivative.
     """
     single = {value.dtype for value in (x, weight, bias) if value is not None}
     return (
@@ -31,13 +32,15 @@ def differentiates_fast(x: Tensor, weight: Tensor | None, bias: Tensor | None) -
         and single in ({torch.float32}, {torch.float64})
         and x.dim() > 1
         and x.numel() > x.shape[1]
+        and all(each.key() != TransformType.Jvp for each in retrieve_all_functorch_interpreters())
     )
 
 
 def normalise(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     """x [batch, channel, …] normalised with its own mean and variance."""
-    ones = x.new_ones(x.shape[1]) if weight is None else weight
-    y: Tensor = _Normalise.apply(x, ones, bias, eps)[0]  # type: ignore[no-untyped-call]
+    weight = x.new_ones(x.shape[1]) if weight is None else weight
+    bias = x.new_zeros(x.shape[1]) if bias is None else bias
+    y: Tensor = _normalise(x, weight, bias, eps)[0]
     return y
 
 
@@ -47,7 +50,7 @@ class _Normalise(Function):
     functional = True
 
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> tuple[Tensor, ...]:
+    def forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, ...]:
         return torch.native_batch_norm(x, weight, bias, None, None, True, 0.0, eps)
 
     @staticmethod
@@ -66,15 +69,12 @@ class _Normalise(Function):
         g, of_mean, of_rstd = along
         of_x = of_weight = of_bias = None
         if g is not None:
-            of_x, of_weight, of_bias = _Pull.apply(g, x, weight, mean, rstd, ctx.eps)
-        n = x.numel() // x.shape[1]
-        if of_mean is not None:
-            part = _wide(of_mean / n, x)
-            of_x = part.expand_as(x) if of_x is None else of_x + part
-        if of_rstd is not None:
-            slope = -of_rstd * rstd**3 / n
-            centred = x - _wide(mean, x)
-            of_x = centred * _wide(slope, x) if of_x is None else of_x.addcmul(centred, _wide(slope, x))
+            of_x, of_weight, of_bias = _pull(g, x, weight, mean, rstd, ctx.eps)
+        if of_mean is not None and of_rstd is not None:  # from _Pull, both or none
+            n = x.numel() // x.shape[1]
+            slope = _wide(-of_rstd * rstd**3 / n, x)
+            part = torch.addcmul(_wide(of_mean / n, x), x - _wide(mean, x), slope)
+            of_x = part if of_x is None else of_x + part
         return of_x, of_weight, of_bias, None
 
 
@@ -90,7 +90,10 @@ class _Pull(Function):
     def forward(
         g: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, eps: float
     ) -> tuple[Tensor, ...]:
-        return _native(g, x, weight, None, None, mean, rstd, True, eps, [True, True, True])
+        gradients: tuple[Tensor, ...] = torch.ops.aten.native_batch_norm_backward(
+            g, x, weight, None, None, mean, rstd, True, eps, [True, True, True]
+        )
+        return gradients
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -113,7 +116,7 @@ class _Pull(Function):
         of_g, of_weight, of_rstd = None, None, zero
         by_g, by_v, sum_v, sum_vh = a, zero, zero, zero  # of h: by_g * g + by_v * v
         if v is not None:
-            of_g, sum_vh, sum_v = _Pull.apply(v, x, weight, mean, rstd, ctx.eps)
+            of_g, sum_vh, sum_v = _pull(v, x, weight, mean, rstd, ctx.eps)
             moved = (v * g).sum([d for d in range(x.dim()) if d != 1])
             moved = moved - (sum_v * sum_g + sum_vh * sum_gh) / n
             of_weight, of_rstd = rstd * moved, weight * moved
@@ -127,6 +130,10 @@ class _Pull(Function):
         of_mean = -rstd * (by_g * sum_g + by_v * sum_v)
         of_rstd = of_rstd + (by_g * sum_gh + by_v * sum_vh) / rstd
         return of_g, of_x, of_weight, of_mean, of_rstd, None
+
+
+_normalise: Any = _Normalise.apply
+_pull: Any = _Pull.apply
 
 
 def _plus(sum: Tensor | None, x: Tensor, factor: Tensor) -> Tensor:

@@ -19,7 +19,12 @@ from torch.nn import functional
 
 _aten = torch.ops.aten
 _VIEWS = (_aten.view.default, _aten._unsafe_view.default)
-_BY_MEMORY = ("as_strided", "view_as", "view.dtype", "set_")  # parts of names: need one layout
+_BY_MEMORY = (
+    "as_strided",
+    "view_as",
+    "view.dtype",
+    "_alias",
+)  # parts of names: they need one layout
 _ALIKE = {  # operation -> the places of its images, fastest channels last, all of them
     _aten.convolution.default: (0,),
     _aten.convolution_backward.default: (0, 1),
@@ -41,12 +46,12 @@ def arrange(graph: fx.Graph) -> None:
         _channels_last(graph)
 
 
-def _plain(node: fx.Node) -> bool:
+def _plain(node: Any) -> bool:
     """Whether a node is a two-dimensional convolution without groups, or the backward of one."""
     if node.target not in (_aten.convolution.default, _aten.convolution_backward.default):
         return False
     groups = node.args[8 if node.target == _aten.convolution.default else 9]
-    return groups == 1 and all(len(_shape(image)) == 4 for image in node.args[:2])
+    return bool(groups == 1) and all(len(_shape(image)) == 4 for image in node.args[:2])
 
 
 def _shape(node: Any) -> tuple[int, ...]:
@@ -55,7 +60,7 @@ def _shape(node: Any) -> tuple[int, ...]:
     return tuple(getattr(form, "shape", ()))
 
 
-def _weight_gradient(node: fx.Node) -> None:
+def _weight_gradient(node: Any) -> None:
     """Replace (x^T * g^T)^T, dilated by the stride, by the backward of x * w.
 
     It may be larger than the kernel, by rows that the stride does not reach, and be cut to it.
@@ -67,11 +72,11 @@ def _weight_gradient(node: fx.Node) -> None:
     ends = (turned, kernel, end)
     if transposed or bias is not None or not all(map(_swaps_first_two, ends)):
         return
-    x, g, size = turned.args[0], kernel.args[0], list(_shape(end))  # type: ignore[union-attr]
-    while (cut := _only_user(end)) is not None and _cuts(cut, size):
-        size[cut.args[1]] = cut.args[3]  # type: ignore[index, call-overload]
+    x, g, size = turned.args[0], kernel.args[0], list(_shape(end))
+    while _cuts(cut := _only_user(end), size):
+        size[cut.args[1]] = cut.args[3]
         end = cut
-    axes = zip(_shape(x)[2:], size[2:], stride, padding, dilation, strict=True)  # type: ignore[arg-type]
+    axes = zip(_shape(x)[2:], size[2:], stride, padding, dilation, strict=True)
     if _shape(g)[2:] != tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in axes):
         return
     graph = node.graph
@@ -85,8 +90,8 @@ def _weight_gradient(node: fx.Node) -> None:
     end.replace_all_uses_with(gradient)
 
 
-def _only_user(node: fx.Node | None) -> fx.Node | None:
-    return next(iter(node.users)) if node is not None and len(node.users) == 1 else None
+def _only_user(node: Any) -> Any:
+    return next(iter(node.users)) if len(node.users) == 1 else None
 
 
 def _swaps_first_two(node: Any) -> bool:
@@ -97,12 +102,12 @@ def _swaps_first_two(node: Any) -> bool:
     )
 
 
-def _cuts(node: fx.Node, size: list[int]) -> bool:
+def _cuts(node: Any, size: list[int]) -> bool:
     """Whether a node keeps the first few along an axis of space."""
-    if node.target != _aten.slice.Tensor or len(node.args) != 4:
+    if node is None or node.target != _aten.slice.Tensor or len(node.args) != 4:
         return False
     _, axis, first, last = node.args
-    return axis in (2, 3) and first == 0 and 0 < last <= size[axis]  # type: ignore[operator, index]
+    return bool(axis in (2, 3) and first == 0 and 0 < last <= size[axis])
 
 
 def _products(graph: fx.Graph) -> None:
@@ -163,7 +168,7 @@ def _channels_last(graph: fx.Graph) -> None:
     def put(node: fx.Node, place: int) -> None:
         image = node.args[place]
         if image not in found:
-            form = {"memory_format": torch.channels_last}
+            form: dict[str, Any] = {"memory_format": torch.channels_last}
             with graph.inserting_before(node):
                 found[image] = graph.call_method("contiguous", (image,), form)
         node.update_arg(place, found[image])
@@ -178,5 +183,8 @@ def _channels_last(graph: fx.Graph) -> None:
                     put(node, place)
         elif node.op == "output":
             with graph.inserting_before(node):
-                results = [graph.call_method("contiguous", (value,)) for value in node.args[0]]
+                results = [
+                    graph.call_method("contiguous", (value,)) if len(_shape(value)) > 2 else value
+                    for value in node.args[0]
+                ]
             node.args = (results,)
