@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from maml_dist.core.batch_norm import differentiates_fast, normalise
 from maml_dist.core.random import fold, uniform
 
 Normalise = Callable[..., Tensor]  # (x, running mean, variance, weight, bias, eps) -> normalised
@@ -160,6 +161,8 @@ def _channels(x: Tensor, leading: int) -> tuple[int, ...]:
 
 def by_batch(x: Tensor, mean: Any, var: Any, weight: Any, bias: Any, eps: float) -> Tensor:
     """Batch norm with mean and variance of the current batch."""
+    if differentiates_fast(x, weight, bias):
+        return normalise(x, weight, bias, eps)
     return _batch_norm(x, None, None, weight, bias, training=True, eps=eps)
 
 

@@ -5,16 +5,22 @@ function reads as numbers are baked in, so what changes between calls must be a 
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, fx
+from torch._C._functorch import TransformType
+from torch._functorch.autograd_function import custom_function_call
 from torch._guards import TracingContext, tracing
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
+
+from maml_dist.core.convolutions import arrange
 
 Function = Callable[..., Any]
 
@@ -39,6 +45,9 @@ class Replay:
         if key not in self._traces:
             traced, spec = trace(self._function, inputs)
             run = _compile(traced, inputs) if self._compiled else None
+            if run is None and all(tensor.device.type == "cpu" for tensor in inputs):
+                arrange(traced.graph)
+                traced.recompile()
             self._traces[key] = (run or traced, spec)
         replay, spec = self._traces[key]
         with torch.no_grad():
@@ -62,7 +71,7 @@ def trace(function: Function, tensors: list[Tensor]) -> tuple[fx.GraphModule, An
     clones = [tensor.detach().clone() for tensor in tensors]
     try:
         # A fake mode for all of its nodes: the tracer would make one for each, half of its time.
-        with tracing(TracingContext(FakeTensorMode())):
+        with tracing(TracingContext(FakeTensorMode())), _functional_traced():
             traced = make_fx(functionalize(flat))(*clones)
     except (RuntimeError, TypeError) as error:
         if not any(words in str(error) for words in _READ):
@@ -72,6 +81,24 @@ def trace(function: Function, tensors: list[Tensor]) -> tuple[fx.GraphModule, An
     _simplify(traced.graph)
     traced.recompile()
     return traced, spec
+
+
+@contextmanager
+def _functional_traced() -> Iterator[None]:
+    """Inside, `functionalize` takes an autograd.Function that says `functional = True`.
+
+    torch has no rule for any: those of a user may write in place.
+    """
+    table = custom_function_call.functorch_table
+    refuse = table[TransformType.Functionalize]
+
+    def rule(interpreter: Any, kind: Any, *operands: Any) -> Any:
+        if not getattr(kind, "functional", False):
+            return refuse(interpreter, kind, *operands)
+        return kind.forward(*operands)  # the derivatives were taken above
+
+    with mock.patch.dict(table, {TransformType.Functionalize: rule}):
+        yield
 
 
 def peak_bytes(graph: fx.Graph) -> int:
@@ -208,6 +235,11 @@ def _unchanged(node: fx.Node) -> Any:
     swaps = (aten.t.default, aten.transpose.int)
     if node.target in swaps and source.target == node.target and source.args[1:] == node.args[1:]:
         return source.args[0]  # swapped back
+    if node.target == aten.add.Tensor and not node.kwargs:  # autograd adds to a gradient of zeros
+        for zeros, other in (node.args, node.args[::-1]):
+            made = isinstance(zeros, fx.Node) and zeros.target == aten.zeros_like.default
+            if made and _form(node) == _form(other):
+                return other
     if node.target == aten.mul.Scalar and rest == [1] and _form(node) == _form(source):
         return source
     return None
