@@ -10,7 +10,8 @@ All run HalfCheetah, one physics step a control step, on one thread, with action
   refreshed, observed or rewarded, and neither making the batch nor drawing counts
 - gymnasium: `SyncVectorEnv` of `--workers` HalfCheetah-v5, one frame a step
 
-They take turns, so that what else the machine does hits all alike; a ratio is the median over the rounds.
+They take turns, so that what else the machine does hits all alike; a ratio is the median over the
+rounds.
 """
 
 import argparse

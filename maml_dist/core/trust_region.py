@@ -61,17 +61,17 @@ class TrustRegion(Outer):
         self, meta: Tensor, gradient: Tensor, scalars: dict[str, float], state: State
     ) -> Talk:
         """Conjugate gradient by the tasks' products, then a line search by their objectives."""
-        gradient = self.clipped(gradient)
+        gradient = self.clipped(gradient).double()  # what is summed up magnifies rounding
         direction, residual, along = torch.zeros_like(gradient), gradient, gradient
         image = torch.zeros_like(gradient)  # of the direction
         squared = float(gradient @ gradient)
-        enough = torch.finfo(gradient.dtype).eps ** 2 * squared
+        enough = torch.finfo(meta.dtype).eps ** 2 * squared
         for _ in range(self.iterations):
             if not squared > enough:
                 break
-            told = yield Ask("curvature", along, {"share": self.share})
+            told = yield Ask("curvature", along.to(meta.dtype), {"share": self.share})
             assert told.vector is not None
-            product = told.vector + self.damping * along
+            product = told.vector.double() + self.damping * along
             bend = float(along @ product)
             if not bend > 0:  # rounding, or no curvature at all: what there is must do
                 break
@@ -84,7 +84,7 @@ class TrustRegion(Outer):
         if not (bend > 0 and math.isfinite(bend)):
             return meta, self.counted(meta, {}, state), {"accepted": 0.0, "kl": 0.0, "tries": 0.0}
         rate = self.rate(state) * math.sqrt(2 * self.bound / bend)
-        loss = scalars["loss/after"]
+        loss, direction = scalars["loss/after"], direction.to(meta.dtype)
         for number in range(1, self.tries + 1):
             candidate, _ = self.step(meta, direction, state, rate=rate, count=number)
             told = yield Ask("objective", candidate)

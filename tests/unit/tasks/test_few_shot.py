@@ -58,7 +58,7 @@ def test_shapes_types_and_the_support_set_for_every_step() -> None:
     images = [np.full((6, 1, 3, 3), 51 * c, np.uint8) for c in range(6)]
     source = FewShot(Arrays({"train": images}), ways=5, shots=2, query=4)
     tasks = [source.sample(key) for key in keys(3)]
-    support, query, _ = source.collect(tasks, steps=4)
+    support, query, *_ = source.collect(tasks, steps=4)
     assert len(support) == 4
     assert support[0].x.shape == (3, 10, 1, 3, 3) and support[0].y.shape == (3, 10)
     assert query.x.shape == (3, 20, 1, 3, 3) and query.y.shape == (3, 20)
