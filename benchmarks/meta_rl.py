@@ -1,0 +1,156 @@
+"""The time of a meta-iteration of policy search, part by part, as multiples of its raw physics.
+
+    python benchmarks/meta_rl.py [--recipe half-cheetah-direction] [--share 1.0,0.1] [--rounds 3]
+                                 [--json] [key=value …]
+
+One shard with all tasks, in this process and on one thread. Physics: `Batch.step` alone for as many
+control steps, in the same run; each part is divided by it. The update is one of TRPO: ten products
+with the curvature, over a share of the episodes, and as many steps of the line search as it takes.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # however it is started
+
+import torch  # noqa: E402 - after the path
+
+from benchmarks import rollouts  # noqa: E402 - the same
+from maml_dist.core.outer import Told  # noqa: E402 - the same
+from maml_dist.core.params import flatten  # noqa: E402 - the same
+from maml_dist.core.policy_gradient import PolicyGradient  # noqa: E402 - the same
+from maml_dist.experiment import compose  # noqa: E402 - the same
+from maml_dist.recipe import parse_overrides  # noqa: E402 - the same
+from maml_dist.run import Run  # noqa: E402 - the same
+from maml_dist.runtime.rollout_worker import RolloutWorker  # noqa: E402 - the same
+from maml_dist.runtime.shard import TaskShard  # noqa: E402 - the same
+
+PARTS = ("simulation", "policy", "baseline", "adaptation", "gradient", "curvature", "line search")
+
+
+class Clock:
+    """Seconds by name; what is timed inside something else is not counted twice."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._open: list[float] = []
+
+    def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, its own time under this name."""
+
+        def run(*arguments: Any, **options: Any) -> Any:
+            self._open.append(0.0)
+            begun = time.perf_counter()
+            result = function(*arguments, **options)
+            spent = time.perf_counter() - begun
+            self.seconds[name] = self.seconds.get(name, 0.0) + spent - self._open.pop()
+            if self._open:
+                self._open[-1] += spent
+            return result
+
+        return run
+
+
+def main() -> None:
+    """Measure and print."""
+    options, words = parse()
+    torch.set_num_threads(1)
+    config = compose(options.recipe, parse_overrides(words))
+    run = Run(Path("unwritten"), config)
+    source, tasks = run.experiment.task, run.experiment.meta_batch
+    stages = run.experiment.learner.steps + 1
+    plan = argparse.Namespace(tasks=tasks, episodes=source.episodes, horizon=source.horizon)
+    physics = rollouts.physics(plan)
+    found: dict[str, list[dict[str, float]]] = {share: [] for share in options.share.split(",")}
+    raw: list[float] = []
+    cases = {share: case(run, float(share)) for share in found}
+    for turn in range(options.rounds + 1):
+        begun = time.perf_counter()
+        for _ in range(stages):
+            physics()
+        if turn:
+            raw.append(time.perf_counter() - begun)
+        for share, iterate in cases.items():
+            seconds = iterate(turn)
+            if turn:  # the first one traces
+                found[share].append(seconds)
+    unit = statistics.median(raw)
+    results = {
+        share: {
+            name: statistics.median(turn.get(name, 0.0) for turn in turns)
+            for name in (*PARTS, "all")
+        }
+        for share, turns in found.items()
+    }
+    if options.json:
+        print(json.dumps({"physics": unit, "seconds": results}))
+        return
+    steps = stages * tasks * source.episodes * source.horizon
+    print(f"{options.recipe}: {steps:,} control steps an iteration, physics alone {unit:.2f} s")
+    for share, parts in results.items():
+        print(f"\ncurvature over {float(share):.0%} of the episodes")
+        for name, seconds in parts.items():
+            print(f"  {name:12}{seconds:8.2f} s{seconds / unit:8.2f} × physics")
+
+
+def parse() -> tuple[argparse.Namespace, list[str]]:
+    """The command line: options, and overrides of the recipe."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--recipe", default="half-cheetah-direction")
+    parser.add_argument("--share", default="1.0,0.1", help="of the episodes for the curvature")
+    parser.add_argument("--rounds", type=int, default=3, help="iterations measured (3)")
+    parser.add_argument("--json", action="store_true", help="print all numbers as JSON")
+    parser.add_argument("words", nargs="*", metavar="key=value")
+    options = parser.parse_intermixed_args()
+    return options, options.words
+
+
+def case(run: Run, share: float) -> Callable[[int], dict[str, float]]:
+    """Does a meta-iteration, and tells the seconds of its parts."""
+    work, outer = run.work, run.experiment.outer
+    meta = flatten(run.initial)
+    worker = RolloutWorker(work.source, work.model)
+    clock = Clock()
+    worker._outputs = clock.timed("policy", worker._outputs)  # type: ignore[assignment]
+    shard = TaskShard(work, rank=0, shards=1, roll=clock.timed("simulation", worker.here))
+    shard._adapted.policies = clock.timed(  # type: ignore[method-assign]
+        "adaptation", shard._adapted.policies
+    )
+    credit = PolicyGradient.credit
+    shares = {"curvature": {"share": share}}
+    methods = {"curvature": shard.curvature, "objective": shard.objective}
+    names = {"curvature": "curvature", "objective": "line search"}
+
+    def iterate(it: int) -> dict[str, float]:
+        nonlocal meta
+        clock.seconds.clear()
+        PolicyGradient.credit = clock.timed("baseline", credit)  # type: ignore[method-assign]
+        here, begun = meta.numpy(), time.perf_counter()
+        found = clock.timed("gradient", shard.gradient)(here, it)
+        PolicyGradient.credit = credit  # type: ignore[method-assign]
+        means = {name: value / found.tasks for name, value in found.metrics.items()}
+        state = outer.init(meta)
+        talk = outer.propose(meta, torch.tensor(found.gradient) / found.tasks, means, state)
+        answer = None
+        try:
+            while True:
+                ask = talk.send(answer)  # type: ignore[arg-type]
+                method = clock.timed(names[ask.what], methods[ask.what])
+                told = method(here, it, ask.at.numpy(), **shares.get(ask.what, {}))
+                sums = {name: value / told.tasks for name, value in told.metrics.items()}
+                answer = Told(torch.tensor(told.gradient) / told.tasks, sums)
+        except StopIteration as end:
+            meta = end.value[0]
+        return {**clock.seconds, "all": time.perf_counter() - begun}
+
+    return iterate
+
+
+if __name__ == "__main__":
+    main()
