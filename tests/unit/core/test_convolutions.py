@@ -58,6 +58,7 @@ def same(layers, *tensors):
         torch.testing.assert_close(replayed, eager, rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("kernel", KERNELS, ids=str)
 @pytest.mark.parametrize("form", FORMS)
