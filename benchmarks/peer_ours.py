@@ -23,6 +23,7 @@ from maml_dist.core.source import Adapt, TaskKey, TaskSource
 from maml_dist.experiment import Experiment
 from maml_dist.learners.maml import MAML
 from maml_dist.runtime.launch import Asked, OnRay
+from maml_dist.runtime.memory import keep_freed
 from maml_dist.runtime.shard import Work
 from maml_dist.train import loop
 
@@ -72,6 +73,7 @@ class Ours(Contender):
 
     def __init__(self, case: Case, threads: int) -> None:
         super().__init__(case, threads)
+        keep_freed()  # as a shard does
         self._experiment = experiment(case)
         small = _engine(self._experiment).running == "compiled"
         torch.set_num_threads(1 if small else threads)

@@ -24,6 +24,7 @@ from maml_dist.core.params import Layout
 from maml_dist.core.random import keys
 from maml_dist.core.source import TaskKey, TaskSource
 from maml_dist.core.trajectories import Trajectories
+from maml_dist.runtime.memory import keep_freed
 from maml_dist.runtime.rollout_worker import RolloutWorker
 
 QUICK = 0.005  # seconds within which a meta-batch is collected inline
@@ -76,6 +77,8 @@ class TaskShard:
         self._rank = rank
         self._shards = shards
         self._device = torch.device(device)
+        if device == "cpu":
+            keep_freed()
         model = work.model.to(self._device)
         engine = work.engine.resolve(model, work.learner, device, on_policy=work.source.on_policy)
         objective = Objective(model, work.source, bfloat16=engine.precision == "bfloat16")
