@@ -1,4 +1,4 @@
-"""Memory: keep what is freed for the tensors of the next task, instead of faulting pages in anew."""
+"""Memory: what is freed is kept for the next task, instead of faulting pages in anew."""
 
 import ctypes
 import sys
