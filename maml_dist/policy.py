@@ -7,7 +7,7 @@ import torch
 
 from maml_dist.adaptable import Adaptable
 from maml_dist.core.trajectories import Trajectories
-from maml_dist.tasks.rollout import Rollouts
+from maml_dist.tasks.rollout import Goal, Rollouts
 
 
 class Policy(Adaptable):
@@ -56,14 +56,27 @@ class Policy(Adaptable):
         adapted = self
         for step in range(steps):
             rolled = adapted._live(env, np.random.default_rng([seed, step]))
-            batch, _ = self._source.policy_gradient.credit(rolled, self._source.distribution)
-            y = type(batch.y)(*(leaf[0] for leaf in batch.y))
-            adapted = adapted._moved(batch.x[0], y, step)
+            adapted = adapted._taught(rolled, step)
         return adapted
 
-    def _moved(self, x: torch.Tensor, y: Any, step: int) -> "Policy":
-        """One more inner step."""
-        moved = self._adapted(x, y, steps=1, done=step)
+    def learn(self, task: Goal, *, steps: int = 1) -> "Policy":
+        """A copy of this policy that has adapted to a task of its own task source."""
+        adapted = self
+        for stage in range(steps):
+
+            def outputs(seen: torch.Tensor, policy: Policy = adapted) -> torch.Tensor:
+                found: torch.Tensor = policy(seen)
+                return found
+
+            rolled = self._source.roll(outputs, [task], stage=stage)
+            adapted = adapted._taught(rolled, stage)
+        return adapted
+
+    def _taught(self, rolled: Trajectories, step: int) -> "Policy":
+        """One more inner step, on the episodes of a single task."""
+        batch, _ = self._source.policy_gradient.credit(rolled, self._source.distribution)
+        y = type(batch.y)(*(leaf[0] for leaf in batch.y))
+        moved = self._adapted(batch.x[0], y, steps=1, done=step)
         assert isinstance(moved, Policy)
         return moved
 

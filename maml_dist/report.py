@@ -39,13 +39,14 @@ def report(run: "Run", compare: Sequence["Run"] = ()) -> Path:
     """
     from maml_dist.examples import sheet, waves
     from maml_dist.figures import steps, training, validation
+    from maml_dist.films import films
     from maml_dist.walks import walks
 
     drawn = _drawn([run, *compare])
     folder = run.path / "figures"
     folder.mkdir(exist_ok=True)
     pictures = []
-    for draw in (steps, training, validation, waves, sheet, walks):
+    for draw in (steps, training, validation, waves, sheet, walks, films):
         if picture := draw(drawn):
             file = folder / f"{picture.name}.png"
             picture.figure.savefig(file, dpi=DPI)
