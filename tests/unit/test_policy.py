@@ -1,0 +1,90 @@
+"""Trained policies: acting, adapting in an environment, and their pictures."""
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+
+import maml_dist
+from maml_dist.figures import STYLES, Drawn
+from maml_dist.run import Run
+from maml_dist.walks import live, walks
+
+SMALL = {"iterations": 2, "meta_batch": 3, "checkpoint_every": 1, "validation_tasks": 2}
+SMALL |= {"test_steps": 2, "test_tasks": 4, "task.episodes": 3, "task.horizon": 8}
+SMALL |= {"local": True, "progress": False, "engine.running": "eager"}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return maml_dist.meta_train("navigation", run=tmp_path_factory.mktemp("runs") / "n", **SMALL)
+
+
+class Point(gymnasium.Env):
+    """Navigation to one goal, as a user would write it."""
+
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,))
+    action_space = gymnasium.spaces.Box(-1, 1, (2,))
+    goal = np.array([0.3, 0.2])
+
+    def reset(self, *, seed=None, options=None):
+        self.position = np.zeros(2)
+        return self.position, {}
+
+    def step(self, action):
+        assert self.action_space.contains(action)
+        self.position = self.position + 0.1 * action
+        away = np.linalg.norm(self.position - self.goal)
+        return self.position, -away, bool(away < 0.01), False, {}
+
+
+def test_it_acts_greedily_or_draws(run):
+    policy = maml_dist.load(run.path)
+    one, many = policy.act(np.zeros(2)), policy.act(np.zeros((4, 2)))
+    assert one.shape == (2,) and many.shape == (4, 2) and np.allclose(many[0], one, atol=1e-6)
+    output = policy(torch.zeros(2)).detach().numpy()
+    assert np.allclose(one, output[:2], atol=1e-6)
+    drawn = policy.act(np.zeros((5000, 2)), generator=np.random.default_rng(0))
+    assert np.allclose(drawn.mean(0), output[:2], atol=0.1)
+    assert np.allclose(drawn.std(0), np.exp(output[2:]), rtol=0.1)
+
+
+def test_it_adapts_in_an_environment_by_the_policy_gradient(run):
+    policy = maml_dist.load(run.path)
+    before = {name: value.clone() for name, value in policy.named_parameters()}
+    adapted = policy.adapt(Point(), steps=1, seed=3)
+    source = run.experiment.task
+    rolled = policy._live(Point(), np.random.default_rng([3, 0]))
+    batch, _ = source.policy_gradient.credit(rolled, source.distribution)
+    log_prob = source.distribution.log_prob(policy(batch.x[0]), batch.y.action[0])
+    mask = batch.y.mask[0]
+    loss = -(log_prob * batch.y.advantage[0] * mask).sum() / mask.sum()
+    slopes = torch.autograd.grad(loss, list(policy.parameters()))
+    for (name, value), slope in zip(policy.named_parameters(), slopes, strict=True):
+        moved = dict(adapted.named_parameters())[name]
+        assert torch.allclose(moved, value - run.experiment.learner.alpha * slope, atol=1e-6)
+        assert torch.equal(value, before[name])
+
+
+def test_later_steps_have_the_later_rate(run):
+    policy = maml_dist.load(run.path)
+    task = run.experiment.task.sample(maml_dist.core.source.TaskKey(0, "test", 0, 0))
+    one, two = policy.learn(task, steps=1), policy.learn(task, steps=2)
+    lived = live(run, tasks=1, steps=2)
+    assert torch.allclose(lived.support[1].y.before[0, 0, 0], one(lived.support[1].x[0, 0, 0]))
+    assert torch.allclose(lived.query.y.before[0, 0, 0], two(lived.query.x[0, 0, 0]), atol=1e-5)
+
+
+def test_another_environment_is_refused(run):
+    with pytest.raises(ValueError, match="gives 4 numbers to observe; the policy takes 2"):
+        maml_dist.load(run.path).adapt(gymnasium.make("CartPole-v1"))
+
+
+def test_the_walks_are_drawn_to_the_goal(run):
+    opened = Run.open(run.path)
+    picture = walks([Drawn("n", opened, opened.evaluate(), *STYLES[0])])
+    for index, axes in enumerate(picture.figure.axes):
+        key = maml_dist.core.source.TaskKey(0, "test", 0, index)
+        (goal,) = [line for line in axes.lines if line.get_label() == "goal"]
+        assert tuple(goal.get_xydata()[0]) == run.experiment.task.sample(key).value
+        assert all(tuple(line.get_xydata()[0]) == (0, 0) for line in axes.lines[:-2])
