@@ -115,8 +115,10 @@ def test_gaussian_actions_are_mean_plus_deviation_times_the_tasks_noise():
     tasks = drawn(source, 2)
     rolled = source.roll(constant(2.0, np.log(0.5)), tasks, stage=4)
     for index, task in enumerate(tasks):
-        noise = task.key.rng(2 * 4 + 2).standard_normal((2, 3, 1), dtype=np.float32)
-        np.testing.assert_allclose(rolled.actions[index], 2 + 0.5 * noise, rtol=1e-6)
+        noise = task.key.rng(2 * 4 + 2).standard_normal((3, 2, 1), dtype=np.float32)
+        np.testing.assert_allclose(
+            rolled.actions[index], 2 + 0.5 * noise.transpose(1, 0, 2), rtol=1e-6
+        )
 
 
 def test_categorical_actions_have_the_policys_probabilities():
