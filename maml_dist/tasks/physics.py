@@ -72,10 +72,11 @@ class Physics:
         warned: np.ndarray = self.batch.warning[:, LOST, 1]
         return warned.any(-1).reshape(self.count) if warned.any() else None
 
-    def start(self, qpos: np.ndarray, qvel: np.ndarray, *, stage: int = FORCED) -> None:
-        """Begin at these positions and velocities [task, episode, …]."""
+    def start(self, qpos: np.ndarray, qvel: np.ndarray, *, stage: int = STALE) -> None:
+        """Begin at these positions and velocities [task, episode, …]; refresh up to `stage`."""
         self.qpos[:], self.qvel[:] = qpos, qvel
-        self.batch.forward(stage=stage)
+        if stage != STALE:
+            self.batch.forward(stage=stage)
 
     def step(self, ctrl: np.ndarray, *, substeps: int, stage: int = STALE) -> None:
         """Apply controls [task, episode, act] for so many substeps, then refresh up to `stage`.

@@ -106,7 +106,8 @@ class Rollouts(TaskSource):
                 with torch.no_grad():
                     output = policy(now)
                     action = _act(output, noise[:, step], discrete=self.discrete)
-                _finite("the policy's output", output.numpy(), running)
+                if self.discrete:
+                    _finite("the policy's output", output.numpy(), running)
                 if step == 0:
                     outputs = output.new_zeros(*lasting, output.shape[-1])
                 seen[:, step], outputs[:, step], acted[:, step] = now, output, action
@@ -130,13 +131,13 @@ class Rollouts(TaskSource):
 
     def _noise(self, tasks: Sequence[Goal], stage: int) -> Tensor:
         """Of every action: normal [task, time, episode, act]; discrete: uniform, without act."""
-        shape = (self.horizon, self.episodes)
-        rngs = [task.key.rng(2 * stage + 2) for task in tasks]
-        if self.discrete:
-            drawn = [rng.random(shape, dtype=np.float32) for rng in rngs]
-        else:
-            drawn = [rng.standard_normal((*shape, self.actions), dtype=np.float32) for rng in rngs]
-        return torch.from_numpy(np.stack(drawn))
+        shape = (len(tasks), self.horizon, self.episodes)
+        noise = np.empty(shape if self.discrete else (*shape, self.actions), np.float32)
+        for task, drawn in zip(tasks, noise, strict=True):
+            rng = task.key.rng(2 * stage + 2)
+            draw = rng.random if self.discrete else rng.standard_normal
+            draw(out=drawn, dtype=np.float32)
+        return torch.from_numpy(noise)
 
 
 def _act(output: Tensor, noise: Tensor, *, discrete: bool) -> Tensor:

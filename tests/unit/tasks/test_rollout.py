@@ -174,8 +174,8 @@ def test_what_fails_names_the_task_and_the_step(wrong, says):
         source.roll(constant(0.0, 0.0), drawn(source, 2), stage=0)
 
 
-@pytest.mark.parametrize("log_std, says", [(float("nan"), "output"), (100.0, "action")])
-def test_a_diverged_policy_is_named(log_std, says):
+@pytest.mark.parametrize("log_std", [float("nan"), 100.0])
+def test_a_diverged_policy_is_named(log_std):
     source = Counting(horizon=6, episodes=2)
 
     def policy(seen):
@@ -183,7 +183,7 @@ def test_a_diverged_policy_is_named(log_std, says):
         output[1, :, 1] = torch.where(seen[1, :, 0] == 2, log_std, 0.0)
         return output
 
-    with pytest.raises(ValueError, match=f"task 1, .* step 2: the policy's {says} is not finite"):
+    with pytest.raises(ValueError, match="task 1, .* step 2: the policy's action is not finite"):
         source.roll(policy, drawn(source, 2), stage=0)
 
 
