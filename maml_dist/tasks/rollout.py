@@ -9,6 +9,7 @@ the other tasks of the batch. Legend: stage = adaptation steps made before, time
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from reprlib import repr
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -121,7 +122,7 @@ class Rollouts(TaskSource):
         except Fault as fault:
             task = tasks[fault.task]
             raise ValueError(
-                f"task {task.key.index}, goal {task.value}, step {step}: {fault.reason}"
+                f"task {task.key.index}, goal {repr(task.value)}, step {step}: {fault.reason}"
             ) from fault.__cause__
         if not running.all():
             for tensor in (seen, acted, outputs, earned):
