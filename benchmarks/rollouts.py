@@ -10,8 +10,8 @@ All run HalfCheetah, one physics step a control step, on one thread, with action
   refreshed, observed or rewarded, and neither making the batch nor drawing counts
 - gymnasium: `SyncVectorEnv` of `--workers` HalfCheetah-v5, one frame a step
 
-They take turns, so that what else the machine does hits all alike; a ratio is the median over the
-rounds.
+They take turns, and seconds are the processor's, so that what else the machine does counts for
+little; a ratio is the median over the rounds.
 """
 
 import argparse
@@ -48,10 +48,10 @@ def main() -> None:
     rates: dict[str, list[float]] = {name: [] for name in cases}
     for turn in range(options.rounds + 1):
         for name, case in cases.items():
-            begun = time.perf_counter()
+            begun = time.process_time()
             steps = case()
             if turn:  # the first one warms up
-                rates[name].append(steps / (time.perf_counter() - begun))
+                rates[name].append(steps / (time.process_time() - begun))
     medians = {name: statistics.median(rate) for name, rate in rates.items()}
     ratios = {
         name: statistics.median(

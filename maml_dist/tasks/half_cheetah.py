@@ -84,8 +84,9 @@ class HalfCheetahs(Simulator):
         ctrl = np.clip(actions, -1, 1, dtype=np.float64)
         effort, before = np.square(ctrl).sum(-1), self.physics.qpos[..., 0].copy()
         self.physics.step(ctrl, substeps=5 if self.centre is None else 1)
-        if self.physics.lost.any():
-            raise Fault(int(self.physics.lost.any(-1).argmax()), "the simulation is unstable")
+        lost = self.physics.lost()
+        if lost is not None:
+            raise Fault(int(lost.any(-1).argmax()), "the simulation is unstable")
         observations, velocity = self._observe()
         if velocity is None:
             velocity = (self.physics.qpos[..., 0] - before) / (5 * _model().opt.timestep)

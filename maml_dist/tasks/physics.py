@@ -67,16 +67,16 @@ class Physics:
         """The simulations that go on, counted over all tasks; None where all do."""
         return np.flatnonzero(~self.ended) if self.ended.any() else None
 
-    @property
-    def lost(self) -> np.ndarray:
-        """Where a state was no longer finite, [task, episode]: MuJoCo has reset it."""
-        lost: np.ndarray = self.batch.warning[:, LOST, 1].any(-1).reshape(self.count)
-        return lost
+    def lost(self) -> np.ndarray | None:
+        """Where a state was no longer finite, [task, episode], and MuJoCo has reset it."""
+        warned: np.ndarray = self.batch.warning[:, LOST, 1]
+        return warned.any(-1).reshape(self.count) if warned.any() else None
 
-    def start(self, qpos: np.ndarray, qvel: np.ndarray, *, stage: int = FORCED) -> None:
-        """Begin at these positions and velocities [task, episode, …]."""
+    def start(self, qpos: np.ndarray, qvel: np.ndarray, *, stage: int = STALE) -> None:
+        """Begin at these positions and velocities [task, episode, …]; refresh up to `stage`."""
         self.qpos[:], self.qvel[:] = qpos, qvel
-        self.batch.forward(stage=stage)
+        if stage != STALE:
+            self.batch.forward(stage=stage)
 
     def step(self, ctrl: np.ndarray, *, substeps: int, stage: int = STALE) -> None:
         """Apply controls [task, episode, act] for so many substeps, then refresh up to `stage`.

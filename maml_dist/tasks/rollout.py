@@ -9,6 +9,7 @@ the other tasks of the batch. Legend: stage = adaptation steps made before, time
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from reprlib import repr
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -104,14 +105,16 @@ class Rollouts(TaskSource):
             ValueError: an environment failed, or an observation, an action or a reward is not
                 finite; names the task and the step.
         """
-        count, sensed = (len(tasks), self.episodes), self.sensed
-        noise = self._noise(tasks, stage)
-        now = torch.zeros(*count, self.observations)
+        noise, sensed = self._noise(tasks, stage), self.sensed
+        now = torch.zeros(len(tasks), self.episodes, self.observations)
         if self.oracle:
             now[..., sensed:] = torch.tensor([task.value for task in tasks])[:, None]
-        seen = torch.zeros(self.horizon, *now.shape)  # time in front: each step writes one block
+        # Written as [task, time, episode, …]: a step is a block for each task, not a line for each
+        # episode, which would be a page of memory each.
+        count, lasting = now.shape[:2], (len(tasks), self.horizon, self.episodes)
+        seen = torch.zeros(*lasting, self.observations)
         acted = torch.zeros(noise.shape, dtype=torch.int64 if self.discrete else noise.dtype)
-        earned, mask = (torch.zeros(self.horizon, *count) for _ in range(2))
+        earned, mask = (torch.zeros(lasting) for _ in range(2))
         senses, rewards, alive = now.numpy()[..., :sensed], earned.numpy(), mask.numpy()
         running = np.ones(count, dtype=bool)
         outputs, step = seen, 0
@@ -121,14 +124,15 @@ class Rollouts(TaskSource):
             for step in range(self.horizon):
                 with torch.no_grad():
                     output = policy(now)
-                    action = self.distribution.sample(output, noise[step])
-                _finite("the policy's output", output.numpy(), running)
+                    action = self.distribution.sample(output, noise[:, step])
+                if self.discrete:
+                    _finite("the policy's output", output.numpy(), running)
                 if step == 0:
-                    outputs = output.new_zeros(self.horizon, *output.shape)
-                seen[step], outputs[step], acted[step] = now, output, action
+                    outputs = output.new_zeros(*lasting, output.shape[-1])
+                seen[:, step], outputs[:, step], acted[:, step] = now, output, action
                 stepped = simulator.step(_finite("the policy's action", action.numpy(), running))
-                rewards[step] = _finite("the reward", stepped.rewards, running)
-                alive[step] = running
+                rewards[:, step] = _finite("the reward", stepped.rewards, running)
+                alive[:, step] = running
                 running &= ~stepped.ended
                 if not running.any():
                     break
@@ -136,13 +140,13 @@ class Rollouts(TaskSource):
         except Fault as fault:
             task = tasks[fault.task]
             raise ValueError(
-                f"task {task.key.index}, goal {task.value}, step {step}: {fault.reason}"
+                f"task {task.key.index}, goal {repr(task.value)}, step {step}: {fault.reason}"
             ) from fault.__cause__
         if not running.all():
             for tensor in (seen, acted, outputs, earned):
                 tensor[mask == 0] = 0
         parts = (seen, acted, earned, mask, outputs)
-        return Trajectories(*(part.movedim(0, 2).contiguous() for part in parts))
+        return Trajectories(*(part.transpose(1, 2).contiguous() for part in parts))
 
     def collect(self, tasks: Sequence[Goal], *, steps: int, adapt: Adapt | None = None) -> Episode:
         """What the tasks' policies live through as they adapt: stage after stage."""
@@ -168,14 +172,14 @@ class Rollouts(TaskSource):
         return self.policy_gradient.divergence(self.distribution, output, batch.y)
 
     def _noise(self, tasks: Sequence[Goal], stage: int) -> Tensor:
-        """Of every action: normal [time, task, episode, act]; discrete: uniform, without act."""
-        shape = (self.episodes, self.horizon)
-        rngs = [task.key.rng(2 * stage + 2) for task in tasks]
-        if self.discrete:
-            drawn = [rng.random(shape, dtype=np.float32) for rng in rngs]
-        else:
-            drawn = [rng.standard_normal((*shape, self.actions), dtype=np.float32) for rng in rngs]
-        return torch.from_numpy(np.stack(drawn)).movedim(2, 0).contiguous()
+        """Of every action: normal [task, time, episode, act]; discrete: uniform, without act."""
+        shape = (len(tasks), self.horizon, self.episodes)
+        noise = np.empty(shape if self.discrete else (*shape, self.actions), np.float32)
+        for task, drawn in zip(tasks, noise, strict=True):
+            rng = task.key.rng(2 * stage + 2)
+            draw = rng.random if self.discrete else rng.standard_normal
+            draw(out=drawn, dtype=np.float32)
+        return torch.from_numpy(noise)
 
 
 def _finite(what: str, values: np.ndarray, running: np.ndarray) -> np.ndarray:

@@ -1,0 +1,232 @@
+"""Any Gymnasium environment that hands out tasks, as published meta-RL environments do.
+
+    env.sample_tasks(n) -> [task, …]   (or env.sample_task() -> task),   env.set_task(task)
+
+A task is whatever the environment says. Purity is the environment's share: what it draws must come
+from `np_random`, seeded by `reset(seed=…)`, or from numpy's and Python's own generators at reset.
+"""
+
+import importlib
+import random
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from functools import cached_property, partial
+from typing import Any, cast
+
+import gymnasium
+import numpy as np
+from gymnasium.spaces import Box, Discrete
+from gymnasium.utils.seeding import np_random
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.wrappers import FlattenObservation
+
+from maml_dist.core.simulator import Fault, Simulator, Stepped
+from maml_dist.core.source import TaskKey
+from maml_dist.tasks.rollout import Goal, Rollouts
+
+Env = gymnasium.Env[Any, Any]
+SEEDS = 2**31
+
+
+@dataclass(frozen=True)
+class GymTasks(Rollouts):
+    """Tasks of an environment: observations are flattened, actions Box ([-1, 1]) or Discrete."""
+
+    env: str = ""  # a registered id, module:id, module:Class or module.Class
+    settings: dict[str, Any] = field(default_factory=dict, hash=False)  # of the environment
+
+    goals = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.oracle:
+            raise ValueError("task.oracle=True: must be False, for these tasks may be no numbers")
+        if not isinstance(self._one.action_space, Box | Discrete):
+            raise ValueError(
+                f"task.env={self.env}: its actions are {self._one.action_space}; "
+                "must be Box or Discrete"
+            )
+        env = self._one.unwrapped
+        if not hasattr(env, "set_task") or not {"sample_tasks", "sample_task"} & set(dir(env)):
+            raise ValueError(
+                f"task.env={self.env}: must have set_task, and sample_tasks or sample_task"
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {one.name: getattr(self, one.name) for one in fields(self)}  # no environments
+
+    @property
+    def sensed(self) -> int:
+        """Numbers of a flattened observation."""
+        return int(np.prod(self._one.observation_space.shape or ()))
+
+    @property
+    def actions(self) -> int:
+        """Numbers of a flattened action, or how many different ones there are."""
+        space = self._one.action_space
+        return int(space.n) if isinstance(space, Discrete) else int(np.prod(space.shape or ()))
+
+    @property
+    def discrete(self) -> bool:
+        """Whether an action is one of a few."""
+        return isinstance(self._one.action_space, Discrete)
+
+    def sample(self, key: TaskKey) -> Goal:
+        """What the environment draws when it is seeded by the key."""
+        env: Any = self._one.unwrapped
+        with _seeded(env, int(key.rng().integers(SEEDS))):
+            if hasattr(env, "sample_tasks"):
+                return Goal(key, (env.sample_tasks(1)[0],))
+            return Goal(key, (env.sample_task(),))
+
+    def simulator(self, tasks: Sequence[Goal], *, stage: int) -> Simulator:
+        """An environment an episode, one after the other; they are kept for the next time."""
+        count = len(tasks) * self.episodes
+        kept = [vector for vector in self._idle if vector.num_envs == count]
+        vector = kept[0] if kept else SyncVectorEnv(
+            [self._make] * count, autoreset_mode=AutoresetMode.NEXT_STEP
+        )  # fmt: skip
+        self._idle[:] = [other for other in self._idle if other is not vector]
+        for place, env in enumerate(vector.envs):
+            assert isinstance(env, Once)
+            env.place, env.task = place // self.episodes, tasks[place // self.episodes].value[0]
+        seeds = [rng.integers(SEEDS, size=self.episodes) for rng in self.resets(tasks, stage)]
+        simulator = Environments(vector, np.stack(seeds))
+        weakref.finalize(simulator, _keep, self._idle, vector).atexit = False
+        return simulator
+
+    @cached_property
+    def _one(self) -> Env:
+        """To sample from, and to ask for its spaces."""
+        return self._make()
+
+    @cached_property
+    def _idle(self) -> list[SyncVectorEnv]:
+        """Environments that no simulator uses, at most one set."""
+        return []
+
+    def _make(self) -> Env:
+        try:
+            return Once(_maker(self.env)(**self.settings))
+        except (gymnasium.error.Error, ImportError, TypeError) as error:
+            raise ValueError(f"task.env={self.env}: {error}") from error
+
+
+class Once(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """One episode for each seed: after its end nothing happens; errors tell whose they are."""
+
+    def __init__(self, env: Env) -> None:
+        flat = isinstance(env.observation_space, Box) and len(env.observation_space.shape) == 1
+        super().__init__(env if flat else FlattenObservation(env))
+        self.place, self.over = 0, False
+        self.task: Any = None
+        self.last: Any = None
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Begin the task's episode of this seed; without one, stay where it ended."""
+        if seed is None:
+            return self.last, {}
+        self.over, env = False, self.unwrapped
+        with self._blamed("raised at its start"), _seeded(env, seed):
+            env.set_task(self.task)  # type: ignore[attr-defined]
+            self.last = self._checked(self.env.reset(seed=seed, options=options)[0])
+        return self.last, {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """One step of the environment, if its episode still runs."""
+        if self.over:
+            return self.last, 0.0, False, False, {}
+        with self._blamed("raised"):
+            seen, reward, terminated, truncated, _ = self.env.step(action)
+            self.last, paid = self._checked(seen), float(reward)
+        self.over = bool(terminated or truncated)
+        return self.last, paid, bool(terminated), bool(truncated), {}
+
+    def _checked(self, seen: Any) -> np.ndarray:
+        observation, shape = np.asarray(seen), self.observation_space.shape
+        if observation.shape != shape:
+            raise Fault(self.place, f"an observation's shape is {observation.shape}, not {shape}")
+        return observation
+
+    @contextmanager
+    def _blamed(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except Fault:
+            raise
+        except Exception as error:  # whatever the user's environment raises
+            reason = f"the environment {what} {type(error).__name__}: {error}"
+            raise Fault(self.place, reason) from error
+
+
+class Environments(Simulator):
+    """Gymnasium's environments, one for each of the seeds [task, episode]."""
+
+    def __init__(self, vector: SyncVectorEnv, seeds: np.ndarray) -> None:
+        self.vector, self.seeds = vector, seeds
+
+    def reset(self) -> np.ndarray:
+        """The first observations."""
+        observations, _ = self.vector.reset(seed=self.seeds.ravel().tolist())
+        return self._stacked(observations)
+
+    def step(self, actions: np.ndarray) -> Stepped:
+        """One step; an episode also ends at the environment's own time limit."""
+        space = self.vector.single_action_space
+        if isinstance(space, Discrete):
+            chosen = actions.ravel() + space.start
+        else:
+            assert isinstance(space, Box)
+            chosen = _scaled(actions.reshape(self.vector.num_envs, *space.shape), space)
+        observations, rewards, terminated, truncated, _ = self.vector.step(chosen)
+        paid = rewards.reshape(self.seeds.shape)
+        return Stepped(
+            self._stacked(observations), paid, (terminated | truncated).reshape(paid.shape)
+        )
+
+    def _stacked(self, observations: np.ndarray) -> np.ndarray:
+        return observations.astype(np.float64).reshape(*self.seeds.shape, -1)
+
+
+def _maker(name: str) -> Callable[..., Env]:
+    """What makes an environment of this name."""
+    if name not in gymnasium.registry:
+        module, _, attribute = name.rpartition(":" if ":" in name else ".")
+        made = getattr(importlib.import_module(module), attribute, None) if module else None
+        if made is not None:
+            return cast(Callable[..., Env], made)
+    return partial(gymnasium.make, name, disable_env_checker=True)
+
+
+def _scaled(actions: np.ndarray, space: Box) -> np.ndarray:
+    """Actions for [-1, 1] in the bounds of the space; as they are where a bound is infinite."""
+    bounded = np.isfinite(space.low) & np.isfinite(space.high)
+    low, high = np.where(bounded, space.low, -1.0), np.where(bounded, space.high, 1.0)
+    scaled = (low + high) / 2 + (high - low) / 2 * actions
+    clipped: np.ndarray = np.clip(scaled, space.low, space.high).astype(space.dtype)
+    return clipped
+
+
+@contextmanager
+def _seeded(env: Env, seed: int) -> Iterator[None]:
+    """Seed the environment, and for a while numpy's and Python's own generators."""
+    env.np_random = np_random(seed)[0]
+    states = np.random.get_state(), random.getstate()
+    np.random.seed(seed)
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        np.random.set_state(states[0])
+        random.setstate(states[1])
+
+
+def _keep(idle: list[SyncVectorEnv], vector: SyncVectorEnv) -> None:
+    """Keep these environments for the next simulator, and none else."""
+    for other in idle:
+        other.close()
+    idle[:] = [vector]

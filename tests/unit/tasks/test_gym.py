@@ -1,0 +1,228 @@
+"""Environments that hand out tasks: the convention, the masks, the purity and the errors."""
+
+import pickle
+import random
+import sys
+from types import ModuleType
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium.spaces import Box, Dict, Discrete
+
+from maml_dist.core.source import TaskKey
+from maml_dist.tasks.gym import GymTasks
+
+
+class Walk(gymnasium.Env):
+    """A walk whose task is how many steps it takes; starts anywhere; says which action it got."""
+
+    observation_space = Box(-np.inf, np.inf, (3,), np.float32)
+    low, high = np.array([-3.0, -np.inf]), np.array([1.0, np.inf])
+
+    def __init__(self, wrong=""):
+        self.action_space = Box(self.low.astype(np.float32), self.high.astype(np.float32))
+        self.wrong, self.length, self.episodes = wrong, None, 0
+
+    def sample_tasks(self, count):
+        return [{"length": int(length)} for length in self.np_random.integers(2, 9, count)]
+
+    def set_task(self, task):
+        self.length = task["length"]
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.time, self.episodes = 0, self.episodes + 1
+        return np.array([self.np_random.random(), 0, 0], np.float32), {}
+
+    def step(self, action):
+        self.time += 1
+        seen = np.array([self.time, *action], np.float32)
+        if self.time == 2 and self.length == 8:
+            if self.wrong == "raises":
+                raise KeyError("legs")
+            if self.wrong == "shape":
+                seen = seen[:2]
+            if self.wrong == "nan":
+                seen[0] = np.nan
+        return seen, self.np_random.random(), self.time == self.length, False, {"time": self.time}
+
+
+class Coin(gymnasium.Env):
+    """Guess a side, by the older names and with numpy's own generator."""
+
+    observation_space = Dict({"side": Discrete(2), "heat": Box(0, 1, (1, 2))})
+    action_space = Discrete(2, start=5)
+
+    def sample_task(self):
+        return np.random.randint(2)
+
+    def set_task(self, side):
+        self.side = side
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return {"side": 0, "heat": np.full((1, 2), random.random(), np.float32)}, {}
+
+    def step(self, action):
+        seen = {"side": int(action - 5), "heat": np.zeros((1, 2), np.float32)}
+        return seen, float(action - 5 == self.side), False, False, {}
+
+
+class Taskless(gymnasium.Env):
+    observation_space, action_space = Box(0, 1, (1,)), Discrete(2)
+
+
+class Many(Walk):
+    def __init__(self):
+        super().__init__()
+        self.action_space = Dict({"hand": Discrete(2)})
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch):
+    monkeypatch.setattr(GymTasks, "__abstractmethods__", frozenset())
+    module = ModuleType("worlds")
+    for world in (Walk, Coin, Taskless, Many):
+        setattr(module, world.__name__, world)
+    monkeypatch.setitem(sys.modules, "worlds", module)
+    gymnasium.register("Walk-v0", lambda **settings: Walk(**settings), max_episode_steps=6)
+    yield
+    del gymnasium.registry["Walk-v0"]
+
+
+def drawn(source, count):
+    return [source.sample(TaskKey(7, "train", 3, index)) for index in range(count)]
+
+
+def still(out):
+    return lambda seen: torch.zeros(*seen.shape[:-1], out)
+
+
+def test_tasks_are_a_function_of_the_key():
+    source, other = GymTasks(env="worlds:Walk"), GymTasks(env="worlds.Walk")
+    lengths = [task.value[0]["length"] for task in drawn(source, 20)]
+    assert len(set(lengths)) > 3
+    assert [task.value[0]["length"] for task in drawn(other, 20)[::-1]] == lengths[::-1]
+
+
+def test_tasks_drawn_by_numpys_own_generator_are_too_and_leave_it_alone():
+    source = GymTasks(env="worlds:Coin")
+    before = np.random.get_state()[1].copy(), random.getstate()
+    first, second = drawn(source, 20), drawn(source, 20)
+    assert [task.value for task in first] == [task.value for task in second]
+    assert {task.value[0] for task in first} == {0, 1}
+    assert np.array_equal(np.random.get_state()[1], before[0]) and random.getstate() == before[1]
+
+
+def test_an_episode_ends_with_its_task_and_is_not_begun_again():
+    source = GymTasks(env="worlds:Walk", horizon=12, episodes=2)
+    tasks = drawn(source, 6)
+    rolled = source.roll(still(4), tasks, stage=0)
+    for index, task in enumerate(tasks):
+        length = task.value[0]["length"]
+        assert rolled.mask[index].sum(-1).tolist() == [length, length]
+        assert rolled.observations[index, :, 1:length, 0].tolist() == [list(range(1, length))] * 2
+        assert (rolled.rewards[index, :, :length] > 0).all()
+        assert (rolled.rewards[index, :, length:] == 0).all()
+
+
+def test_the_environments_own_time_limit_ends_an_episode():
+    source = GymTasks(env="Walk-v0", horizon=12, episodes=1)
+    tasks = drawn(source, 6)
+    lengths = [min(6, task.value[0]["length"]) for task in tasks]
+    assert source.roll(still(4), tasks, stage=0).mask.sum(-1).ravel().tolist() == lengths
+    assert len(set(lengths)) > 1
+
+
+def test_actions_are_scaled_to_bounds_and_clipped_where_these_are_finite():
+    source = GymTasks(env="worlds:Walk", horizon=2, episodes=4)
+    means = torch.tensor([[-1.0, -7.0], [0.0, 0.5], [1.0, 1.0], [2.0, 7.0]])
+
+    def policy(seen):
+        return torch.cat([means, torch.full((4, 2), -200.0)], -1).expand(1, 4, 4)
+
+    rolled = source.roll(policy, drawn(source, 1), stage=0)
+    got = rolled.observations[0, :, 1, 1:]
+    assert got.tolist() == [[-3.0, -7.0], [-1.0, 0.5], [1.0, 1.0], [1.0, 7.0]]
+    assert torch.equal(rolled.actions[0, :, 0], means)  # of the policy, not of the environment
+
+
+def test_discrete_actions_begin_where_the_space_does_and_observations_are_flat():
+    source = GymTasks(env="worlds:Coin", horizon=8, episodes=5)
+    assert (source.discrete, source.actions, source.observations) == (True, 2, 4)
+    tasks = drawn(source, 4)
+    rolled = source.roll(still(2), tasks, stage=0)
+    sides = torch.tensor([task.value[0] for task in tasks])[:, None, None]
+    assert torch.equal(rolled.rewards, (rolled.actions == sides).float())
+    assert rolled.actions.unique().tolist() == [0, 1] and (rolled.mask == 1).all()
+    side = rolled.observations[:, :, 1:, 2:]  # a Dict is flattened in the order of its names
+    assert torch.equal(side.argmax(-1), rolled.actions[:, :, :-1])
+
+
+@pytest.mark.parametrize("world", ["Walk", "Coin"])
+def test_a_task_alone_is_the_task_in_the_batch_to_the_bit(world):
+    source = GymTasks(env=f"worlds:{world}", horizon=9, episodes=2)
+    out = 2 if source.discrete else 4
+    tasks = drawn(source, 4)
+    together = source.roll(still(out), tasks, stage=1)
+    again = source.roll(still(out), tasks, stage=1)  # in the environments used before
+    for index, task in enumerate(tasks):
+        alone = GymTasks(env=f"worlds:{world}", horizon=9, episodes=2)
+        for part, whole, other in zip(
+            alone.roll(still(out), [task], stage=1), together, again, strict=True
+        ):
+            assert torch.equal(part[0], whole[index]) and torch.equal(other, whole)
+    assert not torch.equal(source.roll(still(out), tasks, stage=0)[0], together[0])
+
+
+def test_environments_are_made_once():
+    source = GymTasks(env="worlds:Walk", horizon=3, episodes=2)
+    tasks = drawn(source, 2)
+    source.roll(still(4), tasks, stage=0)
+    (kept,) = source._idle
+    source.roll(still(4), tasks, stage=0)
+    assert source._idle == [kept] and kept.envs[0].unwrapped.episodes == 2
+    first, second = (source.simulator(tasks, stage=0) for _ in range(2))
+    assert first.vector is not second.vector
+
+
+def test_a_copy_takes_no_environment_with_it():
+    source = GymTasks(env="worlds:Walk", horizon=3, episodes=2)
+    source.roll(still(4), drawn(source, 1), stage=0)
+    copy = pickle.loads(pickle.dumps(source))
+    assert copy == source and not {"_one", "_idle"} & set(vars(copy))
+
+
+@pytest.mark.parametrize(
+    "wrong, says",
+    [
+        ("raises", r"step 1: the environment raised KeyError: 'legs'"),
+        ("shape", r"step 1: an observation's shape is \(2,\), not \(3,\)"),
+        ("nan", r"step 1: an observation is not finite"),
+    ],
+)
+def test_what_fails_names_the_task_and_the_step(wrong, says):
+    source = GymTasks(env="worlds:Walk", settings={"wrong": wrong}, horizon=12, episodes=2)
+    tasks = drawn(source, 20)
+    index = next(i for i, task in enumerate(tasks) if task.value[0]["length"] == 8)
+    with pytest.raises(ValueError, match=rf"task {index}, goal \({{'length': 8}},\), {says}"):
+        source.roll(still(4), tasks, stage=0)
+
+
+@pytest.mark.parametrize(
+    "settings, says",
+    [
+        ({"env": "Nowhere-v7"}, "task.env=Nowhere-v7: "),
+        ({"env": "nowhere:Walk"}, "task.env=nowhere:Walk: No module named 'nowhere'"),
+        ({"env": ""}, "task.env=: "),
+        ({"env": "worlds:Walk", "settings": {"legs": 2}}, "unexpected keyword argument 'legs'"),
+        ({"env": "worlds:Taskless"}, "must have set_task, and sample_tasks or sample_task"),
+        ({"env": "worlds:Many"}, "its actions are Dict.*; must be Box or Discrete"),
+        ({"env": "worlds:Walk", "oracle": True}, "task.oracle=True: must be False"),
+    ],
+)
+def test_settings_that_are_not(settings, says):
+    with pytest.raises(ValueError, match=says):
+        GymTasks(**settings)

@@ -1,0 +1,183 @@
+"""Half-cheetahs against Gymnasium's own environment, and against MuJoCo's own sensors."""
+
+import importlib.util
+import sys
+from types import ModuleType
+
+import gymnasium
+import mujoco
+import numpy as np
+import pytest
+import torch
+
+from maml_dist.core.source import TaskKey
+from maml_dist.tasks import physics
+from maml_dist.tasks.half_cheetah import HalfCheetah
+
+
+@pytest.fixture(autouse=True)
+def without_the_half_that_learns(monkeypatch):
+    monkeypatch.setattr(HalfCheetah, "__abstractmethods__", frozenset())
+    if importlib.util.find_spec("imageio") is None:  # which Gymnasium needs for films only
+        monkeypatch.setitem(sys.modules, "imageio", ModuleType("imageio"))
+
+
+def drawn(source, count):
+    return [source.sample(TaskKey(7, "train", 3, index)) for index in range(count)]
+
+
+def actions(steps, tasks, episodes):
+    return np.random.default_rng(0).uniform(-1, 1, (steps, tasks, episodes, 6))
+
+
+@pytest.mark.parametrize("goal", ["direction", "velocity"])
+def test_gymnasium_profile_is_gymnasiums_environment_to_the_bit(goal):
+    source = HalfCheetah(goal=goal, profile="gymnasium", episodes=2)
+    tasks = drawn(source, 3)
+    simulator = source.simulator(tasks, stage=0)
+    environments = [[gymnasium.make("HalfCheetah-v5").unwrapped for _ in range(2)] for _ in tasks]
+    seen = simulator.reset()
+    assert seen.shape == (3, 2, source.observations)
+    for task, row in enumerate(environments):
+        for episode, environment in enumerate(row):
+            environment.reset(seed=0)
+            environment.set_state(*(start[task, episode] for start in simulator.start))
+            assert np.array_equal(seen[task, episode], environment._get_obs())
+    for chosen in actions(60, 3, 2):
+        stepped = simulator.step(chosen)
+        for task, row in enumerate(environments):
+            for episode, environment in enumerate(row):
+                seen, _, ended, _, info = environment.step(chosen[task, episode])
+                assert np.array_equal(stepped.observations[task, episode], seen)
+                assert stepped.ended[task, episode] == ended
+                wanted, velocity = tasks[task].value[0], info["x_velocity"]
+                gain = wanted * velocity if goal == "direction" else -abs(velocity - wanted)
+                assert stepped.rewards[task, episode] == gain + info["reward_ctrl"]
+
+
+def test_gymnasium_profile_starts_as_gymnasium_does():
+    source = HalfCheetah(profile="gymnasium", episodes=2000)
+    qpos, qvel = source.simulator(drawn(source, 1), stage=0).start
+    assert np.abs(qpos).max() <= 0.1
+    np.testing.assert_allclose(qpos.std(), 0.1 / np.sqrt(3), rtol=0.03)
+    np.testing.assert_allclose(qvel.std(), 0.1, rtol=0.03)
+
+
+@pytest.fixture
+def reference():
+    """The released code's simulation, one at a time: MuJoCo refreshes and senses all."""
+    model = physics.spec("half_cheetah")
+    for kind in (mujoco.mjtSensor.mjSENS_SUBTREECOM, mujoco.mjtSensor.mjSENS_SUBTREELINVEL):
+        physics.sense(model, kind)
+    return physics.compiled(model)
+
+
+@pytest.mark.parametrize("goal", ["direction", "velocity"])
+def test_paper_profile_against_one_simulation_that_senses_all(goal, reference):
+    source = HalfCheetah(goal=goal, episodes=2)
+    tasks = drawn(source, 2)
+    simulator, data = source.simulator(tasks, stage=0), mujoco.MjData(reference)
+    first = simulator.reset()
+    data.qpos[:], data.qvel[:] = (start[1, 1] for start in simulator.start)
+    mujoco.mj_forward(reference, data)
+
+    def seen():
+        return np.concatenate([data.qpos[1:], data.qvel, data.sensordata[:3]])
+
+    np.testing.assert_allclose(first[1, 1], seen(), rtol=0, atol=1e-14)
+    for chosen in 1.5 * actions(100, 2, 2):  # some beyond the range
+        stepped = simulator.step(chosen)
+        data.ctrl[:] = action = chosen[1, 1].clip(-1, 1)
+        mujoco.mj_step(reference, data)
+        mujoco.mj_forward(reference, data)
+        np.testing.assert_allclose(stepped.observations[1, 1], seen(), rtol=0, atol=1e-9)
+        wanted, velocity = tasks[1].value[0], data.sensordata[3]
+        gain = wanted * velocity if goal == "direction" else -abs(velocity - wanted)
+        reward = gain - 0.05 * (action**2).sum()
+        np.testing.assert_allclose(stepped.rewards[1, 1], reward, rtol=0, atol=1e-9)
+        assert not stepped.ended.any()
+
+
+def test_the_paid_velocity_is_the_displacement_of_the_centre_of_mass():
+    source = HalfCheetah(episodes=3)
+    simulator = source.simulator(drawn(source, 2), stage=0)
+    before, timestep, errors, sizes = simulator.reset()[..., 17], 0.01, [], []
+    last = np.full((2, 3), np.nan)
+    for chosen in actions(100, 2, 3):
+        stepped = simulator.step(chosen)
+        paid = (stepped.rewards + 0.05 * (chosen**2).sum(-1)) / simulator.goals
+        moved = (stepped.observations[..., 17] - before) / timestep
+        errors.append(np.abs((last + paid) / 2 - moved).mean())
+        sizes.append(np.abs(moved).mean())
+        before, last = stepped.observations[..., 17], paid
+    assert np.mean(sizes) > 0.1 and np.nanmean(errors) < 0.07 * np.mean(sizes)
+
+
+def test_paper_profile_starts_as_the_released_code_does():
+    source = HalfCheetah(episodes=2000)
+    qpos, qvel = source.simulator(drawn(source, 1), stage=0).start
+    np.testing.assert_allclose([qpos.std(), qvel.std()], [0.01, 0.1], rtol=0.03)
+
+
+@pytest.mark.parametrize("profile", ["paper", "gymnasium"])
+def test_a_task_alone_is_the_task_in_the_batch_to_the_bit(profile):
+    source = HalfCheetah(profile=profile, episodes=3, horizon=30, oracle=True)
+
+    def policy(seen):
+        return torch.cat([seen[..., :6], seen[..., 10:16] / 4], -1)
+
+    tasks = drawn(source, 3)
+    together = source.roll(policy, tasks, stage=1)
+    assert together.observations.shape == (3, 3, 30, source.observations)
+    for index, task in enumerate(tasks):
+        for part, whole in zip(source.roll(policy, [task], stage=1), together, strict=True):
+            assert torch.equal(part[0], whole[index])
+
+
+def test_starts_are_a_function_of_key_and_stage():
+    source = HalfCheetah(episodes=2)
+    starts = [source.simulator(drawn(source, 2), stage=stage).start[0] for stage in (0, 0, 1)]
+    assert np.array_equal(starts[0], starts[1])
+    assert not np.isclose(starts[0], starts[2]).any()
+    assert not np.isclose(starts[0][0], starts[0][1]).any()
+
+
+def test_goals():
+    ways = {goal.value[0] for goal in drawn(HalfCheetah(), 50)}
+    speeds = np.array([goal.value[0] for goal in drawn(HalfCheetah(goal="velocity"), 1000)])
+    assert ways == {-1.0, 1.0}
+    assert 0 <= speeds.min() < 0.02 and 1.98 < speeds.max() <= 2
+
+
+def test_actions_that_are_not_numbers_are_one_clear_error():
+    source = HalfCheetah(episodes=2, horizon=5)
+    tasks = drawn(source, 3)
+
+    def policy(seen):
+        output = torch.zeros(*seen.shape[:-1], 12)
+        output[2, 0, 3] = torch.nan
+        return output
+
+    with pytest.raises(ValueError, match=r"task 2, goal \(.*\), step 0: the policy's action is"):
+        source.roll(policy, tasks, stage=0)
+
+
+def test_a_simulation_that_blows_up_is_one_clear_error(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # MuJoCo leaves a log
+    monkeypatch.setattr(HalfCheetah, "_start", lambda *_: (np.zeros((2, 9)), np.full((2, 9), 1e9)))
+    source = HalfCheetah(episodes=2, horizon=5)
+    with pytest.raises(ValueError, match=r"task 0, goal \(.*\), step .: the simulation is unst"):
+        source.roll(lambda seen: torch.zeros(*seen.shape[:-1], 12), drawn(source, 2), stage=0)
+
+
+@pytest.mark.parametrize(
+    "settings, says",
+    [
+        ({"goal": "speed"}, "task.goal=speed: must be direction or velocity"),
+        ({"profile": "v5"}, "task.profile=v5: must be paper or gymnasium"),
+        ({"threads": 0}, "task.threads=0: must be 1 or more"),
+    ],
+)
+def test_settings_that_are_not(settings, says):
+    with pytest.raises(ValueError, match=says):
+        HalfCheetah(**settings)
