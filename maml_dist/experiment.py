@@ -135,9 +135,8 @@ def build(config: Config) -> Experiment:
 
 def user_modules(config: Config) -> list[str]:
     """The user's own modules: those of the class paths, and what lies beside them."""
-    for key, value in _leaves(config, keep_class_paths=True).items():
-        if key.endswith("class_path"):
-            import_module(value.rpartition(".")[0])
+    for module in _modules(config):
+        import_module(module)
     files = {name: getattr(module, "__file__", None) for name, module in sys.modules.items()}
     return [
         name
@@ -146,13 +145,22 @@ def user_modules(config: Config) -> list[str]:
     ]
 
 
+def _modules(config: Config) -> Iterator[str]:
+    """The modules of the class paths, and of an environment that is named by its module."""
+    for key, value in _leaves(config, keep_class_paths=True).items():
+        if key.endswith("class_path"):
+            yield value.rpartition(".")[0]
+        elif key == "task.env" and (":" in value or "." in value):
+            yield value.partition(":")[0] if ":" in value else value.rpartition(".")[0]
+
+
 def _code(config: Config) -> list[str]:
     """The folders of the user's own classes."""
     installed = [sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")]
     folders = set()
-    for key, value in _leaves(config, keep_class_paths=True).items():
-        if key.endswith("class_path") and not value.startswith("maml_dist."):
-            file = getattr(import_module(value.rpartition(".")[0]), "__file__", None)
+    for module in _modules(config):
+        if not module.startswith("maml_dist."):
+            file = getattr(import_module(module), "__file__", None)
             if file and not any(Path(file).is_relative_to(folder) for folder in installed):
                 folders.add(str(Path(file).parent))
     return sorted(folders)

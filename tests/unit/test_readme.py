@@ -27,9 +27,10 @@ def test_a_snippet_is_short(name):
 
 
 def test_the_snippets_run_as_they_stand(tmp_path):
-    assert set(snippets()) == {"lines.py", "siren.py", "heavy_ball.py", "mine.yaml"}
-    for name, text in snippets().items():
-        (tmp_path / name).write_text(text)
+    supervised = {"lines.py", "siren.py", "heavy_ball.py", "mine.yaml"}
+    assert set(snippets()) == supervised | {"reach.py", "reach.yaml"}
+    for name in supervised:
+        (tmp_path / name).write_text(snippets()[name])
     run = maml_dist.meta_train(
         tmp_path / "mine.yaml",
         run=tmp_path / "run",
@@ -47,6 +48,17 @@ def test_the_snippets_run_as_they_stand(tmp_path):
     adapted = model.adapt(x, 2 * x, steps=5)
     assert (adapted(x) - 2 * x).square().mean() < (before - 2 * x).square().mean()
     assert torch.equal(model(x), before)
+
+
+def test_the_environment_of_ones_own_is_learned(tmp_path):
+    for name in ("reach.py", "reach.yaml"):
+        (tmp_path / name).write_text(snippets()[name])
+    small = {"iterations": 2, "meta_batch": 3, "task.episodes": 3, "task.horizon": 5}
+    small |= {"test_steps": 1, "validation_tasks": 2, "local": True, "progress": False}
+    run = maml_dist.meta_train(tmp_path / "reach.yaml", run=tmp_path / "run", **small)
+    assert run.config["code"] == [str(tmp_path)]
+    adapted = maml_dist.load(run.path).adapt(sys.modules["reach"].Reach(), steps=1)
+    assert adapted.act(torch.zeros(2)).shape == (2,)
 
 
 def test_the_recipes_that_are_named_exist():
