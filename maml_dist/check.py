@@ -28,6 +28,7 @@ from maml_dist.core.objective import Objective, broadcasting_refused
 from maml_dist.core.params import Params, flatten, layout
 from maml_dist.core.random import keys
 from maml_dist.core.source import Adapt, TaskKey
+from maml_dist.core.trajectories import Trajectories
 from maml_dist.experiment import Experiment
 from maml_dist.runtime.rollout_worker import RolloutWorker
 
@@ -42,6 +43,11 @@ def check(experiment: Experiment, meta: Params) -> None:
         ValueError, OSError: the data is missing, or the experiment cannot be meta-learned.
     """
     source, model = experiment.task, experiment.model
+    if experiment.outer.on_policy and not source.on_policy:
+        raise ValueError(
+            f"outer={type(experiment.outer).__name__}: needs the policies of rollouts, and "
+            f"task={type(source).__name__} has none; use maml_dist.core.outer.Adam"
+        )
     for split in ("val", "test"):
         source.sample(TaskKey(experiment.seed, split, 0, 0))
     stacked = _episodes(experiment, max(1, experiment.learner.steps), 0)
@@ -268,7 +274,18 @@ def _unadapted(experiment: Experiment, tasks: list[Any]) -> Adapt | None:
         return None
     worker = RolloutWorker(experiment.task, experiment.model)
     start = {name: p.detach()[None] for name, p in experiment.model.named_parameters()}
-    return lambda support: worker.here(start, tasks, stage=len(support))
+
+    def adapt(support: tuple[Batch, ...]) -> Trajectories:
+        try:
+            return worker.here(start, tasks, stage=len(support))
+        except (RuntimeError, TypeError, IndexError) as error:
+            seen = getattr(experiment.task, "observations", "these")
+            raise ValueError(
+                f"the policy cannot act on observations of {seen} numbers: {_line(error)}; "
+                f"perhaps model.observations={seen}"
+            ) from None
+
+    return adapt
 
 
 SAID = {  # what torch says, in words for this place

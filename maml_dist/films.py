@@ -135,7 +135,10 @@ def _strip(names: Sequence[str], frames: np.ndarray, places: np.ndarray) -> Figu
             each.set_axis_off()
             label = name if not place else ""
             each.set_title(label, fontsize=8, loc="left")
-            each.text(WIDE - 6, HIGH - 8, f"x = {x[index]:.1f} m", fontsize=7, ha="right")
+            box = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+            each.text(
+                WIDE - 8, HIGH - 10, f"x = {x[index]:.1f} m", fontsize=7, ha="right", bbox=box
+            )
     return figure
 
 

@@ -37,7 +37,7 @@ def walks(drawn: Sequence[Drawn]) -> Picture | None:
         goal = source.sample(TaskKey(seed, "test", 0, index)).value
         axes.plot(*goal, "*", color="#D55E00", markersize=14, zorder=3, label="goal")
         axes.plot(0, 0, "ko", zorder=3, label="start")
-        axes.set(aspect="equal", xlim=(-1.6, 1.6), ylim=(-1.6, 1.6), xlabel="x")
+        axes.set(aspect="equal", xlim=(-0.8, 0.8), ylim=(-0.8, 0.8), xlabel="x")
         plain(axes)
     figure.axes[0].set_ylabel("y")
     handles = {line.get_label(): line for axes in figure.axes for line in axes.lines}

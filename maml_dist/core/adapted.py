@@ -77,12 +77,13 @@ class Adapted:
         return self._over(one, episodes, meta, it, vector)["product"].sum(0)
 
     def departure(self, meta: Tensor, episodes: Episode, it: Tensor) -> Tensor:
-        """The gradient [size] of the divergence on the first support batch, summed over tasks."""
+        """The gradient [size] of the divergence on what phi_0 lived through, summed over tasks."""
 
         def one(form: Form, meta: Params, it: Tensor, *tensors: Tensor) -> Params:
             episode = unpack(form, tensors)
             zero = torch.zeros((), dtype=torch.int64, device=it.device)
-            seen = keyed(episode.support[0], episode.key, zero)
+            first = episode.support[0] if episode.support else episode.query
+            seen = keyed(first, episode.key, zero)
 
             def divergence(meta: Params) -> Tensor:
                 start = self._learner.weights(meta, self._learner.start(meta)[0], zero)

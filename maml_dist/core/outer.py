@@ -10,7 +10,7 @@ model is bound by dispatch: few operations, in place on tensors made here, and s
 from abc import ABC, abstractmethod
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,6 +41,8 @@ Talk = Generator[Ask, Told, tuple[Tensor, State, dict[str, float]]]  # -> meta, 
 @dataclass(frozen=True)
 class Outer(ABC):
     """An outer optimiser: a pure rule on the flat meta-parameters [size]."""
+
+    on_policy: ClassVar[bool] = False  # whether it asks what only rollouts can answer
 
     beta: float = 0.001  # outer rate
     schedule: Schedule = Constant()  # of the outer rate

@@ -18,6 +18,8 @@ from maml_dist.core.outer import Ask, Outer, State, Talk
 class TrustRegion(Outer):
     """The longest step along the natural gradient that stays near the policies that acted."""
 
+    on_policy = True
+
     beta: float = 1.0  # of the first step tried: 1 reaches the bound, by the curvature
     bound: float = 0.01  # mean KL divergence of the adapted policies, in nats
     iterations: int = 10  # of conjugate gradient: products with the curvature

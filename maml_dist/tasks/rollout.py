@@ -124,6 +124,8 @@ class Rollouts(TaskSource):
             for step in range(self.horizon):
                 with torch.no_grad():
                     output = policy(now)
+                    if step == 0:
+                        self._must_fit(output)
                     action = self.distribution.sample(output, noise[:, step])
                 if self.discrete:
                     _finite("the policy's output", output.numpy(), running)
@@ -147,6 +149,15 @@ class Rollouts(TaskSource):
                 tensor[mask == 0] = 0
         parts = (seen, acted, earned, mask, outputs)
         return Trajectories(*(part.transpose(1, 2).contiguous() for part in parts))
+
+    def _must_fit(self, output: Tensor) -> None:
+        width = self.actions if self.discrete else 2 * self.actions
+        if output.shape[-1] != width:
+            kind = "logits" if self.discrete else "numbers, means and log standard deviations"
+            raise ValueError(
+                f"the policy gives {output.shape[-1]} numbers for an action; the tasks need "
+                f"{width} {kind}: set model.actions={self.actions}"
+            )
 
     def collect(self, tasks: Sequence[Goal], *, steps: int, adapt: Adapt | None = None) -> Episode:
         """What the tasks' policies live through as they adapt: stage after stage."""

@@ -88,3 +88,23 @@ def test_the_walks_are_drawn_to_the_goal(run):
         (goal,) = [line for line in axes.lines if line.get_label() == "goal"]
         assert tuple(goal.get_xydata()[0]) == run.experiment.task.sample(key).value
         assert all(tuple(line.get_xydata()[0]) == (0, 0) for line in axes.lines[:-2])
+
+
+@pytest.mark.parametrize(
+    ("recipe", "settings", "said"),
+    [
+        ("navigation", {"model.actions": 1}, "gives 2 numbers for an action; the tasks need 4"),
+        ("navigation", {"model.observations": 5}, "cannot act on observations of 2 numbers"),
+        ("navigation", {"task.oracle": True}, "perhaps model.observations=4"),
+        ("grid", {"model.actions": 4}, "gives 4 numbers for an action; the tasks need 5 logits"),
+        (
+            "sinusoid",
+            {"outer.class_path": "maml_dist.core.trust_region.TrustRegion"},
+            "outer=TrustRegion: needs the policies of rollouts, and task=Sinusoid has none",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_one_line_before_anything_is_written(tmp_path, recipe, settings, said):
+    with pytest.raises(ValueError, match=said):
+        maml_dist.meta_train(recipe, run=tmp_path / "run", local=True, **settings)
+    assert not (tmp_path / "run").exists()
