@@ -30,6 +30,7 @@ from maml_dist.core.random import keys
 from maml_dist.core.source import Adapt, TaskKey
 from maml_dist.core.trajectories import Trajectories
 from maml_dist.experiment import Experiment
+from maml_dist.learners.evolution import ESMAML
 from maml_dist.runtime.rollout_worker import RolloutWorker
 
 TRACED_LIKE_EAGER = 1e-3  # relative; rounding moves float32 far less, a baked-in number far more
@@ -47,6 +48,11 @@ def check(experiment: Experiment, meta: Params) -> None:
         raise ValueError(
             f"outer={type(experiment.outer).__name__}: needs the policies of rollouts, and "
             f"task={type(source).__name__} has none; use maml_dist.core.outer.Adam"
+        )
+    if source.on_policy and isinstance(experiment.learner, ESMAML):
+        raise ValueError(
+            "learner=ESMAML: scores stored examples, and rollouts must be lived anew with every "
+            "candidate, which it does not do; use a learner that adapts by gradients (MAML)"
         )
     for split in ("val", "test"):
         source.sample(TaskKey(experiment.seed, split, 0, 0))

@@ -98,6 +98,11 @@ def test_the_walks_are_drawn_to_the_goal(run):
         ("navigation", {"task.oracle": True}, "perhaps model.observations=4"),
         ("grid", {"model.actions": 4}, "gives 4 numbers for an action; the tasks need 5 logits"),
         (
+            "navigation",
+            {"learner.class_path": "maml_dist.learners.evolution.ESMAML"},
+            "learner=ESMAML: scores stored examples",
+        ),
+        (
             "sinusoid",
             {"outer.class_path": "maml_dist.core.trust_region.TrustRegion"},
             "outer=TrustRegion: needs the policies of rollouts, and task=Sinusoid has none",
