@@ -142,7 +142,9 @@ def case(run: Run, share: float) -> Callable[[int], dict[str, float]]:
             while True:
                 ask = talk.send(answer)  # type: ignore[arg-type]
                 method = clock.timed(names[ask.what], methods[ask.what])
-                told = method(here, it, ask.at.numpy(), **shares.get(ask.what, {}))
+                told = method(
+                    here, it, ask.at.numpy(), **{**ask.options, **shares.get(ask.what, {})}
+                )
                 sums = {name: value / told.tasks for name, value in told.metrics.items()}
                 answer = Told(torch.tensor(told.gradient) / told.tasks, sums)
         except StopIteration as end:

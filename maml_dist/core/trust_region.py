@@ -24,7 +24,8 @@ class TrustRegion(Outer):
     bound: float = 0.01  # mean KL divergence of the adapted policies, in nats
     iterations: int = 10  # of conjugate gradient: products with the curvature
     damping: float = 1e-5  # added to the curvature's diagonal
-    share: float = 1.0  # of each task's episodes that the curvature is taken over
+    share: float = 1.0  # of each task's episodes after adapting that the curvature is taken over
+    support_share: float = 1.0  # of those adapted to; a small one makes the curvature far too large
     shrink: float = 0.8  # from one step tried to the next
     tries: int = 15  # steps tried
 
@@ -32,10 +33,10 @@ class TrustRegion(Outer):
         super().__post_init__()
         if self.epochs != 1:
             raise ValueError(f"outer.epochs={self.epochs}: a trust region makes one update")
-        for name in ("bound", "share", "shrink"):
+        for name in ("bound", "share", "support_share", "shrink"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"outer.{name}={getattr(self, name)}: must be a positive number")
-        for name, top in (("share", 1.0), ("shrink", 0.999)):
+        for name, top in (("share", 1.0), ("support_share", 1.0), ("shrink", 0.999)):
             if getattr(self, name) > top:
                 raise ValueError(f"outer.{name}={getattr(self, name)}: must be {top:g} at the most")
         for name in ("iterations", "tries"):
@@ -67,11 +68,12 @@ class TrustRegion(Outer):
         direction, residual, along = torch.zeros_like(gradient), gradient, gradient
         image = torch.zeros_like(gradient)  # of the direction
         squared = float(gradient @ gradient)
+        shares = {"share": self.share, "support_share": self.support_share}
         enough = torch.finfo(meta.dtype).eps ** 2 * squared
         for _ in range(self.iterations):
             if not squared > enough:
                 break
-            told = yield Ask("curvature", along.to(meta.dtype), {"share": self.share})
+            told = yield Ask("curvature", along.to(meta.dtype), shares)
             assert told.vector is not None
             product = told.vector.double() + self.damping * along
             bend = float(along @ product)

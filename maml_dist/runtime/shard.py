@@ -144,13 +144,19 @@ class TaskShard:
         return Contribution(np.zeros(0, np.float32), len(self._tasks()), sums)
 
     def curvature(
-        self, meta: np.ndarray, it: int, vector: np.ndarray, share: float = 1.0
+        self,
+        meta: np.ndarray,
+        it: int,
+        vector: np.ndarray,
+        share: float = 1.0,
+        support_share: float = 1.0,
     ) -> Contribution:
         """The divergence's curvature times `vector` [size], summed over the tasks of `it`.
 
-        `share` of the episodes of each task are looked at, one at least.
+        `share` of each task's episodes after adapting are looked at, and `support_share` of those
+        adapted to; one at least.
         """
-        episodes = _part(self._episodes(it, meta), share)
+        episodes = _part(self._episodes(it, meta), share, support_share)
         product = self._adapted.curvature(
             self._tensor(meta), episodes, self._tensor(it), self._tensor(vector)
         )
@@ -283,14 +289,14 @@ def _ends(episodes: Episode) -> dict[str, torch.Tensor]:
     return found
 
 
-def _part(episodes: Episode, share: float) -> Episode:
+def _part(episodes: Episode, share: float, support_share: float) -> Episode:
     """A share of the rollouts of each stacked task: [task, episode, …] -> fewer episodes."""
-    if share >= 1:
-        return episodes
-    count = max(1, round(share * episodes.query.x.shape[1]))
 
-    def fewer(batch: Batch) -> Batch:
+    def fewer(batch: Batch, share: float) -> Batch:
+        count = max(1, round(share * batch.x.shape[1]))
+        if count == batch.x.shape[1]:
+            return batch
         return map_tensors(lambda tensor: tensor[:, :count].contiguous(), batch)
 
-    support = tuple(fewer(batch) for batch in episodes.support)
-    return episodes._replace(support=support, query=fewer(episodes.query))
+    support = tuple(fewer(batch, support_share) for batch in episodes.support)
+    return episodes._replace(support=support, query=fewer(episodes.query, share))
