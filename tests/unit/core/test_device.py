@@ -61,7 +61,8 @@ def variants():
         small = {key: value for key, value in SMALL.items() if key in has}
         for options in (options for options in OPTIONS if set(options) <= has):
             learner = kind(steps=1, **small, **options)
-            yield pytest.param(learner, "vmap", "steps", id=" ".join([name, *options]))
+            memory = "steps" if kind.gradient is Learner.gradient else "graph"
+            yield pytest.param(learner, "vmap", memory, id=" ".join([name, *options]))
             if not options:
                 yield pytest.param(learner, "task", "graph", id=f"{name} task by task")
     yield MAML(steps=2), "vmap", "graph"
