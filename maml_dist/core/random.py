@@ -10,6 +10,7 @@ is triple32 (nullprogram.com/blog/2018/07/31), the key mixed in before its first
 import hashlib
 import math
 from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
 import torch
@@ -22,9 +23,16 @@ _FACTORS = (0xED5AD4BB - (1 << 32), 0xAC4C1B51 - (1 << 32), 0x31848BAB)
 
 def keys(seed: int, split: str, it: int, indices: Sequence[int]) -> Tensor:
     """A key [task] for each task `index` of (seed, split, it): a pure function of the four."""
-    words = hashlib.blake2b(repr((seed, split, it)).encode(), digest_size=8).digest()
-    base = np.frombuffer(words, np.uint64)
-    mixed = (base + np.asarray(indices, np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
+    return keys_by_group([((seed, split, it), indices)])
+
+
+def keys_by_group(groups: Sequence[tuple[tuple[int, str, int], Sequence[int]]]) -> Tensor:
+    """The keys [task] of tasks ((seed, split, it), indices), one group after the other."""
+    words = [hashlib.blake2b(repr(name).encode(), digest_size=8).digest() for name, _ in groups]
+    bases = np.frombuffer(b"".join(words), np.uint64)
+    counts = [len(indices) for _, indices in groups]
+    each = np.fromiter(chain.from_iterable(own for _, own in groups), np.uint64, sum(counts))
+    mixed = (bases.repeat(counts) + each) * np.uint64(0x9E3779B97F4A7C15)
     return torch.from_numpy((mixed >> np.uint64(1)).astype(np.int64))
 
 

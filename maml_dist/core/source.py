@@ -8,6 +8,8 @@ was drawn before. So a restarted actor draws again exactly what it lost.
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, ClassVar, NamedTuple, cast
 
 import numpy as np
@@ -15,6 +17,7 @@ from numpy.random.bit_generator import ISeedSequence
 from torch import Tensor
 
 from maml_dist.core.episode import Batch, Episode
+from maml_dist.core.random import keys_by_group
 from maml_dist.core.trajectories import Trajectories
 
 # The support sets so far -> what each task's policy, adapted to them, does next.
@@ -41,6 +44,12 @@ class _Words(ISeedSequence):  # four times faster than numpy's own SeedSequence,
 
     def generate_state(self, n_words: int, dtype: Any = np.uint32) -> np.ndarray:
         return np.frombuffer(self._words, dtype)[:n_words]
+
+
+def keys_of(named: Sequence[TaskKey]) -> Tensor:
+    """The random keys [task] of tasks."""
+    its = groupby(named, itemgetter(0, 1, 2))
+    return keys_by_group([(it, [key.index for key in own]) for it, own in its])
 
 
 class TaskSource(ABC):

@@ -93,9 +93,9 @@ class ParameterServer:
     ) -> tuple[torch.Tensor | None, dict[str, Any]]:
         """The mean over all tasks of what is summed; no vector where all were skipped."""
         tasks = sum(part.tasks for part in contributions)
-        total = torch.tensor(contributions[0].gradient)
+        total = torch.from_numpy(contributions[0].gradient.copy())  # Ray's is read-only
         for part in contributions[1:]:
-            total = total + torch.tensor(part.gradient)
+            total += torch.from_numpy(part.gradient.copy())
         metrics: dict[str, Any] = {
             name: sum(part.metrics[name] for part in contributions) / tasks if tasks else math.nan
             for name in contributions[0].metrics

@@ -21,8 +21,7 @@ from maml_dist.core.learner import Learner
 from maml_dist.core.meta_gradient import MetaGradient, PathScores
 from maml_dist.core.objective import Mode, Objective
 from maml_dist.core.params import Layout
-from maml_dist.core.random import keys
-from maml_dist.core.source import TaskKey, TaskSource
+from maml_dist.core.source import TaskKey, TaskSource, keys_of
 from maml_dist.core.trajectories import Trajectories
 from maml_dist.runtime.memory import keep_freed
 from maml_dist.runtime.rollout_worker import RolloutWorker
@@ -167,7 +166,7 @@ class TaskShard:
         source, number, start = self._work.source, self._tensor(it), self._tensor(meta)
         tasks = [source.sample(key) for key in named]
         seed, split, *_ = named[0]
-        drawn = keys(seed, split, named[0].it, [key.index for key in named]).to(self._device)
+        drawn = keys_of(named).to(self._device)
 
         def adapt(support: tuple[Batch, ...]) -> Trajectories:
             moved = tuple(self._here(batch) for batch in support)
@@ -210,8 +209,7 @@ class TaskShard:
             shown = named[start : start + at_once]
             drawn = [work.source.sample(key) for key in shown]
             collected = work.source.collect(drawn, steps=some)
-            drawn_keys = keys(work.seed, split, 0, [key.index for key in shown])
-            episodes = self._here(collected._replace(key=drawn_keys))
+            episodes = self._here(collected._replace(key=keys_of(shown)))
             scores = self._scores[mode](self._tensor(meta), episodes, self._tensor(it))
             parts.append({name: by[:, : steps + 1].cpu().numpy() for name, by in scores.items()})
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -261,8 +259,7 @@ class TaskShard:
         named = [TaskKey(work.seed, "train", it, index) for it in its for index in own]
         tasks = [work.source.sample(key) for key in named]
         episodes = work.source.collect(tasks, steps=work.learner.steps)
-        drawn = torch.cat([keys(work.seed, "train", it, own) for it in its])
-        return split(self._here(episodes._replace(key=drawn)), len(own))
+        return split(self._here(episodes._replace(key=keys_of(named))), len(own))
 
     def _here(self, data: Tree) -> Tree:
         """Episodes or batches on this shard's device, in its precision."""
@@ -275,8 +272,8 @@ class TaskShard:
     def _tensor(self, value: np.ndarray | int) -> torch.Tensor:
         """A copy, since what Ray hands out is shared and read-only."""
         if isinstance(value, int):
-            return torch.tensor(float(value), device=self._device)
-        return torch.tensor(value, device=self._device, dtype=self._dtype)
+            return torch.full((), float(value), device=self._device)
+        return self._move(torch.from_numpy(value.copy()))  # ten times faster than torch.tensor
 
 
 def _ends(episodes: Episode) -> dict[str, torch.Tensor]:

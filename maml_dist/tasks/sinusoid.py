@@ -5,6 +5,7 @@ Amplitude U[0.1, 5], phase U[0, pi], x U[-5, 5]; mean squared error.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -13,13 +14,23 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from maml_dist.core.episode import Batch, Episode, supervised
-from maml_dist.core.source import Adapt, TaskKey, TaskSource
+from maml_dist.core.random import fold, uniform
+from maml_dist.core.source import Adapt, TaskKey, TaskSource, keys_of
+
+_WAVE = 1 << 32  # the stream of a task's key that draws it; lower ones are the learner's
 
 
 class Wave(NamedTuple):
-    """One task: its curve, and where it is looked at, as it was drawn."""
+    """One task: its curve, and where it is looked at; drawn when it is asked for, many at once."""
 
-    unit: np.ndarray  # uniform in [0, 1): amplitude, phase and [shots + query] inputs
+    key: TaskKey
+    points: int  # shots + query
+
+    @property
+    def unit(self) -> np.ndarray:
+        """What is drawn, uniform in (0, 1): amplitude, phase and [points] inputs."""
+        drawn: np.ndarray = _drawn([self])[0]
+        return drawn
 
     @property
     def amplitude(self) -> float:
@@ -33,7 +44,7 @@ class Wave(NamedTuple):
 
     @property
     def x(self) -> np.ndarray:
-        """The inputs [shots + query], in [-5, 5]."""
+        """The inputs [points], in [-5, 5]."""
         return 10 * self.unit[2:] - 5
 
     def y(self, x: np.ndarray) -> np.ndarray:
@@ -58,12 +69,15 @@ class Sinusoid(TaskSource):
             )
 
     def sample(self, key: TaskKey) -> Wave:
-        """Amplitude, phase and the inputs."""
-        return Wave(key.rng().random(2 + self.shots + self.query))
+        """The wave of this key."""
+        return Wave(key, self.shots + self.query)
 
     def collect(self, tasks: Sequence[Wave], *, steps: int, adapt: Adapt | None = None) -> Episode:
         """The points of each wave, the first `shots` of them for support."""
-        unit = np.stack([task.unit for task in tasks])
+        return self.episode(_drawn(tasks), steps=steps)
+
+    def episode(self, unit: np.ndarray, *, steps: int) -> Episode:
+        """The points of waves as they were drawn, [task, 2 + shots + any number of queries]."""
         amplitude, phase, x = 0.1 + 4.9 * unit[:, :1], np.pi * unit[:, 1:2], 10 * unit[:, 2:] - 5
         y = amplitude * np.sin(x - phase)
         inputs = [x, *np.broadcast_arrays(amplitude, phase, x)[:2]] if self.oracle else [x]
@@ -78,3 +92,9 @@ class Sinusoid(TaskSource):
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
         """Mean squared error."""
         return mse_loss(output, batch.y)
+
+
+def _drawn(waves: Sequence[Wave]) -> np.ndarray:
+    """Uniform numbers [task, 2 + points], those of a wave a pure function of its key."""
+    draw = partial(uniform, shape=(2 + waves[0].points,), dtype=torch.float64)
+    return torch.vmap(draw)(fold(keys_of([wave.key for wave in waves]), _WAVE)).numpy()

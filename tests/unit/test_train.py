@@ -205,20 +205,21 @@ def test_the_command_prints_its_recipes_and_its_configuration(capsys):
     assert "alpha: 0.5" in capsys.readouterr().out
 
 
-SAMPLE = Sinusoid.sample
+COLLECT = Sinusoid.collect
 
 
 class Breaks(Sinusoid):
     """Not a number from iteration 13 on."""
 
-    def sample(self, key):
-        wave = SAMPLE(self, key)
-        broken = key.split == "train" and key.it >= 13
-        return wave._replace(unit=wave.unit * float("nan")) if broken else wave
+    def collect(self, tasks, *, steps, adapt=None):
+        episodes = COLLECT(self, tasks, steps=steps)
+        broken = [key.split == "train" and key.it >= 13 for key, _ in tasks]
+        episodes.query.y[broken] = float("nan")
+        return episodes
 
 
 def test_a_run_that_diverges_keeps_what_it_had(tmp_path, monkeypatch):
-    monkeypatch.setattr("maml_dist.tasks.sinusoid.Sinusoid.sample", Breaks.sample)
+    monkeypatch.setattr("maml_dist.tasks.sinusoid.Sinusoid.collect", Breaks.collect)
     settings = {**SMALL, "iterations": 20, "checkpoint_every": 4}
     with pytest.raises(FloatingPointError, match="iteration 13 is not finite"):
         maml_dist.meta_train("sinusoid", run=tmp_path / "run", **settings)
@@ -229,7 +230,7 @@ def test_a_run_that_diverges_keeps_what_it_had(tmp_path, monkeypatch):
 
 
 def test_or_goes_on_without_the_tasks_that_diverge(tmp_path, monkeypatch):
-    monkeypatch.setattr("maml_dist.tasks.sinusoid.Sinusoid.sample", Breaks.sample)
+    monkeypatch.setattr("maml_dist.tasks.sinusoid.Sinusoid.collect", Breaks.collect)
     settings = {**SMALL, "iterations": 15, "diverged": "skip", "checkpoint_every": 15}
     run = maml_dist.meta_train("sinusoid", run=tmp_path / "run", **settings)
     assert run.finished

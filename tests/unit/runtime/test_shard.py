@@ -95,9 +95,10 @@ def test_scores_are_those_of_a_hand_written_loop():
 class Poisoned(Sinusoid):
     """Task 4 of every meta-batch is not a number."""
 
-    def sample(self, key):
-        wave = super().sample(key)
-        return wave._replace(unit=wave.unit * float("nan")) if key.index == 4 else wave
+    def collect(self, tasks, *, steps, adapt=None):
+        episodes = super().collect(tasks, steps=steps)
+        episodes.query.y[[wave.key.index == 4 for wave in tasks]] = float("nan")
+        return episodes
 
 
 def test_the_task_that_is_not_finite_is_named():
