@@ -35,7 +35,8 @@ from benchmarks.peer_process import LIBRARIES, First, Process, missing  # noqa: 
 
 OURS, BY_HAND = "maml_dist", "pytorch"
 TORCH_PEERS = (BY_HAND, "learn2learn", "higher", "torchopt")
-FIRST_LOSS_AGREES = 1e-4  # relative, in float32
+# The first loss, relative, in float32: rounded differently, D's moves by 1e-4 in five steps.
+FIRST_LOSS_AGREES = 1e-3
 # Where a ReLU's input, or the larger of two pixels to pool, rounds to the other side, a task's
 # meta-gradient jumps: by half a percent on B, by 6% on D (in float64, inputs moved by 1e-7).
 # Without second order it is 20% (A) to 90% (B) away. At tiny shapes the tests ask for 1e-4.
@@ -52,9 +53,14 @@ def main() -> None:
     """Measure, print, draw."""
     options = parse()
     results: dict[str, Any] = {"threads": options.threads, "rows": []}
+    failed = []  # a workload that cannot be compared loses no other's rows
     with tempfile.TemporaryDirectory() as folder:
         for name in options.workloads:
-            rows = compare(name, options, Path(folder))
+            try:
+                rows = compare(name, options, Path(folder))
+            except SystemExit as error:
+                failed.append(str(error))
+                continue
             results["rows"] += rows
             if not options.json:
                 show(WORKLOADS[name], name, rows)
@@ -68,6 +74,8 @@ def main() -> None:
         from benchmarks.peer_picture import draw
 
         draw(results, options.picture)
+    if failed:
+        raise SystemExit("\n".join(failed))
 
 
 def parse() -> argparse.Namespace:

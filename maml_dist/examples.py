@@ -59,7 +59,8 @@ def waves(drawn: Sequence[Drawn]) -> Picture | None:
 def _wave(axes: Axes, model: Adaptable, source: Sinusoid, key: TaskKey, *, steps: int) -> None:
     """The true curve of one task, its support points, and the curves after 0, 1 and all steps."""
     wave, grid = source.sample(key), np.linspace(-5, 5, 201)
-    unit = np.concatenate([wave.unit[: 2 + source.shots], (grid + 5) / 10])  # the queries: all of it
+    drawn = wave.unit[: 2 + source.shots]
+    unit = np.concatenate([drawn, (grid + 5) / 10])  # the queries: all of it
     support, query = _one_task(source.episode(unit[None], steps=1))
     axes.plot(grid, query.y, color="0.75", linewidth=4, label="true curve")
     for k, (colour, style) in zip(sorted({0, min(1, steps), steps}), LINES, strict=False):
