@@ -19,8 +19,8 @@ from maml_dist.core.episode import Batch, Episode, all_keyed, keyed
 from maml_dist.core.inner import Loss, State
 from maml_dist.core.params import Params
 
-# On-policy: candidates of stacked tasks, each value [task, …, *its shape], and the stage (steps made
-# before) -> their losses [task, …], minus the mean return.
+# On-policy: candidates of stacked tasks, each value [task, …, *its shape], and the stage (steps
+# made before) -> their losses [task, …], minus the mean returns.
 Score = Callable[[Params, int], Tensor]
 
 

@@ -23,10 +23,9 @@ class RayShard(TaskShard):
         import ray
 
         given: Work = ray.get(work[0])
-        roll, returns = (partial(on, workers) if workers else None for on in (roll_on, returns_on))
-        super().__init__(
-            given, rank=rank, shards=shards, device=device, roll=roll, returns=returns
-        )
+        roll = partial(roll_on, workers) if workers else None
+        returns = partial(returns_on, workers) if workers else None
+        super().__init__(given, rank=rank, shards=shards, device=device, roll=roll, returns=returns)
         self._listens = True
 
     def gradient(self, meta: np.ndarray, it: int, at: np.ndarray | None = None) -> Contribution:

@@ -76,7 +76,7 @@ class ByScores:
 
     def live(self, meta: Tensor, named: Sequence[TaskKey], *, steps: int) -> Episode:
         """Episodes of the policies that meta [size] adapts to, after 0 … steps steps."""
-        (params, _), key, score = self._split(meta), _keys(named, meta.device), self._score(named)
+        (params, _), score, key = self._split(meta), self._score(named), _keys(named, meta)
         start = {name: value.expand(len(named), 1, *value.shape) for name, value in params.items()}
         path, lived = [], []
         for phi in self._learner.path_by_scores(score, start, key, steps=steps):
@@ -87,7 +87,7 @@ class ByScores:
 
     def gradient(self, meta: Tensor, named: Sequence[TaskKey]) -> tuple[Summed, Episode]:
         """The summed meta-gradient at meta [size], and the episodes of what meta adapts to."""
-        (params, kept), key, score = self._split(meta), _keys(named, meta.device), self._score(named)
+        (params, kept), score, key = self._split(meta), self._score(named), _keys(named, meta)
         slopes, path = self._learner.gradient_by_scores(score, params, key)
         slopes |= {name: value.expand(len(named), *value.shape) for name, value in kept.items()}
         gradients = torch.cat([slopes[name].flatten(1) for name in self._into.names], 1)
@@ -133,7 +133,7 @@ class ByScores:
         return episodes._replace(scores=scores), torch.stack(losses, 1)
 
 
-def _keys(named: Sequence[TaskKey], device: torch.device) -> Tensor:
-    """The random keys [task] of tasks of one iteration."""
+def _keys(named: Sequence[TaskKey], meta: Tensor) -> Tensor:
+    """The random keys [task] of tasks of one iteration, where meta is."""
     seed, split, it, _ = named[0]
-    return keys(seed, split, it, [key.index for key in named]).to(device)
+    return keys(seed, split, it, [key.index for key in named]).to(meta.device)

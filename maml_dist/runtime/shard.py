@@ -97,15 +97,11 @@ class TaskShard:
         self._adapted = Adapted(engine, work.learner, objective, into=work.layout)
         alone = RolloutWorker(work.source, work.model, environments=work.environments)
         self._roll = roll or alone.here
-        self._by_scores = ByScores(
-            work.source,
-            work.learner,
-            roll=self._roll,
-            returns=returns or alone.returns,
-            into=work.layout,
-            kept=objective.kept,
-        )
-        self._scored = work.source.on_policy and work.learner.by_scores
+        self._by_scores: ByScores | None = None
+        if work.source.on_policy and work.learner.by_scores:
+            acts = {"roll": self._roll, "returns": returns or alone.returns}
+            into, kept = work.layout, objective.kept
+            self._by_scores = ByScores(work.source, work.learner, into=into, kept=kept, **acts)
         self._seen: tuple[int, np.ndarray, Episode] | None = None  # on-policy: the last episodes
 
     def gradient(self, meta: np.ndarray, it: int, at: np.ndarray | None = None) -> Contribution:
@@ -120,7 +116,7 @@ class TaskShard:
             FloatingPointError: a task's loss or gradient is not finite, and is not to be skipped.
         """
         point = self._tensor(meta if at is None else at)
-        if self._scored:
+        if self._by_scores:
             (gradient, fine, metrics), episodes = self._by_scores.gradient(point, self._named(it))
         else:
             episodes = self._episodes(it, meta)
@@ -177,7 +173,7 @@ class TaskShard:
     def live(self, meta: np.ndarray, named: Sequence[TaskKey], it: int, *, steps: int) -> Episode:
         """On-policy: episodes of policies that adapt to them, stage by stage, at meta [size]."""
         source, number, start = self._work.source, self._tensor(it), self._tensor(meta)
-        if self._scored:
+        if self._by_scores:
             return self._by_scores.live(start, named, steps=steps)
         tasks = [source.sample(key) for key in named]
         seed, split, *_ = named[0]
