@@ -12,6 +12,7 @@ pytestmark = pytest.mark.ray
 SMALL = {"iterations": 3, "meta_batch": 6, "checkpoint_every": 1, "validation_tasks": 4}
 SMALL |= {"test_steps": 2, "task.episodes": 4, "task.horizon": 10, "progress": False, "seed": 3}
 EVOLVED = {**SMALL, "iterations": 2, "num_perturbations": 3, "num_inner_perturbations": 2}
+EVOLVED |= {"hidden": [9]}
 
 
 def weights(run):

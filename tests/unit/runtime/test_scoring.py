@@ -122,10 +122,13 @@ def test_all_steps_lived_are_counted():
     assert shard.gradient(meta.numpy(), 0).metrics["steps/after"] == 4 * 10 * (5 * 6 + 4 + 2)
 
 
+@pytest.mark.parametrize("hidden", [(), (9,)])
 @pytest.mark.parametrize("episodes", [1, 4])
 @pytest.mark.parametrize("counts", [(1, 10), (4, 4, 3)])
-def test_the_returns_of_candidates_do_not_depend_on_their_number_to_the_bit(episodes, counts):
-    source, model = Navigation(episodes=episodes, horizon=20), GaussianPolicy(2, 2, hidden=(9,))
+def test_the_returns_of_candidates_do_not_depend_on_their_number_to_the_bit(
+    hidden, episodes, counts
+):
+    source, model = Navigation(episodes=episodes, horizon=20), GaussianPolicy(2, 2, hidden=hidden)
     tasks = [source.sample(TaskKey(0, "train", 0, index % 3)) for index in range(11)]
     weights = {
         name: np.random.default_rng(0).normal(size=(11, *p.shape)).astype(np.float32)
