@@ -99,9 +99,14 @@ class TaskShard:
         self._roll = roll or alone.here
         self._by_scores: ByScores | None = None
         if work.source.on_policy and work.learner.by_scores:
-            acts = {"roll": self._roll, "returns": returns or alone.returns}
-            into, kept = work.layout, objective.kept
-            self._by_scores = ByScores(work.source, work.learner, into=into, kept=kept, **acts)
+            self._by_scores = ByScores(
+                work.source,
+                work.learner,
+                roll=self._roll,
+                returns=returns or alone.returns,
+                into=work.layout,
+                kept=objective.kept,
+            )
         self._seen: tuple[int, np.ndarray, Episode] | None = None  # on-policy: the last episodes
 
     def gradient(self, meta: np.ndarray, it: int, at: np.ndarray | None = None) -> Contribution:

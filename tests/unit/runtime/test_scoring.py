@@ -146,3 +146,21 @@ def test_the_returns_of_candidates_do_not_depend_on_their_number_to_the_bit(
     rolled = RolloutWorker(source, model).here(tensors, tasks, stage=1)
     np.testing.assert_allclose(whole[0], rolled.rewards.sum(2).mean(1), rtol=1e-5)
     np.testing.assert_array_equal(whole[1], rolled.mask.sum((1, 2)))
+
+
+def test_a_policy_that_walks_to_where_its_bias_says_finds_the_goal():
+    source, model = Navigation(episodes=1), GaussianPolicy(2, 2, hidden=(), log_std=-3.0)
+    with torch.no_grad():
+        model.mean[0].weight.copy_(-5 * torch.eye(2))  # rests at bias / 5
+    params = {name: p.detach() for name, p in model.named_parameters()}
+    learner = ESMAML(
+        alpha=0.15, inner_sigma=2.0, num_inner_perturbations=10, adapted=("mean.0.bias",)
+    )
+    meta, into = flatten(params).numpy(), layout(params)
+    work = Work(source, model, learner, Engine(running="eager"), into, 0, 1, len(meta))
+    found = TaskShard(work, rank=0, shards=1).scores(meta, 0, split="test", tasks=16, steps=3)
+    goals = [source.sample(TaskKey(0, "test", 0, index)).value for index in range(16)]
+    away = np.linalg.norm(goals, axis=1)
+    np.testing.assert_allclose(found["return"][:, 0], -100 * away, rtol=0.1)  # stays at the start
+    means = found["return"].mean(0)
+    assert (means[1:] > means[:-1]).all() and means[3] > 0.2 * means[0]
