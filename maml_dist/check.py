@@ -30,7 +30,6 @@ from maml_dist.core.random import keys
 from maml_dist.core.source import Adapt, TaskKey
 from maml_dist.core.trajectories import Trajectories
 from maml_dist.experiment import Experiment
-from maml_dist.learners.evolution import ESMAML
 from maml_dist.runtime.rollout_worker import RolloutWorker
 
 TRACED_LIKE_EAGER = 1e-3  # relative; rounding moves float32 far less, a baked-in number far more
@@ -49,11 +48,9 @@ def check(experiment: Experiment, meta: Params) -> None:
             f"outer={type(experiment.outer).__name__}: needs the policies of rollouts, and "
             f"task={type(source).__name__} has none; use maml_dist.core.outer.Adam"
         )
-    if source.on_policy and isinstance(experiment.learner, ESMAML):
-        raise ValueError(
-            "learner=ESMAML: scores stored examples, and rollouts must be lived anew with every "
-            "candidate, which it does not do; use a learner that adapts by gradients (MAML)"
-        )
+    scored = source.on_policy and experiment.learner.by_scores
+    if scored:
+        _refuse_derivatives(experiment)
     for split in ("val", "test"):
         source.sample(TaskKey(experiment.seed, split, 0, 0))
     stacked = _episodes(experiment, max(1, experiment.learner.steps), 0)
@@ -82,7 +79,8 @@ def check(experiment: Experiment, meta: Params) -> None:
         raise ValueError(f"the task's score has no {source.metric!r}, which is its metric")
     if experiment.learner.second_order:
         _refuse_wrong_second_derivative(experiment.learner, objective, params, support)
-    _differentiate(experiment, meta)
+    if not scored:
+        _differentiate(experiment, meta)
 
 
 def decide(experiment: Experiment, meta: Params, device: str) -> Engine:
@@ -100,8 +98,28 @@ def decide(experiment: Experiment, meta: Params, device: str) -> Engine:
         experiment.learner,
         device,
         on_policy=experiment.task.on_policy,
-        peak=peak,
+        peak=None if experiment.task.on_policy and experiment.learner.by_scores else peak,
     )
+
+
+def _refuse_derivatives(experiment: Experiment) -> None:
+    """Of policies that a learner knows by their returns alone."""
+    outer, kind = experiment.outer, type(experiment.learner).__name__
+    if outer.on_policy:
+        raise ValueError(
+            f"outer={type(outer).__name__}: needs derivatives of the policies, and learner={kind} "
+            "takes none; use maml_dist.core.outer.Adam"
+        )
+    if outer.epochs > 1:
+        raise ValueError(
+            f"outer.epochs={outer.epochs}: must be 1 with learner={kind}, which has no episodes to "
+            "use again"
+        )
+    if experiment.task.penalty:
+        raise ValueError(
+            f"task.policy_gradient.penalty={experiment.task.penalty}: must be 0 with "
+            f"learner={kind}, which takes no derivatives of the policies"
+        )
 
 
 def _output(objective: Objective, params: Params, batch: Batch, name: str) -> Tensor:

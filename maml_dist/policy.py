@@ -1,12 +1,19 @@
 """Policy: a trained run of a policy that acts, and adapts in an environment of the user's."""
 
+import copy
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from maml_dist.adaptable import Adaptable
+from maml_dist.core.params import layout
+from maml_dist.core.random import keys
+from maml_dist.core.source import TaskKey
 from maml_dist.core.trajectories import Trajectories
+from maml_dist.runtime.rollout_worker import RolloutWorker, Weights
+from maml_dist.runtime.scoring import Returns, Scoring
 from maml_dist.tasks.rollout import Goal, Rollouts
 
 
@@ -42,7 +49,8 @@ class Policy(Adaptable):
     ) -> "Policy":
         """A copy of this policy that has adapted in an environment; itself is unchanged.
 
-        Every step acts for as many episodes, each of at most as many steps, as a task in training.
+        Every step acts for as many episodes, each of at most as many steps, as a task in training;
+        a learner that compares returns lives as many with every candidate.
 
         Args:
             env: a Gymnasium environment whose observations are those of the task source. Actions
@@ -53,6 +61,9 @@ class Policy(Adaptable):
         Raises:
             ValueError: the environment's observations are not those that the policy takes.
         """
+        if self._learner.by_scores:
+            task = Goal(TaskKey(seed, "adapt", 0, 0), ())
+            return self._climbed(self._returns_in(env, seed), task, steps)
         adapted = self
         for step in range(steps):
             rolled = adapted._live(env, np.random.default_rng([seed, step]))
@@ -61,6 +72,8 @@ class Policy(Adaptable):
 
     def learn(self, task: Goal, *, steps: int = 1) -> "Policy":
         """A copy of this policy that has adapted to a task of its own task source."""
+        if self._learner.by_scores:
+            return self._climbed(RolloutWorker(self._source, self).returns, task, steps)
         adapted = self
         for stage in range(steps):
 
@@ -79,6 +92,34 @@ class Policy(Adaptable):
         moved = self._adapted(batch.x[0], y, steps=1, done=step)
         assert isinstance(moved, Policy)
         return moved
+
+    def _climbed(self, returns: Returns, task: Goal, steps: int) -> "Policy":
+        """A copy that has adapted by the returns of candidates."""
+        named = dict(self.named_parameters())
+        start = {name: named[name].detach()[None, None] for name in self._meta}
+        score = Scoring(returns, [task], into=layout(self._meta))
+        seed, split, it, index = task.key
+        key = keys(seed, split, it, [index]).to(next(self.parameters()).device)
+        *_, phi = self._learner.path_by_scores(score, start, key, steps=steps)
+        adapted = copy.deepcopy(self)
+        adapted.load_state_dict({name: value[0, 0] for name, value in phi.items()}, strict=False)
+        return adapted
+
+    def _returns_in(self, env: Any, seed: int) -> Returns:
+        """What gives the returns of candidates in an environment; all meet the same by chance."""
+
+        trial = copy.deepcopy(self)
+
+        def returns(weights: Weights, tasks: Sequence[Goal], *, stage: int) -> np.ndarray:
+            found = []
+            for row in range(len(tasks)):
+                own = {name: torch.tensor(value[row]) for name, value in weights.items()}
+                trial.load_state_dict(own, strict=False)
+                rolled = trial._live(env, np.random.default_rng([seed, stage]))
+                found.append([rolled.rewards.double().sum(2).mean(), rolled.mask.double().sum()])
+            return np.array(found).T
+
+        return returns
 
     def _noise(self, generator: np.random.Generator, output: torch.Tensor) -> torch.Tensor:
         shape = tuple(output.shape[:-1])

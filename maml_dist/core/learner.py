@@ -8,7 +8,7 @@ A learner's fields are its hyperparameters. It sees one task: no function here h
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,10 @@ from torch.func import grad_and_value
 from maml_dist.core.episode import Batch, Episode, all_keyed, keyed
 from maml_dist.core.inner import Loss, State
 from maml_dist.core.params import Params
+
+# On-policy: candidates of stacked tasks, each value [task, …, *its shape], and the stage (steps
+# made before) -> their losses [task, …], minus the mean returns.
+Score = Callable[[Params, int], Tensor]
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,35 @@ class Learner(ABC):
         """Whether second derivatives of the loss are taken."""
         own = type(self).gradient is not Learner.gradient
         return self.differentiates and not own and self.steps > 0
+
+    @property
+    def by_scores(self) -> bool:
+        """Whether on-policy tasks are learned from the losses of candidates, not from episodes."""
+        return type(self).gradient_by_scores is not Learner.gradient_by_scores
+
+    def path_by_scores(
+        self, score: Score, phi: Params, key: Tensor, *, steps: int, done: int = 0
+    ) -> Iterator[Params]:
+        """The inner loop of many candidates: phi_0 … phi_K, each value [task, candidate, …].
+
+        Args:
+            score: gives the losses of candidates.
+            phi: where each candidate starts.
+            key: the random key of each task [task]; its candidates share what is drawn.
+            steps: inner steps K to make.
+            done: how many were made before.
+        """
+        raise NotImplementedError
+
+    def gradient_by_scores(
+        self, score: Score, meta: Params, key: Tensor
+    ) -> tuple[Params, list[Params]]:
+        """The meta-gradient of each of stacked tasks, each value [task, …], from losses alone.
+
+        Returns:
+            The gradients, and what meta itself adapts to: phi_0 … phi_K, each value [task, …].
+        """
+        raise NotImplementedError
 
     def path(
         self,

@@ -6,11 +6,14 @@
 
 ES estimates, unbiased, the gradient of E F(w + sigma g), which exists where that of F does not.
 Hill climbing instead keeps the best of phi_k and phi_k ± sigma g_i.
-Legend: pair = antithetic pairs of candidates, size = elements of the flat centre.
+On policies the losses are minus returns: every candidate lives its own episodes. Candidates of a
+task share their random numbers, so that chance cancels in differences.
+Legend: pair = antithetic pairs of candidates, size = elements of the flat centre, task.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -19,7 +22,7 @@ from torch.func import vmap
 
 from maml_dist.core.episode import Batch, Episode, keyed
 from maml_dist.core.inner import Descent, Loss, Rule, State, adapting, check_patterns
-from maml_dist.core.learner import Learner
+from maml_dist.core.learner import Learner, Score
 from maml_dist.core.params import Layout, Params, flatten, layout, unflatten
 from maml_dist.core.random import fold, normal
 
@@ -43,7 +46,7 @@ class ESMAML(Learner):
     inner: Rule = Descent()  # how the inner estimate becomes a direction
     shaping: Literal["none", "ranks"] = "none"  # of the query losses: as they are, centred ranks
     adapted: tuple[str, ...] = ("*",)  # patterns of the parameters that adapt; the rest stay
-    chunk: int | None = None  # candidates at once, outside and inside; null: all; 1: no vmap
+    chunk: int | None = None  # stored examples: candidates at once; null: all; 1: no vmap
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -100,11 +103,8 @@ class ESMAML(Learner):
         offsets = _offsets(centre, batch.key, self.num_inner_perturbations, self.inner_sigma)
         losses = _losses(objective, centre, offsets, batch, chunk=self.chunk)
         if self.adaptation == "hill-climb":
-            return {**phi, **_best(losses, objective(centre, batch), centre, offsets)}, state
-        slope = _slope(losses, offsets, self.inner_sigma, into=layout(centre))
-        direction, state = self.inner.direction(slope, state, k)
-        moved = {name: phi[name] - self.alpha * along for name, along in direction.items()}
-        return {**phi, **moved}, state
+            losses = torch.cat([losses, objective(centre, batch).unsqueeze(0)])
+        return self._moved(phi, state, losses, offsets, k)
 
     def gradient(
         self, loss: Loss, query_loss: Loss, meta: Params, episode: Episode, it: Tensor
@@ -133,6 +133,67 @@ class ESMAML(Learner):
         unseen = keyed(support[0], key, start) if support else query
         metrics = {"loss/before": loss(meta, unseen), "loss/after": after(meta, *support, query)}
         return _slope(losses, offsets, self.sigma, into=layout(meta)), metrics
+
+    def path_by_scores(
+        self, score: Score, phi: Params, key: Tensor, *, steps: int, done: int = 0
+    ) -> Iterator[Params]:
+        """As `path`, of many candidates: those of a task move by the same perturbations."""
+        _, state = vmap(vmap(self.start))(phi)
+        yield phi
+        draw = partial(_offsets, pairs=self.num_inner_perturbations, sigma=self.inner_sigma)
+        for number in range(done, done + steps):
+            k = torch.full((), number, device=key.device)
+            centre = adapting(phi, self.adapted)
+            one = {name: value[0, 0] for name, value in centre.items()}
+            offsets = vmap(draw, in_dims=(None, 0))(one, fold(key, 2 * number))  # as `keyed` does
+            tried = [offsets, -offsets]
+            if self.adaptation == "hill-climb":
+                tried.append(torch.zeros_like(offsets[:, :1]))  # the centre
+            around = torch.cat(tried, 1)
+            same = {
+                name: value.unsqueeze(2).expand(-1, -1, around.shape[1], *value.shape[2:])
+                for name, value in phi.items()
+            }
+            moved = vmap(vmap(_around, in_dims=(0, None)))(centre, around)
+            losses = score({**same, **moved}, number)
+            move = vmap(vmap(partial(self._moved, k=k), in_dims=(0, 0, 0, None)))
+            phi, state = move(phi, state, losses, offsets)
+            yield phi
+
+    def gradient_by_scores(
+        self, score: Score, meta: Params, key: Tensor
+    ) -> tuple[Params, list[Params]]:
+        """As `gradient`, of stacked tasks; meta itself is the last of a task's candidates."""
+        draw = partial(_offsets, meta, pairs=self.num_perturbations, sigma=self.sigma)
+        offsets = vmap(draw)(key)
+        around = torch.cat([offsets, -offsets, torch.zeros_like(offsets[:, :1])], 1)
+        start = vmap(partial(_around, meta))(around)
+        path = []
+        for phi in self.path_by_scores(score, start, key, steps=self.steps):
+            path.append({name: value[:, -1] for name, value in phi.items()})
+        losses = score({name: value[:, :-1] for name, value in phi.items()}, self.steps)
+        if self.shaping == "ranks":
+            losses = vmap(_centred_ranks)(losses)
+        slope = partial(_slope, sigma=self.sigma, into=layout(meta))
+        return vmap(slope)(losses, offsets), path
+
+    def _moved(
+        self, phi: Params, state: State, losses: Tensor, offsets: Tensor, k: Tensor
+    ) -> tuple[Params, State]:
+        """After one step by the losses [2 pair], and climbing by that of the centre, the last."""
+        centre = adapting(phi, self.adapted)
+        if self.adaptation == "hill-climb":
+            return {**phi, **_best(losses[:-1], losses[-1], centre, offsets)}, state
+        slope = _slope(losses, offsets, self.inner_sigma, into=layout(centre))
+        direction, state = self.inner.direction(slope, state, k)
+        moved = {name: phi[name] - self.alpha * along for name, along in direction.items()}
+        return {**phi, **moved}, state
+
+
+def _around(centre: Params, offsets: Tensor) -> Params:
+    """The candidates at centre + offsets [candidate, size]: each value [candidate, …]."""
+    candidates: Params = vmap(partial(unflatten, into=layout(centre)))(flatten(centre) + offsets)
+    return candidates
 
 
 def _offsets(centre: Params, key: Tensor | None, pairs: int, sigma: float) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 
 from maml_dist.core.params import Params
 from maml_dist.core.trajectories import Trajectories
-from maml_dist.runtime.rollout_worker import RolloutWorker
+from maml_dist.runtime.rollout_worker import RolloutWorker, Weights
 from maml_dist.runtime.shard import Contribution, TaskShard, Work
 
 
@@ -22,8 +22,10 @@ class RayShard(TaskShard):
     ) -> None:
         import ray
 
+        given: Work = ray.get(work[0])
         roll = partial(roll_on, workers) if workers else None
-        super().__init__(ray.get(work[0]), rank=rank, shards=shards, device=device, roll=roll)
+        returns = partial(returns_on, workers) if workers else None
+        super().__init__(given, rank=rank, shards=shards, device=device, roll=roll, returns=returns)
         self._listens = True
 
     def gradient(self, meta: np.ndarray, it: int, at: np.ndarray | None = None) -> Contribution:
@@ -50,14 +52,29 @@ class RayWorker(RolloutWorker):
 
 def roll_on(workers: list[Any], policies: Params, tasks: Sequence[Any], *, stage: int) -> Any:
     """What the policies do, whole tasks a worker."""
+    weights = {name: value.numpy() for name, value in policies.items()}
+    parts = zip(*_asked(workers, "roll", weights, tasks, stage), strict=True)
+    return Trajectories(*(torch.from_numpy(np.concatenate(part)) for part in parts))
+
+
+def returns_on(
+    workers: list[Any], weights: Weights, tasks: Sequence[Any], *, stage: int
+) -> np.ndarray:
+    """The returns of candidates, whole candidates a worker: only these and the weights travel."""
+    return np.concatenate(_asked(workers, "returns", weights, tasks, stage), 1)
+
+
+def _asked(
+    workers: list[Any], method: str, weights: Weights, tasks: Sequence[Any], stage: int
+) -> list[Any]:
+    """The workers' answers, each for its share of the tasks."""
     import ray
 
     shares = [part for part in np.array_split(np.arange(len(tasks)), len(workers)) if len(part)]
     asked = []
     for worker, share in zip(workers, shares, strict=False):
-        weights = {
-            name: value[share[0] : share[-1] + 1].numpy() for name, value in policies.items()
-        }
-        asked.append(worker.roll.remote(weights, [tasks[i] for i in share], stage=stage))
-    parts = zip(*ray.get(asked), strict=True)
-    return Trajectories(*(torch.from_numpy(np.concatenate(part)) for part in parts))
+        own = {name: value[share[0] : share[-1] + 1] for name, value in weights.items()}
+        call = getattr(worker, method)
+        asked.append(call.remote(own, [tasks[i] for i in share], stage=stage))
+    answers: list[Any] = ray.get(asked)
+    return answers

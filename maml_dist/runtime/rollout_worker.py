@@ -4,7 +4,7 @@ It holds nothing but the task source and the model: given policies, tasks and th
 adapted so far, it always gives the same trajectories, so a lost one is replaced and asked again.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,8 @@ from maml_dist.core.trajectories import Trajectories
 
 Weights = dict[str, np.ndarray]  # of stacked tasks, each [task, …]
 
+CANDIDATES = 2048  # environments of candidates at once, unless said; keeps caches and memory small
+
 
 class RolloutWorker:
     """Rolls policies out, on a CPU and in float32."""
@@ -29,8 +31,8 @@ class RolloutWorker:
     ) -> None:
         """`environments`: simulated at once at the most (whole tasks); all if None."""
         self._source: Any = source
-        each = getattr(source, "episodes", 1)
-        self._at_once = None if environments is None else max(1, environments // each)
+        self._each = getattr(source, "episodes", 1)
+        self._at_once = None if environments is None else max(1, environments // self._each)
         objective = Objective(model, source)
         self._names: tuple[str, ...] = ()
 
@@ -52,11 +54,26 @@ class RolloutWorker:
         rolled = self.here(tensors, tasks, stage=stage)
         return Trajectories(*(part.numpy() for part in rolled))  # type: ignore[arg-type]
 
+    def returns(self, weights: Weights, tasks: Sequence[Any], *, stage: int) -> np.ndarray:
+        """The mean return of each policy's episodes, and the steps that it lives: [2, task]."""
+        tensors = {name: torch.tensor(value) for name, value in weights.items()}
+        many = self._at_once or max(1, CANDIDATES // self._each)
+        parts = [
+            torch.stack([rolled.rewards.double().sum(2).mean(1), rolled.mask.double().sum((1, 2))])
+            for rolled in self._rolled(tensors, tasks, stage=stage, many=many)
+        ]
+        return torch.cat(parts, 1).numpy()
+
     def here(self, policies: Params, tasks: Sequence[Any], *, stage: int) -> Trajectories:
-        """The same with tensors, for whoever is in this process."""
+        """The same as `roll` with tensors, for whoever is in this process."""
+        parts = self._rolled(policies, tasks, stage=stage, many=self._at_once or len(tasks))
+        return Trajectories(*map(torch.cat, zip(*parts, strict=True)))
+
+    def _rolled(
+        self, policies: Params, tasks: Sequence[Any], *, stage: int, many: int
+    ) -> Iterator[Trajectories]:
+        """What they do, so many tasks at once."""
         self._names = tuple(policies)
-        many = self._at_once or len(tasks)
-        parts = []
         for start in range(0, len(tasks), many):
             some = slice(start, start + many)
             values = [value.detach()[some].float().contiguous() for value in policies.values()]
@@ -65,5 +82,5 @@ class RolloutWorker:
                 outputs: Tensor = self._outputs(observations, *values)
                 return outputs
 
-            parts.append(self._source.roll(policy, tasks[some], stage=stage))
-        return Trajectories(*map(torch.cat, zip(*parts, strict=True)))
+            rolled: Trajectories = self._source.roll(policy, tasks[some], stage=stage)
+            yield rolled

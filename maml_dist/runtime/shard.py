@@ -6,7 +6,7 @@ gives the same bits.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple, get_args
 
@@ -25,13 +25,12 @@ from maml_dist.core.source import TaskKey, TaskSource, keys_of
 from maml_dist.core.trajectories import Trajectories
 from maml_dist.runtime.memory import keep_freed
 from maml_dist.runtime.rollout_worker import RolloutWorker
+from maml_dist.runtime.scoring import ByScores, Returns, Roll
 
 QUICK = 0.005  # seconds within which a meta-batch is collected inline
 AT_ONCE = 16  # iterations collected together at the most
 BLOCK = 20_000  # input numbers collected together, about
 SCORED_AT_ONCE = 4_000_000  # input numbers of held-out tasks in one vmap; bounds memory
-
-Roll = Callable[..., Trajectories]  # (policies [task, …], tasks, stage=) -> what they do
 
 
 class Contribution(NamedTuple):
@@ -70,8 +69,9 @@ class TaskShard:
         shards: int,
         device: str = "cpu",
         roll: Roll | None = None,
+        returns: Returns | None = None,
     ) -> None:
-        """`roll` acts in the environments; where there is none, the shard does it itself."""
+        """`roll` and `returns` act in the environments; without, the shard does it itself."""
         self._work = work
         self._rank = rank
         self._shards = shards
@@ -96,6 +96,16 @@ class TaskShard:
         self._adapted = Adapted(engine, work.learner, objective, into=work.layout)
         alone = RolloutWorker(work.source, work.model, environments=work.environments)
         self._roll = roll or alone.here
+        self._by_scores: ByScores | None = None
+        if work.source.on_policy and work.learner.by_scores:
+            self._by_scores = ByScores(
+                work.source,
+                work.learner,
+                roll=self._roll,
+                returns=returns or alone.returns,
+                into=work.layout,
+                kept=objective.kept,
+            )
         self._seen: tuple[int, np.ndarray, Episode] | None = None  # on-policy: the last episodes
 
     def gradient(self, meta: np.ndarray, it: int, at: np.ndarray | None = None) -> Contribution:
@@ -109,9 +119,12 @@ class TaskShard:
         Raises:
             FloatingPointError: a task's loss or gradient is not finite, and is not to be skipped.
         """
-        episodes = self._episodes(it, meta)
         point = self._tensor(meta if at is None else at)
-        gradient, fine, metrics = self._gradient(point, episodes, self._tensor(it))
+        if self._by_scores:
+            (gradient, fine, metrics), episodes = self._by_scores.gradient(point, self._named(it))
+        else:
+            episodes = self._episodes(it, meta)
+            gradient, fine, metrics = self._gradient(point, episodes, self._tensor(it))
         if penalty := self._work.source.penalty:
             departure = self._adapted.departure(point, episodes, self._tensor(it))
             gradient = gradient + penalty * departure
@@ -164,6 +177,8 @@ class TaskShard:
     def live(self, meta: np.ndarray, named: Sequence[TaskKey], it: int, *, steps: int) -> Episode:
         """On-policy: episodes of policies that adapt to them, stage by stage, at meta [size]."""
         source, number, start = self._work.source, self._tensor(it), self._tensor(meta)
+        if self._by_scores:
+            return self._by_scores.live(start, named, steps=steps)
         tasks = [source.sample(key) for key in named]
         seed, split, *_ = named[0]
         drawn = keys_of(named).to(self._device)
@@ -221,13 +236,15 @@ class TaskShard:
     def _tasks(self) -> range:
         return range(self._rank, self._work.meta_batch, self._shards)
 
+    def _named(self, it: int) -> list[TaskKey]:
+        return [TaskKey(self._work.seed, "train", it, index) for index in self._tasks()]
+
     def _episodes(self, it: int, meta: np.ndarray) -> Episode:
         """The episodes of `it`; on-policy, those that the policies of `meta` live through."""
         if not self._work.source.on_policy:
             return self._given(it)
         if self._seen is None or self._seen[0] != it or not np.array_equal(self._seen[1], meta):
-            named = [TaskKey(self._work.seed, "train", it, index) for index in self._tasks()]
-            episodes = self.live(meta, named, it, steps=self._work.learner.steps)
+            episodes = self.live(meta, self._named(it), it, steps=self._work.learner.steps)
             self._seen = it, np.array(meta), episodes
         return self._seen[2]
 

@@ -186,10 +186,15 @@ class Rollouts(TaskSource):
         """Of every action: normal [task, time, episode, act]; discrete: uniform, without act."""
         shape = (len(tasks), self.horizon, self.episodes)
         noise = np.empty(shape if self.discrete else (*shape, self.actions), np.float32)
+        known: dict[TaskKey, np.ndarray] = {}  # the candidates of a task share it
         for task, drawn in zip(tasks, noise, strict=True):
+            if task.key in known:
+                drawn[:] = known[task.key]
+                continue
             rng = task.key.rng(2 * stage + 2)
             draw = rng.random if self.discrete else rng.standard_normal
             draw(out=drawn, dtype=np.float32)
+            known[task.key] = drawn
         return torch.from_numpy(noise)
 
 

@@ -16,6 +16,10 @@ LEARNERS = {
     "sinusoid-reptile": {"steps": 3},
     "sinusoid-imaml": {"steps": 2},
     "sinusoid-es": {"num_perturbations": 4, "num_inner_perturbations": 4},
+    "navigation-es": {
+        **{"num_perturbations": 4, "num_inner_perturbations": 4},
+        **{"task.episodes": 1, "task.horizon": 5},
+    },
     "knapsack-es": {"num_perturbations": 4, "num_inner_perturbations": 4},
 }
 SMALL = {"iterations": 5, "checkpoint_every": 5, "meta_batch": 6, "local": True, "progress": False}

@@ -11,6 +11,8 @@ pytestmark = pytest.mark.ray
 
 SMALL = {"iterations": 3, "meta_batch": 6, "checkpoint_every": 1, "validation_tasks": 4}
 SMALL |= {"test_steps": 2, "task.episodes": 4, "task.horizon": 10, "progress": False, "seed": 3}
+EVOLVED = {**SMALL, "iterations": 2, "num_perturbations": 3, "num_inner_perturbations": 2}
+EVOLVED |= {"hidden": [9]}
 
 
 def weights(run):
@@ -28,6 +30,29 @@ def local(tmp_path_factory):
         )
         for shards in (1, 2)
     }
+
+
+@pytest.fixture(scope="module")
+def evolved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evolved")
+    return weights(maml_dist.meta_train("navigation-es", run=folder / "run", local=True, **EVOLVED))
+
+
+@pytest.mark.parametrize(("shards", "workers"), [(1, 1), (1, 3)])
+def test_evolution_spreads_its_candidates_to_the_same_bits(
+    tmp_path, ray_here, evolved, shards, workers
+):
+    run = maml_dist.meta_train(
+        "navigation-es", run=tmp_path / "run", shards=shards, rollout_workers=workers, **EVOLVED
+    )
+    assert np.array_equal(weights(run), evolved)
+
+
+def test_evolution_in_few_environments_killed_and_resumed_gives_the_same_bits(tmp_path, evolved):
+    some = {**EVOLVED, "iterations": 1, "environments": 5}
+    run = maml_dist.meta_train("navigation-es", run=tmp_path / "run", local=True, **some)
+    run = maml_dist.meta_train(resume=run.path, iterations=2, local=True, progress=False)
+    assert np.array_equal(weights(run), evolved)
 
 
 def test_any_number_of_shards_agrees_to_rounding(tmp_path):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import maml_dist
+from maml_dist.core.random import fold, keys, normal
 from maml_dist.figures import STYLES, Drawn
 from maml_dist.run import Run
 from maml_dist.walks import live, walks
@@ -15,9 +16,18 @@ SMALL |= {"test_steps": 2, "test_tasks": 4, "task.episodes": 3, "task.horizon": 
 SMALL |= {"local": True, "progress": False, "engine.running": "eager"}
 
 
+EVOLVED = {**SMALL, "num_perturbations": 2, "num_inner_perturbations": 3}
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     return maml_dist.meta_train("navigation", run=tmp_path_factory.mktemp("runs") / "n", **SMALL)
+
+
+@pytest.fixture(scope="module")
+def evolved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evolved")
+    return maml_dist.meta_train("navigation-es", run=folder / "run", **EVOLVED)
 
 
 class Point(gymnasium.Env):
@@ -75,6 +85,42 @@ def test_later_steps_have_the_later_rate(run):
     assert torch.allclose(lived.query.y.before[0, 0, 0], two(lived.query.x[0, 0, 0]), atol=1e-5)
 
 
+def test_by_evolution_it_adapts_to_a_task_as_a_shard_does(evolved):
+    policy = maml_dist.load(evolved.path)
+    task = evolved.experiment.task.sample(maml_dist.core.source.TaskKey(0, "test", 0, 0))
+    lived = live(evolved, tasks=1, steps=2)
+    for stage, batch in enumerate((*lived.support, lived.query)):
+        there = policy.learn(task, steps=stage)(batch.x[0, 0, 0])
+        assert torch.allclose(batch.y.before[0, 0, 0], there, atol=1e-5)
+    assert len(evolved.evaluate()["results"][0]["steps"]) == 3
+
+
+def test_by_evolution_every_candidate_lives_in_the_environment(evolved):
+    policy, learner = maml_dist.load(evolved.path), evolved.experiment.learner
+    (adapts,) = learner.adapted
+    adapted = policy.adapt(Point(), steps=1, seed=3)
+    moves = {
+        name: (value - dict(policy.named_parameters())[name]).detach()
+        for name, value in adapted.named_parameters()
+    }
+    assert [name for name, move in moves.items() if move.any()] == [adapts]
+
+    def loss(offset):
+        trial = maml_dist.load(evolved.path)
+        with torch.no_grad():
+            dict(trial.named_parameters())[adapts].add_(offset)
+        rewards = trial._live(Point(), np.random.default_rng([3, 0])).rewards
+        return -float(rewards.sum(2).mean())
+
+    key = fold(fold(keys(3, "adapt", 0, [0])[0], 0), 1 << 30)
+    sigma, pairs = learner.inner_sigma, learner.num_inner_perturbations
+    offsets = sigma * normal(key, (pairs, 2))
+    slope = sum((loss(offset) - loss(-offset)) * offset for offset in offsets)
+    expected = -learner.alpha * slope / (2 * pairs * sigma**2)
+    assert torch.allclose(moves[adapts], expected, rtol=1e-3, atol=1e-6)
+    assert not torch.allclose(moves[adapts], torch.zeros(2))
+
+
 def test_another_environment_is_refused(run):
     with pytest.raises(ValueError, match="gives 4 numbers to observe; the policy takes 2"):
         maml_dist.load(run.path).adapt(gymnasium.make("CartPole-v1"))
@@ -100,7 +146,13 @@ def test_the_walks_are_drawn_to_the_goal(run):
         (
             "navigation",
             {"learner.class_path": "maml_dist.learners.evolution.ESMAML"},
-            "learner=ESMAML: scores stored examples",
+            "outer=TrustRegion: needs derivatives of the policies, and learner=ESMAML takes none",
+        ),
+        ("navigation-es", {"outer.epochs": 3}, "outer.epochs=3: must be 1 with learner=ESMAML"),
+        (
+            "navigation-es",
+            {"task.policy_gradient.penalty": 0.1},
+            "task.policy_gradient.penalty=0.1: must be 0 with learner=ESMAML",
         ),
         (
             "sinusoid",
