@@ -16,8 +16,7 @@ from torch import Tensor
 from maml_dist.core.episode import Batch, Episode
 from maml_dist.core.learner import Learner
 from maml_dist.core.params import Layout, Params, unflatten
-from maml_dist.core.random import keys
-from maml_dist.core.source import TaskKey, TaskSource
+from maml_dist.core.source import TaskKey, TaskSource, keys_of
 from maml_dist.core.task_functions import Summed
 from maml_dist.core.trajectories import Trajectories
 
@@ -76,7 +75,8 @@ class ByScores:
 
     def live(self, meta: Tensor, named: Sequence[TaskKey], *, steps: int) -> Episode:
         """Episodes of the policies that meta [size] adapts to, after 0 … steps steps."""
-        (params, _), score, key = self._split(meta), self._score(named), _keys(named, meta)
+        (params, _), score = self._split(meta), self._score(named)
+        key = keys_of(named).to(meta.device)
         start = {name: value.expand(len(named), 1, *value.shape) for name, value in params.items()}
         path, lived = [], []
         for phi in self._learner.path_by_scores(score, start, key, steps=steps):
@@ -87,7 +87,8 @@ class ByScores:
 
     def gradient(self, meta: Tensor, named: Sequence[TaskKey]) -> tuple[Summed, Episode]:
         """The summed meta-gradient at meta [size], and the episodes of what meta adapts to."""
-        (params, kept), score, key = self._split(meta), self._score(named), _keys(named, meta)
+        (params, kept), score = self._split(meta), self._score(named)
+        key = keys_of(named).to(meta.device)
         slopes, path = self._learner.gradient_by_scores(score, params, key)
         slopes |= {name: value.expand(len(named), *value.shape) for name, value in kept.items()}
         gradients = torch.cat([slopes[name].flatten(1) for name in self._into.names], 1)
@@ -131,9 +132,3 @@ class ByScores:
         episodes = self._source.collect(tasks, steps=len(path) - 1, adapt=adapt)
         scores = {**(episodes.scores or {}), "steps": lived + torch.stack(steps, 1).cumsum(1)}
         return episodes._replace(scores=scores), torch.stack(losses, 1)
-
-
-def _keys(named: Sequence[TaskKey], meta: Tensor) -> Tensor:
-    """The random keys [task] of tasks of one iteration, where meta is."""
-    seed, split, it, _ = named[0]
-    return keys(seed, split, it, [key.index for key in named]).to(meta.device)
