@@ -54,6 +54,11 @@ def check(experiment: Experiment, meta: Params) -> None:
             "learner=ESMAML: scores stored examples, and rollouts must be lived anew with every "
             "candidate, which it does not do; use a learner that adapts by gradients (MAML)"
         )
+    if source.on_policy and experiment.engine.precision == "bfloat16":
+        raise ValueError(
+            "engine.precision=bfloat16: rollouts act in float32, so that the policies judged would "
+            "not be those that acted; use float32, or float64"
+        )
     for split in ("val", "test"):
         source.sample(TaskKey(experiment.seed, split, 0, 0))
     stacked = _episodes(experiment, max(1, experiment.learner.steps), 0)

@@ -1,11 +1,13 @@
 """Policy: a trained run of a policy that acts, and adapts in an environment of the user's."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 
 from maml_dist.adaptable import Adaptable
+from maml_dist.core.episode import Batch, map_tensors
 from maml_dist.core.trajectories import Trajectories
 from maml_dist.tasks.rollout import Goal, Rollouts
 
@@ -53,32 +55,43 @@ class Policy(Adaptable):
         Raises:
             ValueError: the environment's observations are not those that the policy takes.
         """
-        adapted = self
-        for step in range(steps):
-            rolled = adapted._live(env, np.random.default_rng([seed, step]))
-            adapted = adapted._taught(rolled, step)
-        return adapted
+        return self._taught(
+            lambda policy, step: policy._live(env, np.random.default_rng([seed, step])), steps
+        )
 
     def learn(self, task: Goal, *, steps: int = 1) -> "Policy":
         """A copy of this policy that has adapted to a task of its own task source."""
-        adapted = self
-        for stage in range(steps):
+        return self._taught(
+            lambda policy, stage: self._source.roll(policy._outputs, [task], stage=stage), steps
+        )
 
-            def outputs(seen: torch.Tensor, policy: Policy = adapted) -> torch.Tensor:
-                found: torch.Tensor = policy(seen)
-                return found
+    def _taught(self, live: Callable[["Policy", int], Trajectories], steps: int) -> "Policy":
+        """After `steps` inner steps on the episodes of a single task, each lived after the last.
 
-            rolled = self._source.roll(outputs, [task], stage=stage)
-            adapted = adapted._taught(rolled, stage)
+        All steps are taken again with each new one, so that what the inner rule carries from step
+        to step (momentum, Adam's moments) is carried here too.
+        """
+        adapted: Adaptable = self
+        like = next(self.parameters())
+        support: tuple[Batch, ...] = ()
+        for step in range(steps):
+            assert isinstance(adapted, Policy)
+            rolled = live(adapted, step)
+            batch, _ = self._source.policy_gradient.credit(rolled, self._source.distribution)
+            own = map_tensors(
+                lambda t: t[0].to(like.device, like.dtype if t.is_floating_point() else t.dtype),
+                batch,
+            )
+            support = (*support, own)
+            adapted = self._adapted(support)
+        assert isinstance(adapted, Policy)
         return adapted
 
-    def _taught(self, rolled: Trajectories, step: int) -> "Policy":
-        """One more inner step, on the episodes of a single task."""
-        batch, _ = self._source.policy_gradient.credit(rolled, self._source.distribution)
-        y = type(batch.y)(*(leaf[0] for leaf in batch.y))
-        moved = self._adapted(batch.x[0], y, steps=1, done=step)
-        assert isinstance(moved, Policy)
-        return moved
+    def _outputs(self, seen: torch.Tensor) -> torch.Tensor:
+        """At observations, as rollouts take and give them: float32 on a CPU."""
+        like = next(self.parameters())
+        output: torch.Tensor = self(seen.to(like.device, like.dtype))
+        return output.cpu().float()
 
     def _noise(self, generator: np.random.Generator, output: torch.Tensor) -> torch.Tensor:
         shape = tuple(output.shape[:-1])
@@ -108,7 +121,7 @@ class Policy(Adaptable):
                     )
                 observations[here] = torch.from_numpy(seen)
                 with torch.no_grad():
-                    output = self(observations[here])
+                    output = self._outputs(observations[here])
                     noise = self._noise(generator, output)
                     action = source.distribution.sample(output, noise)
                 if not outputs.shape[-1]:
