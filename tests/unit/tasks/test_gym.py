@@ -200,14 +200,15 @@ def test_a_copy_takes_no_environment_with_it():
     [
         ("raises", r"step 1: the environment raised KeyError: 'legs'"),
         ("shape", r"step 1: an observation's shape is \(2,\), not \(3,\)"),
-        ("nan", r"step 1: an observation is not finite"),
+        ("nan", r"step 1: observations are not finite"),
     ],
 )
 def test_what_fails_names_the_task_and_the_step(wrong, says):
     source = GymTasks(env="worlds:Walk", settings={"wrong": wrong}, horizon=12, episodes=2)
     tasks = drawn(source, 20)
     index = next(i for i, task in enumerate(tasks) if task.value[0]["length"] == 8)
-    with pytest.raises(ValueError, match=rf"task {index}, goal \({{'length': 8}},\), {says}"):
+    name = rf"task {index} of iteration 3, goal \({{'length': 8}},\), after 0 adaptation steps"
+    with pytest.raises(ValueError, match=rf"{name}, {says}"):
         source.roll(still(4), tasks, stage=0)
 
 
