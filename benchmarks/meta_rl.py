@@ -3,6 +3,7 @@
     python benchmarks/meta_rl.py [--recipe half-cheetah-direction] [--share 1.0,0.1] [--rounds 3]
                                  [--json] [key=value …]
 
+The recipe is one of the half-cheetah's in its `paper` profile, whose physics is the unit.
 One shard with all tasks, in this process and on one thread. Physics: `Batch.step` alone for as many
 control steps, in the same run; each part is divided by it. The update is one of TRPO: ten products
 with the curvature, over a share of the episodes, and as many steps of the line search as it takes.
@@ -30,6 +31,7 @@ from maml_dist.recipe import parse_overrides  # noqa: E402 - the same
 from maml_dist.run import Run  # noqa: E402 - the same
 from maml_dist.runtime.rollout_worker import RolloutWorker  # noqa: E402 - the same
 from maml_dist.runtime.shard import TaskShard  # noqa: E402 - the same
+from maml_dist.tasks.half_cheetah import HalfCheetah  # noqa: E402 - the same
 
 PARTS = ("simulation", "policy", "baseline", "adaptation", "gradient", "curvature", "line search")
 
@@ -64,6 +66,8 @@ def main() -> None:
     config = compose(options.recipe, parse_overrides(words))
     run = Run(Path("unwritten"), config)
     source, tasks = run.experiment.task, run.experiment.meta_batch
+    if not (isinstance(source, HalfCheetah) and source.profile == "paper"):
+        sys.exit(f"--recipe {options.recipe}: must be a half-cheetah's, with task.profile=paper")
     stages = run.experiment.learner.steps + 1
     plan = argparse.Namespace(tasks=tasks, episodes=source.episodes, horizon=source.horizon)
     physics = rollouts.physics(plan)

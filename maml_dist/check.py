@@ -208,6 +208,8 @@ def _differentiate(experiment: Experiment, meta: Params) -> None:
     on_policy = experiment.task.on_policy
     engine = experiment.engine.resolve(experiment.model, learner, "cpu", on_policy=on_policy)
     eager, traced = (replace(engine, running=running) for running in ("eager", "traced"))
+    if on_policy:  # what an environment does wrong is said as it is
+        _episodes(experiment, learner.steps, 1)
     # Traced at one task, replayed at another: what was baked in of the first shows.
     try:
         first, second = _gradients(experiment, meta, learner, eager, [0, 1])

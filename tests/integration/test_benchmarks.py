@@ -104,6 +104,16 @@ def test_a_name_that_is_none_is_refused(tmp_path):
     assert "'Z' is none of A, B, B1, C, D" in done.stderr
 
 
+@pytest.mark.parametrize(
+    "words", [["--recipe", "ant-direction"], ["task.profile=gymnasium"], ["--recipe", "navigation"]]
+)
+def test_the_unit_of_policy_search_is_the_half_cheetahs(words, tmp_path):
+    command = [sys.executable, str(ROOT / "benchmarks" / "meta_rl.py"), *words]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert "must be a half-cheetah's, with task.profile=paper" in done.stderr
+
+
 def test_the_command_prints_its_rows_and_draws_them(tmp_path):
     command = [sys.executable, str(ROOT / "benchmarks" / "peers.py"), "--json", "--threads", "1"]
     command += ["--workloads", "A", "--libraries", "pytorch", "--rounds", "1", "--seconds", "0.1"]

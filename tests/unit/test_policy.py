@@ -94,14 +94,14 @@ def test_what_the_inner_rule_carries_is_carried_over_the_steps(tmp_path, precisi
         act = lambda seen: policy(seen.to(next(policy.parameters()).dtype)).float()  # noqa: E731
         return source.roll(act, [task], stage=step)
 
-    for adapt, live in (
+    for adapt, lives in (
         (lambda steps: policy.adapt(Point(), steps=steps, seed=3), in_env),
         (lambda steps: policy.learn(task, steps=steps), of_its_own),
     ):
         one, two = adapt(1), adapt(2)
         assert next(two.parameters()).dtype is getattr(torch, precision)
-        first = slopes_of(policy, source, live(policy, 0))
-        second = slopes_of(one, source, live(one, 1))
+        first = slopes_of(policy, source, lives(policy, 0))
+        second = slopes_of(one, source, lives(one, 1))
         tensors = zip(policy.parameters(), two.parameters(), first, second, strict=True)
         for start, moved, g1, g2 in tensors:  # the rates are 0.1 and half of it
             expected = start - 0.1 * g1 - 0.05 * (0.5 * g1 + g2)
