@@ -151,9 +151,9 @@ class Rollouts(TaskSource):
                         break
                     senses[:] = _finite("observations", observed, senses.shape, running)
         except Fault as fault:
-            whose = _whose(tasks, fault.task)
+            when = f"after {stage} adaptation steps, step {step}"
             raise ValueError(
-                f"{whose}, after {stage} adaptation steps, step {step}: {fault.reason}"
+                f"{whose(tasks, fault.task)}, {when}: {fault.reason}"
             ) from fault.__cause__
         if not running.all():
             for tensor in (seen, acted, outputs, earned):
@@ -248,7 +248,7 @@ def _blamed() -> Iterator[None]:
         raise Fault(None, f"the simulator raised {type(error).__name__}: {error}") from error
 
 
-def _whose(tasks: Sequence[Goal], place: int | None) -> str:
+def whose(tasks: Sequence[Goal], place: int | None) -> str:
     """The name of a task, or of the batch; held-out tasks belong to no iteration."""
     _, split, it, first = tasks[place or 0].key
     of = f" of iteration {it}" if split == "train" else ""

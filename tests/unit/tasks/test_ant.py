@@ -173,15 +173,16 @@ def test_goals():
     assert 0 <= speeds.min() < 0.03 and 2.97 < speeds.max() <= 3
 
 
-def test_a_simulation_that_blows_up_ends_its_episode(monkeypatch, tmp_path):
+@pytest.mark.parametrize("profile", ["paper", "gymnasium"])
+def test_a_simulation_that_blows_up_ends_its_episode(profile, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)  # MuJoCo leaves a log
-    source = Ant(episodes=2, horizon=5)
+    source = Ant(profile=profile, episodes=2, horizon=5)
     simulator = source.simulator(drawn(source, 2), stage=0)
     simulator.start[1][1, 0] = 1e9
     simulator.reset()
     for chosen in 0.1 * actions(5, 2, 2):
         stepped = simulator.step(chosen)
-        assert np.isfinite(stepped.rewards).all()
+        assert np.abs(stepped.rewards).max() < 50  # where it was thrown to is no progress
     assert stepped.ended.tolist() == [[False, False], [True, False]]
 
 
