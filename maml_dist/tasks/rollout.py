@@ -254,6 +254,7 @@ def whose(tasks: Sequence[Goal], place: int | None) -> str:
     of = f" of iteration {it}" if split == "train" else ""
     kind = "" if split == "train" else f"{split} "
     if place is None:
-        several = f"tasks {first} to {tasks[-1].key.index}" if len(tasks) > 1 else f"task {first}"
+        numbers = [task.key.index for task in tasks]  # a shard's are not one after the other
+        several = f"tasks {repr(numbers)}" if len(tasks) > 1 else f"task {first}"
         return f"{kind}{several}{of}"
     return f"{kind}task {first}{of}, goal {repr(tasks[place].value)}"

@@ -178,7 +178,7 @@ def test_a_simulation_that_blows_up_ends_its_episode(profile, monkeypatch, tmp_p
     monkeypatch.chdir(tmp_path)  # MuJoCo leaves a log
     source = Ant(profile=profile, episodes=2, horizon=5)
     simulator = source.simulator(drawn(source, 2), stage=0)
-    simulator.start[1][1, 0] = 1e9
+    simulator.start[0][1, 0, 0], simulator.start[1][1, 0] = 1e6, 1e9
     simulator.reset()
     for chosen in 0.1 * actions(5, 2, 2):
         stepped = simulator.step(chosen)

@@ -181,7 +181,7 @@ WHERE = "after 4 adaptation steps, step"
         ("reward", f"task 1 of iteration 3, goal (5.0,), {WHERE} 2: rewards are not finite"),
         ("observation", f"task 1 of iteration 3, goal (5.0,), {WHERE} 2: observations are not"),
         ("fault", f"task 1 of iteration 3, goal (5.0,), {WHERE} 2: it broke"),
-        ("raises", f"tasks 0 to 1 of iteration 3, {WHERE} 2: the simulator raised KeyError: 'leg'"),
+        ("raises", f"tasks [0, 1] of iteration 3, {WHERE} 2: the simulator raised KeyError: 'leg'"),
         ("first", f"{WHERE} 0: observations have shape (2, 2), not (2, 2, 1): [task, episode, num"),
         ("seen", f"{WHERE} 2: observations have shape (2, 1, 1), not (2, 2, 1): [task, episode, n"),
         ("paid", f"{WHERE} 2: rewards have shape (2, 1), not (2, 2): [task, episode]"),
