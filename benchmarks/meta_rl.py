@@ -3,6 +3,7 @@
     python benchmarks/meta_rl.py [--recipe half-cheetah-direction] [--share 1.0,0.1] [--rounds 3]
                                  [--json] [key=value …]
 
+The recipe is one of the half-cheetah's in its `paper` profile, whose physics is the unit, by TRPO.
 One shard with all tasks, in this process and on one thread. Physics: `Batch.step` alone for as many
 control steps, in the same run; each part is divided by it. The update is one of TRPO: ten products
 with the curvature, over a share of the episodes, and as many steps of the line search as it takes.
@@ -25,11 +26,13 @@ from benchmarks import rollouts  # noqa: E402 - the same
 from maml_dist.core.outer import Told  # noqa: E402 - the same
 from maml_dist.core.params import flatten  # noqa: E402 - the same
 from maml_dist.core.policy_gradient import PolicyGradient  # noqa: E402 - the same
+from maml_dist.core.trust_region import TrustRegion  # noqa: E402 - the same
 from maml_dist.experiment import compose  # noqa: E402 - the same
 from maml_dist.recipe import parse_overrides  # noqa: E402 - the same
 from maml_dist.run import Run  # noqa: E402 - the same
 from maml_dist.runtime.rollout_worker import RolloutWorker  # noqa: E402 - the same
 from maml_dist.runtime.shard import TaskShard  # noqa: E402 - the same
+from maml_dist.tasks.half_cheetah import HalfCheetah  # noqa: E402 - the same
 
 PARTS = ("simulation", "policy", "baseline", "adaptation", "gradient", "curvature", "line search")
 
@@ -61,13 +64,20 @@ def main() -> None:
     """Measure and print."""
     options, words = parse()
     torch.set_num_threads(1)
-    config = compose(options.recipe, parse_overrides(words))
-    run = Run(Path("unwritten"), config)
-    source, tasks = run.experiment.task, run.experiment.meta_batch
+    try:
+        run = Run(Path("unwritten"), compose(options.recipe, parse_overrides(words)))
+        source, tasks = run.experiment.task, run.experiment.meta_batch
+    except (ValueError, OSError) as error:
+        sys.exit(str(error))
+    if not (isinstance(source, HalfCheetah) and source.profile == "paper"):
+        sys.exit(f"--recipe {options.recipe}: must be a half-cheetah's, with task.profile=paper")
+    outer = run.experiment.outer
+    if not isinstance(outer, TrustRegion):
+        sys.exit(f"outer={type(outer).__name__}: must be a TrustRegion, whose update is measured")
     stages = run.experiment.learner.steps + 1
     plan = argparse.Namespace(tasks=tasks, episodes=source.episodes, horizon=source.horizon)
     physics = rollouts.physics(plan)
-    found: dict[str, list[dict[str, float]]] = {share: [] for share in options.share.split(",")}
+    found: dict[str, list[dict[str, float]]] = {share: [] for share in options.share}
     raw: list[float] = []
     cases = {share: case(run, float(share)) for share in found}
     for turn in range(options.rounds + 1):
@@ -103,12 +113,28 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     """The command line: options, and overrides of the recipe."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--recipe", default="half-cheetah-direction")
-    parser.add_argument("--share", default="1.0,0.1", help="of the episodes for the curvature")
+    parser.add_argument(
+        "--share", type=shares, default="1.0,0.1", help="of the episodes for the curvature"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="iterations measured (3)")
     parser.add_argument("--json", action="store_true", help="print all numbers as JSON")
     parser.add_argument("words", nargs="*", metavar="key=value")
     options = parser.parse_intermixed_args()
+    if options.rounds < 1:
+        parser.error(f"--rounds={options.rounds}: must be 1 or more")
     return options, options.words
+
+
+def shares(text: str) -> list[str]:
+    """Shares of the episodes, as they are written."""
+    written = text.split(",")
+    try:
+        fine = all(0 < float(share) <= 1 for share in written)
+    except ValueError:
+        fine = False
+    if not fine:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be numbers above 0 and up to 1")
+    return written
 
 
 def case(run: Run, share: float) -> Callable[[int], dict[str, float]]:
@@ -123,7 +149,7 @@ def case(run: Run, share: float) -> Callable[[int], dict[str, float]]:
         "adaptation", shard._adapted.policies
     )
     credit = PolicyGradient.credit
-    shares = {"curvature": {"share": share}}
+    fewer = {"curvature": {"share": share}}
     methods = {"curvature": shard.curvature, "objective": shard.objective}
     names = {"curvature": "curvature", "objective": "line search"}
 
@@ -143,7 +169,7 @@ def case(run: Run, share: float) -> Callable[[int], dict[str, float]]:
                 ask = talk.send(answer)  # type: ignore[arg-type]
                 method = clock.timed(names[ask.what], methods[ask.what])
                 told = method(
-                    here, it, ask.at.numpy(), **{**ask.options, **shares.get(ask.what, {})}
+                    here, it, ask.at.numpy(), **{**ask.options, **fewer.get(ask.what, {})}
                 )
                 sums = {name: value / told.tasks for name, value in told.metrics.items()}
                 answer = Told(torch.tensor(told.gradient) / told.tasks, sums)

@@ -50,10 +50,10 @@ class Adaptable(nn.Module):
                 f"adapt(x {list(x.shape)}, y {list(y.shape)}, steps={steps}): "
                 "x and y must hold equally many examples, at least one"
             )
-        return self._adapted(x, y, steps=steps)
+        return self._adapted((Batch(x, y),) * steps)
 
-    def _adapted(self, x: Any, y: Any, *, steps: int, done: int = 0) -> "Adaptable":
-        """A copy after `steps` more steps, where `done` were made before."""
+    def _adapted(self, support: tuple[Batch, ...]) -> "Adaptable":
+        """A copy after a step on each support batch."""
         like = next(self.parameters())
         adapted = copy.deepcopy(self)
         learned = {name: p.detach() for name, p in self.named_parameters()}
@@ -61,19 +61,16 @@ class Adaptable(nn.Module):
             name: learned.get(name, value.to(like.device, like.dtype))
             for name, value in self._meta.items()
         }
-        support = (Batch(x, y),) * steps
         try:
             with torch.no_grad(), broadcasting_refused():
                 loss = Objective(adapted, self._source).loss
                 key = torch.zeros((), dtype=torch.int64, device=like.device)
                 it = self._it.to(like.device)
-                phi = self._learner.adapt(loss, meta, support, it, key, done=done)
+                phi = self._learner.adapt(loss, meta, support, it, key)
         except (RuntimeError, IndexError, UserWarning) as error:
-            shape = getattr(y, "shape", ())
-            raise ValueError(
-                f"cannot adapt to x {list(x.shape)}, y {list(shape)}: {error}"
-            ) from None
-        kept = self._statistics(torch.tensor(steps)) if self._learner.keeps_steps else {}
+            x, y = list(support[0].x.shape), list(getattr(support[0].y, "shape", ()))
+            raise ValueError(f"cannot adapt to x {x}, y {y}: {error}") from None
+        kept = self._statistics(torch.tensor(len(support))) if self._learner.keeps_steps else {}
         adapted.load_state_dict({**adapted.state_dict(), **phi, **kept})
         return adapted.train(self.training)
 

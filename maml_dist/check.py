@@ -51,6 +51,11 @@ def check(experiment: Experiment, meta: Params) -> None:
     scored = source.on_policy and experiment.learner.by_scores
     if scored:
         _refuse_derivatives(experiment)
+    if source.on_policy and experiment.engine.precision == "bfloat16":
+        raise ValueError(
+            "engine.precision=bfloat16: rollouts act in float32, so that the policies judged would "
+            "not be those that acted; use float32, or float64"
+        )
     for split in ("val", "test"):
         source.sample(TaskKey(experiment.seed, split, 0, 0))
     stacked = _episodes(experiment, max(1, experiment.learner.steps), 0)
@@ -221,6 +226,8 @@ def _differentiate(experiment: Experiment, meta: Params) -> None:
     on_policy = experiment.task.on_policy
     engine = experiment.engine.resolve(experiment.model, learner, "cpu", on_policy=on_policy)
     eager, traced = (replace(engine, running=running) for running in ("eager", "traced"))
+    if on_policy:  # what an environment does wrong is said as it is
+        _episodes(experiment, learner.steps, 1)
     # Traced at one task, replayed at another: what was baked in of the first shows.
     try:
         first, second = _gradients(experiment, meta, learner, eager, [0, 1])

@@ -1,16 +1,16 @@
 """Policy: a trained run of a policy that acts, and adapts in an environment of the user's."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from maml_dist.adaptable import Adaptable
+from maml_dist.core.episode import Batch, map_tensors
 from maml_dist.core.params import layout
-from maml_dist.core.random import keys
-from maml_dist.core.source import TaskKey
+from maml_dist.core.source import TaskKey, keys_of
 from maml_dist.core.trajectories import Trajectories
 from maml_dist.runtime.rollout_worker import RolloutWorker, Weights
 from maml_dist.runtime.scoring import Returns, Scoring
@@ -64,42 +64,52 @@ class Policy(Adaptable):
         if self._learner.by_scores:
             task = Goal(TaskKey(seed, "adapt", 0, 0), ())
             return self._climbed(self._returns_in(env, seed), task, steps)
-        adapted = self
-        for step in range(steps):
-            rolled = adapted._live(env, np.random.default_rng([seed, step]))
-            adapted = adapted._taught(rolled, step)
-        return adapted
+        return self._taught(
+            lambda policy, step: policy._live(env, np.random.default_rng([seed, step])), steps
+        )
 
     def learn(self, task: Goal, *, steps: int = 1) -> "Policy":
         """A copy of this policy that has adapted to a task of its own task source."""
         if self._learner.by_scores:
             return self._climbed(RolloutWorker(self._source, self).returns, task, steps)
-        adapted = self
-        for stage in range(steps):
+        return self._taught(
+            lambda policy, stage: self._source.roll(policy._outputs, [task], stage=stage), steps
+        )
 
-            def outputs(seen: torch.Tensor, policy: Policy = adapted) -> torch.Tensor:
-                found: torch.Tensor = policy(seen)
-                return found
+    def _taught(self, live: Callable[["Policy", int], Trajectories], steps: int) -> "Policy":
+        """After `steps` inner steps on the episodes of a single task, each lived after the last.
 
-            rolled = self._source.roll(outputs, [task], stage=stage)
-            adapted = adapted._taught(rolled, stage)
+        All steps are taken again with each new one, so that what the inner rule carries from step
+        to step (momentum, Adam's moments) is carried here too.
+        """
+        adapted: Adaptable = self
+        like = next(self.parameters())
+        support: tuple[Batch, ...] = ()
+        for step in range(steps):
+            assert isinstance(adapted, Policy)
+            rolled = live(adapted, step)
+            batch, _ = self._source.policy_gradient.credit(rolled, self._source.distribution)
+            own = map_tensors(
+                lambda t: t[0].to(like.device, like.dtype if t.is_floating_point() else t.dtype),
+                batch,
+            )
+            support = (*support, own)
+            adapted = self._adapted(support)
+        assert isinstance(adapted, Policy)
         return adapted
 
-    def _taught(self, rolled: Trajectories, step: int) -> "Policy":
-        """One more inner step, on the episodes of a single task."""
-        batch, _ = self._source.policy_gradient.credit(rolled, self._source.distribution)
-        y = type(batch.y)(*(leaf[0] for leaf in batch.y))
-        moved = self._adapted(batch.x[0], y, steps=1, done=step)
-        assert isinstance(moved, Policy)
-        return moved
+    def _outputs(self, seen: torch.Tensor) -> torch.Tensor:
+        """At observations, as rollouts take and give them: float32 on a CPU."""
+        like = next(self.parameters())
+        output: torch.Tensor = self(seen.to(like.device, like.dtype))
+        return output.cpu().float()
 
     def _climbed(self, returns: Returns, task: Goal, steps: int) -> "Policy":
         """A copy that has adapted by the returns of candidates."""
         named = dict(self.named_parameters())
         start = {name: named[name].detach()[None, None] for name in self._meta}
         score = Scoring(returns, [task], into=layout(self._meta))
-        seed, split, it, index = task.key
-        key = keys(seed, split, it, [index]).to(next(self.parameters()).device)
+        key = keys_of([task.key]).to(next(self.parameters()).device)
         *_, phi = self._learner.path_by_scores(score, start, key, steps=steps)
         adapted = copy.deepcopy(self)
         adapted.load_state_dict({name: value[0, 0] for name, value in phi.items()}, strict=False)
@@ -107,7 +117,6 @@ class Policy(Adaptable):
 
     def _returns_in(self, env: Any, seed: int) -> Returns:
         """What gives the returns of candidates in an environment; all meet the same by chance."""
-
         trial = copy.deepcopy(self)
 
         def returns(weights: Weights, tasks: Sequence[Goal], *, stage: int) -> np.ndarray:
@@ -149,7 +158,7 @@ class Policy(Adaptable):
                     )
                 observations[here] = torch.from_numpy(seen)
                 with torch.no_grad():
-                    output = self(observations[here])
+                    output = self._outputs(observations[here])
                     noise = self._noise(generator, output)
                     action = source.distribution.sample(output, noise)
                 if not outputs.shape[-1]:

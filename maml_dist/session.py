@@ -13,9 +13,10 @@ from maml_dist.run import Run, refuse_used
 from maml_dist.runtime.launch import InProcess, OnRay
 from maml_dist.train import Row, train
 
-# What a resumed run may change: the first six change no bits, the others change rounding.
+# What a resumed run may change: the last line changes rounding, the others no bits.
 RESUMABLE = (
     *("iterations", "checkpoint_every", "keep", "log_every", "test_tasks", "diverged"),
+    *("rollout_workers", "cpus_per_worker", "environments"),
     *("shards", "cpus_per_shard", "gpus_per_shard"),
 )
 

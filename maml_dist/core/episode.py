@@ -68,6 +68,11 @@ def split(episodes: Episode, tasks: int) -> list[Episode]:
     return [pytree.tree_unflatten(row, spec) for row in rows]
 
 
+def chosen(episodes: Episode, tasks: Tensor) -> Episode:
+    """Of stacked episodes, those of the chosen tasks [task] bool."""
+    return episodes if tasks.all() else map_tensors(lambda tensor: tensor[tasks], episodes)
+
+
 def map_tensors(function: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
     """Apply `function` to every tensor of a nested tuple, list or dict, to the same one once."""
     results: dict[int, Tensor] = {}

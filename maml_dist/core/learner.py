@@ -145,16 +145,11 @@ class Learner(ABC):
         support: tuple[Batch, ...],
         it: Tensor,
         key: Tensor | None = None,
-        *,
-        done: int = 0,
     ) -> Iterator[Params]:
-        """The inner loop: phi_0, phi_1, … phi_K, one step for each support batch.
-
-        `done` steps were made before the first of these.
-        """
+        """The inner loop: phi_0, phi_1, … phi_K, one step for each support batch."""
         phi, state = self.start(meta)
         yield phi
-        for number, batch in enumerate(support, done):
+        for number, batch in enumerate(support):
             k = torch.full((), number, dtype=torch.int64, device=it.device)
             phi, state = self.step(loss, meta, phi, state, keyed(batch, key, k), k, it)
             yield phi
@@ -166,13 +161,11 @@ class Learner(ABC):
         support: tuple[Batch, ...],
         it: Tensor,
         key: Tensor | None = None,
-        *,
-        done: int = 0,
     ) -> Params:
-        """The model's parameters after the last inner step; `done` were made before these."""
-        for phi in self.path(loss, meta, support, it, key, done=done):
+        """The model's parameters after the last inner step."""
+        for phi in self.path(loss, meta, support, it, key):
             adapted = phi
-        return self.weights(meta, adapted, torch.full((), done + len(support), device=it.device))
+        return self.weights(meta, adapted, torch.full((), len(support), device=it.device))
 
     def gradient(
         self, loss: Loss, query_loss: Loss, meta: Params, episode: Episode, it: Tensor

@@ -24,6 +24,7 @@ INNER: dict[str, surrogate.Surrogate] = {
     "log-likelihood": surrogate.log_likelihood,
     "low-variance": surrogate.low_variance,
     "dice": surrogate.dice,
+    "ratio": surrogate.ratio,
 }
 
 
@@ -34,7 +35,7 @@ class PolicyGradient:
     gamma: float = 0.99  # discount a control step
     decay: float = 1.0  # lambda of generalised advantages; 1: returns minus the baseline
     baseline: Baseline = field(default_factory=Linear)  # fitted to each task and stage
-    inner_surrogate: Literal["log-likelihood", "low-variance", "dice"] = (
+    inner_surrogate: Literal["log-likelihood", "low-variance", "dice", "ratio"] = (
         "log-likelihood"  # of the inner steps
     )
     outer_surrogate: Literal["ratio", "clipped"] = "ratio"  # of the meta-gradient

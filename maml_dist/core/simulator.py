@@ -19,9 +19,12 @@ class Stepped(NamedTuple):
 
 
 class Fault(Exception):
-    """An environment cannot go on: of the task at this place in the batch, for this reason."""
+    """An environment cannot go on, for this reason: of the task at this place in the batch.
 
-    def __init__(self, task: int, reason: str) -> None:
+    None where it is not known whose it is.
+    """
+
+    def __init__(self, task: int | None, reason: str) -> None:
         super().__init__(task, reason)
         self.task, self.reason = task, reason
 

@@ -3,13 +3,15 @@
     log_likelihood   -1/N sum log pi_t A_t                       (REINFORCE; the paper's inner loss)
     low_variance     -1/N sum box(log pi_t) A_t                   (ProMP, arXiv 1810.06784)
     dice             -1/N sum (box(c_t) - box(c_{t-1})) A_t       (arXiv 1802.05098, 1909.10549)
-    ratio            -1/N sum pi_t / before_t A_t                 (TRPO, arXiv 1502.05477; outer)
+    ratio            -1/N sum pi_t / before_t A_t                 (TRPO, arXiv 1502.05477)
     clipped          the same, with ratios beyond 1 ± eps worth no more      (PPO, arXiv 1707.06347)
 
 box(x) = exp(x - stopgrad(x)) is 1; c_t = log pi_0 + … + log pi_t of an episode. The first three
 have one gradient. They differ in the second, which the meta-gradient takes: the credit that early
 actions have in what was sampled is lost to the first, kept step by step in the second, kept whole
-(unbiased, but of larger variance) in the third. Each takes one task: output [episode, time, out].
+(unbiased, but of larger variance) in the third. At the policy that acted `ratio` is low_variance
+with all its derivatives; elsewhere (ProMP's later epochs) it alone still weighs what was sampled.
+Each takes one task: output [episode, time, out].
 """
 
 from collections.abc import Callable

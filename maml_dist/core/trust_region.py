@@ -92,9 +92,10 @@ class TrustRegion(Outer):
         for number in range(1, self.tries + 1):
             candidate, _ = self.step(meta, direction, state, rate=rate, count=number)
             told = yield Ask("objective", candidate)
-            better = told.scalars["loss/after"] < loss
-            if better and told.scalars["divergence"] <= self.bound:
-                result = {"accepted": 1.0, "kl": told.scalars["divergence"], "tries": float(number)}
+            reached, apart = told.scalars["loss/after"], told.scalars["divergence"]
+            # What is not finite is no step, whatever its sign.
+            if -math.inf < reached < loss and -math.inf < apart <= self.bound:
+                result = {"accepted": 1.0, "kl": apart, "tries": float(number)}
                 return candidate, self.counted(candidate, {}, state), result
             rate *= self.shrink
         result = {"accepted": 0.0, "kl": 0.0, "tries": float(self.tries)}

@@ -30,17 +30,17 @@ class MAML(Learner):
     """Inner gradient descent from a learned initialisation."""
 
     alpha: float = 0.01  # inner rate
-    later_alpha: float | None = None  # inner rate after the first step; null: alpha
+    later_share: float = 1.0  # the inner rate after the first step is alpha times this
     inner: Rule = Descent()  # how the inner gradient becomes a direction
     first_order: bool = False  # take the inner gradient as a constant
     adapted: tuple[str, ...] = ("*",)  # patterns of the parameters that adapt; the rest stay
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.alpha < float("inf"):
-            raise ValueError(f"learner.alpha={self.alpha}: must be a positive number")
-        if self.later_alpha is not None and not 0 < self.later_alpha < float("inf"):
-            raise ValueError(f"learner.later_alpha={self.later_alpha}: must be positive, or null")
+        for name in ("alpha", "later_share"):
+            if not 0 < getattr(self, name) < float("inf"):
+                value = getattr(self, name)
+                raise ValueError(f"learner.{name}={value}: must be a positive number")
 
     def init(self, params: Params) -> Params:
         """The parameters themselves.
@@ -71,8 +71,8 @@ class MAML(Learner):
         )
         direction, state = self.inner.direction(gradient, state, k)
         rate: Tensor | float = self.alpha
-        if self.later_alpha is not None:
-            rate = self.alpha + (k > 0).double() * (self.later_alpha - self.alpha)
+        if self.later_share != 1:
+            rate = self.alpha * (1 + (k > 0).double() * (self.later_share - 1))
         moved = {name: phi[name] - rate * along for name, along in direction.items()}
         return {**phi, **moved}, state
 

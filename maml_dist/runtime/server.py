@@ -74,6 +74,8 @@ class ParameterServer:
                 self._talk = self._outer.propose(meta, mean[:end], metrics, self._state)
                 question = next(self._talk)
             else:
+                also = f"{self._metrics['skipped/tasks']} {metrics['skipped/tasks']}".split()
+                self._metrics["skipped/tasks"] = " ".join(dict.fromkeys(also))
                 question = self._talk.send(Told(None if mean is None else mean[:end], metrics))
         except StopIteration as ended:
             meta, self._state, told = ended.value
@@ -96,9 +98,12 @@ class ParameterServer:
         total = torch.from_numpy(contributions[0].gradient.copy())  # Ray's is read-only
         for part in contributions[1:]:
             total += torch.from_numpy(part.gradient.copy())
+        fullest = max(contributions, key=lambda part: part.tasks)  # one of no task says nothing
         metrics: dict[str, Any] = {
-            name: sum(part.metrics[name] for part in contributions) / tasks if tasks else math.nan
-            for name in contributions[0].metrics
+            name: sum(part.metrics.get(name, 0.0) for part in contributions) / tasks
+            if tasks
+            else math.nan
+            for name in fullest.metrics
         }
         skipped = [f"{self._it}:{task}" for part in contributions for task in part.skipped]
         metrics["skipped/tasks"] = " ".join(skipped)

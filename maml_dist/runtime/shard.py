@@ -16,7 +16,7 @@ from torch import nn
 
 from maml_dist.core.adapted import Adapted
 from maml_dist.core.engine import Engine
-from maml_dist.core.episode import Batch, Episode, Tree, map_tensors, split
+from maml_dist.core.episode import Batch, Episode, Tree, chosen, map_tensors, split
 from maml_dist.core.learner import Learner
 from maml_dist.core.meta_gradient import MetaGradient, PathScores
 from maml_dist.core.objective import Mode, Objective
@@ -107,6 +107,7 @@ class TaskShard:
                 kept=objective.kept,
             )
         self._seen: tuple[int, np.ndarray, Episode] | None = None  # on-policy: the last episodes
+        self._out: tuple[int, np.ndarray, tuple[int, ...]] | None = None  # tasks left out at meta
 
     def gradient(self, meta: np.ndarray, it: int, at: np.ndarray | None = None) -> Contribution:
         """The summed meta-gradient of this shard's tasks of iteration `it`.
@@ -117,43 +118,59 @@ class TaskShard:
             at: where to differentiate [size]; at `meta` if None.
 
         Raises:
-            FloatingPointError: a task's loss or gradient is not finite, and is not to be skipped.
+            FloatingPointError: a task's loss or gradient is not finite, and is not to be skipped;
+                or the penalty's gradient is not, of a task whose own is.
         """
-        point = self._tensor(meta if at is None else at)
+        tasks, point = list(self._tasks()), self._tensor(meta if at is None else at)
         if self._by_scores:
             (gradient, fine, metrics), episodes = self._by_scores.gradient(point, self._named(it))
         else:
             episodes = self._episodes(it, meta)
+            if at is not None:
+                episodes, tasks = self._counted(it, meta)
+            if not tasks:
+                return Contribution(np.zeros_like(meta), 0, {})
             gradient, fine, metrics = self._gradient(point, episodes, self._tensor(it))
-        if penalty := self._work.source.penalty:
-            departure = self._adapted.departure(point, episodes, self._tensor(it))
-            gradient = gradient + penalty * departure
+        metrics = metrics | _ends(episodes)
         skipped: tuple[int, ...] = ()
         if not fine.all():
-            told = zip(self._tasks(), fine.tolist(), strict=True)
+            told = zip(tasks, fine.tolist(), strict=True)
             skipped = tuple(task for task, is_fine in told if not is_fine)
             if not self._work.skip:
                 raise FloatingPointError(
                     f"the meta-gradient of iteration {it} is not finite (tasks {skipped} of the "
                     "meta-batch): a smaller learner.alpha may help, or diverged=skip"
                 )
-        metrics = metrics | _ends(episodes)
+            episodes = chosen(episodes, fine)
+        if at is None:
+            self._out = it, np.array(meta), skipped
+        penalty = self._work.source.penalty
+        if penalty and len(skipped) < len(tasks):
+            departure = self._adapted.departure(point, episodes, self._tensor(it))
+            gradient = gradient + penalty * departure
+            if not gradient.isfinite().all():
+                raise FloatingPointError(
+                    f"the gradient of iteration {it}'s penalty is not finite: the policy has gone "
+                    "too far from the one that acted; a smaller outer.beta may help"
+                )
         if skipped:
             metrics = {name: torch.where(fine, value, 0) for name, value in metrics.items()}
         sums = torch.stack([value.sum() for value in metrics.values()]).tolist()
         return Contribution(
             gradient.cpu().numpy(),
-            len(self._tasks()) - len(skipped),
+            len(tasks) - len(skipped),
             dict(zip(metrics, sums, strict=True)),
             skipped,
         )
 
     def objective(self, meta: np.ndarray, it: int, at: np.ndarray) -> Contribution:
         """The summed outer loss and divergence of the tasks of `it`, at parameters `at` [size]."""
-        episodes = self._episodes(it, meta)
+        episodes, tasks = self._counted(it, meta)
+        if not tasks:
+            return Contribution(np.zeros(0, np.float32), 0, {})
         found = self._adapted.objective(self._tensor(at), episodes, self._tensor(it))
         sums = {name: float(value.sum()) for name, value in found.items()}
-        return Contribution(np.zeros(0, np.float32), len(self._tasks()), sums)
+        return Contribution(np.zeros(0, np.float32), len(tasks), sums)
 
     def curvature(
         self,
@@ -168,11 +185,14 @@ class TaskShard:
         `share` of each task's episodes after adapting are looked at, and `support_share` of those
         adapted to; one at least.
         """
-        episodes = _part(self._episodes(it, meta), share, support_share)
+        episodes, tasks = self._counted(it, meta)
+        if not tasks:
+            return Contribution(np.zeros_like(vector), 0, {})
+        episodes = _part(episodes, share, support_share)
         product = self._adapted.curvature(
             self._tensor(meta), episodes, self._tensor(it), self._tensor(vector)
         )
-        return Contribution(product.cpu().numpy(), len(self._tasks()), {})
+        return Contribution(product.cpu().numpy(), len(tasks), {})
 
     def live(self, meta: np.ndarray, named: Sequence[TaskKey], it: int, *, steps: int) -> Episode:
         """On-policy: episodes of policies that adapt to them, stage by stage, at meta [size]."""
@@ -180,7 +200,6 @@ class TaskShard:
         if self._by_scores:
             return self._by_scores.live(start, named, steps=steps)
         tasks = [source.sample(key) for key in named]
-        seed, split, *_ = named[0]
         drawn = keys_of(named).to(self._device)
 
         def adapt(support: tuple[Batch, ...]) -> Trajectories:
@@ -247,6 +266,20 @@ class TaskShard:
             episodes = self.live(meta, self._named(it), it, steps=self._work.learner.steps)
             self._seen = it, np.array(meta), episodes
         return self._seen[2]
+
+    def _counted(self, it: int, meta: np.ndarray) -> tuple[Episode, list[int]]:
+        """The episodes of `it`, and whose: without the tasks left out of its gradient at `meta`.
+
+        A restarted shard takes that gradient again to know them.
+        """
+        episodes, tasks = self._episodes(it, meta), list(self._tasks())
+        if not self._work.skip:
+            return episodes, tasks
+        if self._out is None or self._out[0] != it or not np.array_equal(self._out[1], meta):
+            self.gradient(meta, it)
+            assert self._out is not None
+        counts = torch.tensor([task not in self._out[2] for task in tasks], device=self._device)
+        return chosen(episodes, counts), [task for task in tasks if task not in self._out[2]]
 
     def _given(self, it: int) -> Episode:
         """The episodes of `it`, collected with those of a block of iterations.

@@ -132,6 +132,9 @@ class GymnasiumAnts(Simulator):
         self._feel()
         forces = _clipped(self.forces)
         velocity = (self.place[..., 1, 0] - before) / (5 * _gymnasium().opt.timestep)
+        lost = self.physics.lost()
+        if lost is not None:  # its place is no longer that of the episode
+            velocity = np.where(lost, 0.0, velocity)
         ended = _fallen(self.physics)
         gain = progress(self.source.goal, self.goals, velocity, top=1.0) + ~ended
         effort, contacts = np.square(action).sum(-1), np.square(forces).sum(-1)

@@ -24,7 +24,7 @@ from gymnasium.wrappers import FlattenObservation
 
 from maml_dist.core.simulator import Fault, Simulator, Stepped
 from maml_dist.core.source import TaskKey
-from maml_dist.tasks.rollout import Goal, Rollouts
+from maml_dist.tasks.rollout import Goal, Rollouts, whose
 
 Env = gymnasium.Env[Any, Any]
 SEEDS = 2**31
@@ -74,12 +74,23 @@ class GymTasks(Rollouts):
         return isinstance(self._one.action_space, Discrete)
 
     def sample(self, key: TaskKey) -> Goal:
-        """What the environment draws when it is seeded by the key."""
+        """What the environment draws when it is seeded by the key.
+
+        Raises:
+            ValueError: it raised.
+        """
         env: Any = self._one.unwrapped
         with _seeded(env, int(key.rng().integers(SEEDS))):
-            if hasattr(env, "sample_tasks"):
-                return Goal(key, (env.sample_tasks(1)[0],))
-            return Goal(key, (env.sample_task(),))
+            try:
+                drawn = (
+                    env.sample_tasks(1)[0] if hasattr(env, "sample_tasks") else env.sample_task()
+                )
+            except Exception as error:  # whatever the user's environment raises
+                raise ValueError(
+                    f"{whose([Goal(key, ())], None)}: the environment raised as it drew the task, "
+                    f"{type(error).__name__}: {error}"
+                ) from error
+        return Goal(key, (drawn,))
 
     def simulator(self, tasks: Sequence[Goal], *, stage: int) -> Simulator:
         """An environment an episode, one after the other; they are kept for the next time."""
@@ -112,6 +123,10 @@ class GymTasks(Rollouts):
             return Once(_maker(self.env)(**self.settings))
         except (gymnasium.error.Error, ImportError, TypeError) as error:
             raise ValueError(f"task.env={self.env}: {error}") from error
+        except Exception as error:  # whatever the user's environment raises
+            raise ValueError(
+                f"task.env={self.env}: cannot be made, {type(error).__name__}: {error}"
+            ) from error
 
 
 class Once(gymnasium.Wrapper[Any, Any, Any, Any]):

@@ -3,7 +3,8 @@
     paper: reward = progress - 0.05 |a|^2 at the velocity of the centre of mass
     gymnasium: reward = progress - 0.1 |a|^2 at the mean velocity of the torso during the step
 
-Actions are clipped to [-1, 1] first. No episode ends before the horizon.
+Actions are clipped to [-1, 1] first. An episode ends before the horizon only where the simulation
+is unstable; that step is paid as one without progress.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from functools import lru_cache
 import mujoco
 import numpy as np
 
-from maml_dist.core.simulator import Fault, Simulator, Stepped
+from maml_dist.core.simulator import Simulator, Stepped
 from maml_dist.core.source import TaskKey
 from maml_dist.tasks import physics
 from maml_dist.tasks.locomotion import Kind, Profile, check, draw, progress
@@ -84,12 +85,13 @@ class HalfCheetahs(Simulator):
         ctrl = np.clip(actions, -1, 1, dtype=np.float64)
         effort, before = np.square(ctrl).sum(-1), self.physics.qpos[..., 0].copy()
         self.physics.step(ctrl, substeps=5 if self.centre is None else 1)
-        lost = self.physics.lost()
-        if lost is not None:
-            raise Fault(int(lost.any(-1).argmax()), "the simulation is unstable")
         observations, velocity = self._observe()
         if velocity is None:
             velocity = (self.physics.qpos[..., 0] - before) / (5 * _model().opt.timestep)
+        lost = self.physics.lost()
+        if lost is not None:  # its state is no longer that of the episode
+            velocity = np.where(lost, 0.0, velocity)
+            self.physics.ended = self.physics.ended | lost
         cost = (0.1 if self.centre is None else 0.05) * effort
         rewards = progress(self.source.goal, self.goals, velocity) - cost
         return Stepped(observations, rewards, self.physics.ended)

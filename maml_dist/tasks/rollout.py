@@ -7,7 +7,8 @@ the other tasks of the batch. Legend: stage = adaptation steps made before, time
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from reprlib import repr
 from typing import Any, NamedTuple
@@ -101,9 +102,13 @@ class Rollouts(TaskSource):
     def roll(self, policy: Policy, tasks: Sequence[Goal], *, stage: int) -> Trajectories:
         """`episodes` episodes of each task, up to `horizon` steps; zeros after an episode's end.
 
+        Where a policy's output or action is not finite, training has diverged: the episode ends
+        with that step, and its reward is not a number. So neither is what is made of the task, its
+        gradient and its scores, while other tasks are as ever.
+
         Raises:
-            ValueError: an environment failed, or an observation, an action or a reward is not
-                finite; names the task and the step.
+            ValueError: an environment failed, gives arrays of other shapes than it must, or an
+                observation or a reward is not finite; names task, iteration, stage and step.
         """
         noise, sensed = self._noise(tasks, stage), self.sensed
         now = torch.zeros(len(tasks), self.episodes, self.observations)
@@ -111,7 +116,8 @@ class Rollouts(TaskSource):
             now[..., sensed:] = torch.tensor([task.value for task in tasks])[:, None]
         # Written as [task, time, episode, …]: a step is a block for each task, not a line for each
         # episode, which would be a page of memory each.
-        count, lasting = now.shape[:2], (len(tasks), self.horizon, self.episodes)
+        count = len(tasks), self.episodes
+        lasting = len(tasks), self.horizon, self.episodes
         seen = torch.zeros(*lasting, self.observations)
         acted = torch.zeros(noise.shape, dtype=torch.int64 if self.discrete else noise.dtype)
         earned, mask = (torch.zeros(lasting) for _ in range(2))
@@ -119,30 +125,35 @@ class Rollouts(TaskSource):
         running = np.ones(count, dtype=bool)
         outputs, step = seen, 0
         try:
-            simulator = self.simulator(tasks, stage=stage)
-            senses[:] = _finite("an observation", simulator.reset(), running)
+            with _blamed():
+                simulator = self.simulator(tasks, stage=stage)
+                senses[:] = _finite("observations", simulator.reset(), senses.shape, running)
             for step in range(self.horizon):
                 with torch.no_grad():
                     output = policy(now)
                     if step == 0:
                         self._must_fit(output)
                     action = self.distribution.sample(output, noise[:, step])
-                if self.discrete:
-                    _finite("the policy's output", output.numpy(), running)
+                chosen = action.numpy()
+                wild = running & ~(_sound(output.numpy(), count) & _sound(chosen, count))
                 if step == 0:
                     outputs = output.new_zeros(*lasting, output.shape[-1])
                 seen[:, step], outputs[:, step], acted[:, step] = now, output, action
-                stepped = simulator.step(_finite("the policy's action", action.numpy(), running))
-                rewards[:, step] = _finite("the reward", stepped.rewards, running)
+                if not np.isfinite(chosen).all():
+                    chosen = np.where(np.isfinite(chosen), chosen, 0)
                 alive[:, step] = running
-                running &= ~stepped.ended
-                if not running.any():
-                    break
-                senses[:] = _finite("an observation", stepped.observations, running)
+                with _blamed():
+                    observed, paid, ended = simulator.step(chosen)
+                    paid = _finite("rewards", paid, count, running & ~wild)
+                    rewards[:, step] = np.where(wild, np.nan, paid)
+                    running &= ~(_shaped("ended", ended, count).astype(bool) | wild)
+                    if not running.any():
+                        break
+                    senses[:] = _finite("observations", observed, senses.shape, running)
         except Fault as fault:
-            task = tasks[fault.task]
+            when = f"after {stage} adaptation steps, step {step}"
             raise ValueError(
-                f"task {task.key.index}, goal {repr(task.value)}, step {step}: {fault.reason}"
+                f"{whose(tasks, fault.task)}, {when}: {fault.reason}"
             ) from fault.__cause__
         if not running.all():
             for tensor in (seen, acted, outputs, earned):
@@ -198,15 +209,57 @@ class Rollouts(TaskSource):
         return torch.from_numpy(noise)
 
 
-def _finite(what: str, values: np.ndarray, running: np.ndarray) -> np.ndarray:
-    """The values [task, episode, …], finite in the episodes that still run.
+def _finite(
+    what: str, values: np.ndarray, shape: tuple[int, ...], running: np.ndarray
+) -> np.ndarray:
+    """The values [task, episode, …], of this shape and finite in the episodes that still run.
 
     Raises:
         Fault: they are not; of the first such task.
     """
-    finite = np.isfinite(values)
-    if not finite.all():
-        bad = running & ~finite.reshape(*running.shape, -1).all(-1)
-        if bad.any():
-            raise Fault(int(bad.any(-1).argmax()), f"{what} is not finite")
+    values = _shaped(what, values, shape)
+    bad = running & ~_sound(values, running.shape)
+    if bad.any():
+        raise Fault(int(bad.any(-1).argmax()), f"{what} are not finite")
     return values
+
+
+def _shaped(what: str, values: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """What a simulator gives, as an array that is not broadcast. Raises Fault as `_finite`."""
+    array = np.asarray(values)
+    if array.shape != shape:
+        axes = "task, episode" if len(shape) == 2 else "task, episode, number"
+        raise Fault(None, f"{what} have shape {array.shape}, not {shape}: [{axes}]")
+    return array
+
+
+def _sound(values: np.ndarray, count: tuple[int, ...]) -> np.ndarray:
+    """Where [task, episode] all of the values [task, episode, …] are finite."""
+    finite = np.isfinite(values)
+    if finite.all():
+        return np.ones(count, dtype=bool)
+    sound: np.ndarray = finite.reshape(*count, -1).all(-1)
+    return sound
+
+
+@contextmanager
+def _blamed() -> Iterator[None]:
+    """Inside, whatever a simulator raises is a Fault."""
+    try:
+        yield
+    except Fault:
+        raise
+    except Exception as error:
+        raise Fault(None, f"the simulator raised {type(error).__name__}: {error}") from error
+
+
+def whose(tasks: Sequence[Goal], place: int | None) -> str:
+    """The name of a task, or of the batch; held-out tasks belong to no iteration."""
+    _, split, it, first = tasks[place or 0].key
+    of = f" of iteration {it}" if split == "train" else ""
+    kind = "" if split == "train" else f"{split} "
+    if place is None:
+        numbers = [task.key.index for task in tasks]  # a shard's are not one after the other
+        several = f"tasks {repr(numbers)}" if len(tasks) > 1 else f"task {first}"
+        return f"{kind}{several}{of}"
+    return f"{kind}task {first}{of}, goal {repr(tasks[place].value)}"

@@ -17,7 +17,7 @@ from maml_dist.core.engine import Engine
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import peer_cases, peer_ours, peer_process, peers  # noqa: E402 - not installed
+from benchmarks import meta_rl, peer_cases, peer_ours, peer_process, peers  # noqa: E402 - not installed
 
 TINY = {
     "A": {"tasks": 3, "shots": 4, "query": 4},
@@ -102,6 +102,27 @@ def test_a_name_that_is_none_is_refused(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2
     assert "'Z' is none of A, B, B1, C, D" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--recipe", "ant-direction"], "must be a half-cheetah's, with task.profile=paper"),
+        (["--recipe", "navigation"], "must be a half-cheetah's, with task.profile=paper"),
+        (["task.profile=gymnasium"], "must be a half-cheetah's, with task.profile=paper"),
+        (["outer.class_path=maml_dist.core.outer.Adam"], "outer=Adam: must be a TrustRegion"),
+        (["task.horizn=3"], "horizn"),
+        (["--share", "0.5,2"], "'0.5,2': must be numbers above 0 and up to 1"),
+        (["--share", "all"], "'all': must be numbers above 0 and up to 1"),
+        (["--rounds", "0"], "--rounds=0: must be 1 or more"),
+    ],
+)
+def test_what_policy_search_cannot_be_measured_by_is_refused(words, said, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["meta_rl.py", *words])
+    with pytest.raises(SystemExit) as end:
+        meta_rl.main()
+    assert end.value.code not in (0, None)
+    assert said in f"{end.value.code} {capsys.readouterr().err}"
 
 
 def test_the_command_prints_its_rows_and_draws_them(tmp_path):

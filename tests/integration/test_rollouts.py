@@ -91,7 +91,8 @@ def test_few_environments_at_once_change_nothing(tmp_path, local):
 def test_a_killed_run_ends_with_the_same_bits(tmp_path, local):
     some = {**SMALL, "iterations": 2}
     run = maml_dist.meta_train("navigation", run=tmp_path / "run", shards=1, local=True, **some)
-    run = maml_dist.meta_train(resume=run.path, iterations=3, local=True, progress=False)
+    rest = {"rollout_workers": 3, "cpus_per_worker": 2, "environments": 8}  # change nothing
+    run = maml_dist.meta_train(resume=run.path, iterations=3, local=True, progress=False, **rest)
     assert np.array_equal(weights(run), local[1])
 
 
@@ -124,14 +125,12 @@ def test_killed_workers_and_shards_change_nothing(tmp_path, ray_here, local, mon
 def test_other_updates_and_surrogates_run(tmp_path):
     adam = {"outer.class_path": "maml_dist.core.outer.Adam"}
     proximal = adam | {"outer.epochs": 3}
-    adam = {"outer.class_path": "maml_dist.core.outer.Adam"}
-    proximal = adam | {"outer.epochs": 3}
     proximal |= {
         "task.policy_gradient.outer_surrogate": "clipped",
         "task.policy_gradient.penalty": 0.0005,
     }
     for name, settings in (
-        ("proximal", {**proximal, "task.policy_gradient.inner_surrogate": "low-variance"}),
+        ("proximal", {**proximal, "task.policy_gradient.inner_surrogate": "ratio"}),
         ("plain", adam),
         ("share", {"outer.share": 0.5, "task.policy_gradient.inner_surrogate": "dice"}),
     ):
@@ -142,3 +141,76 @@ def test_other_updates_and_surrogates_run(tmp_path):
             "navigation", run=tmp_path / f"{name}-0", local=True, **{**SMALL, "iterations": 0}
         )
         assert np.isfinite(weights(run)).all() and not np.array_equal(weights(run), weights(start))
+
+
+WORLD = """
+import gymnasium
+import numpy as np
+
+
+class Reach(gymnasium.Env):
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,))
+    action_space = gymnasium.spaces.Box(-1, 1, (2,))
+    goal = np.zeros(2)
+
+    def __init__(self, wrong):
+        self.wrong = wrong
+
+    def sample_task(self):
+        return self.np_random.uniform(-0.5, 0.5, 2)
+
+    def set_task(self, task):
+        self.goal = task
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.position, self.time = np.zeros(2), 0
+        return self.position, {}
+
+    def step(self, action):
+        self.time += 1
+        self.position = self.position + 0.1 * action
+        seen, reward = self.position, -float(np.linalg.norm(self.position - self.goal))
+        if self.time == 3 and self.goal[1] < -0.475:  # which no task is that is tried before
+            if self.wrong == "raises":
+                raise KeyError("legs")
+            seen = {"nan": seen * np.nan, "shape": seen[:1], "reward": seen}[self.wrong]
+            reward = np.nan if self.wrong == "reward" else reward
+        return seen, reward, False, False, {}
+"""
+
+REACH = """
+task:
+  class_path: maml_dist.tasks.gym.GymTasks
+  init_args: {{env: reach.Reach, settings: {{wrong: {wrong}}}, horizon: 5, episodes: 2}}
+model:
+  class_path: maml_dist.models.gaussian_policy.GaussianPolicy
+  init_args: {{observations: 2, actions: 2, hidden: [4]}}
+learner: {{class_path: maml_dist.learners.maml.MAML, init_args: {{alpha: 0.1, steps: 1}}}}
+outer: {{class_path: maml_dist.core.trust_region.TrustRegion, init_args: {{bound: 0.01}}}}
+iterations: 6
+meta_batch: 6
+validation_tasks: 2
+"""
+
+
+SAID = {
+    "raises": "the environment raised KeyError: 'legs'",
+    "nan": "observations are not finite",
+    "reward": "rewards are not finite",
+    "shape": "an observation's shape is (1,), not (2,)",
+}
+ON_RAY = [(wrong, ["shards=1", "rollout_workers=1"]) for wrong in ("raises", "nan")]
+
+
+@pytest.mark.parametrize(("wrong", "how"), [*((wrong, ["--local"]) for wrong in SAID), *ON_RAY])
+def test_an_environment_that_fails_in_mid_run_is_one_clear_line(command, tmp_path, wrong, how):
+    (tmp_path / "reach.py").write_text(WORLD)
+    (tmp_path / "mine.yaml").write_text(REACH.format(wrong=wrong))
+    process = command("train", "mine.yaml", *how)
+    out, err = process.communicate(timeout=120)
+    lines = [line for line in err.splitlines() if " E " not in line]  # of Ray's own
+    assert process.returncode == 2 and out == "" and "Traceback" not in err
+    assert lines[-1].startswith("error: task 0 of iteration 2, goal (")
+    assert lines[-1].endswith(f"), after 0 adaptation steps, step 2: {SAID[wrong]}")
+    assert len(lines) == 1

@@ -76,6 +76,52 @@ def test_it_adapts_in_an_environment_by_the_policy_gradient(run):
         assert torch.equal(value, before[name])
 
 
+def slopes_of(policy, source, rolled):
+    """The policy gradient's loss of one task's episodes, written out and differentiated."""
+    batch, _ = source.policy_gradient.credit(rolled, source.distribution)
+    like = next(policy.parameters())
+    x, action, advantage, mask = (
+        t[0].to(like) for t in (batch.x, batch.y.action, batch.y.advantage, batch.y.mask)
+    )
+    mean, log_std = policy(x).chunk(2, -1)
+    log_prob = torch.distributions.Normal(mean, log_std.exp()).log_prob(action).sum(-1)
+    loss = -(log_prob * advantage * mask).sum() / mask.sum()
+    return torch.autograd.grad(loss, list(policy.parameters()))
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_what_the_inner_rule_carries_is_carried_over_the_steps(tmp_path, precision):
+    momentum = {"learner.inner.class_path": "maml_dist.core.inner.Momentum"}
+    momentum |= {"learner.inner.decay": 0.5, "engine.precision": precision}
+    settings = {**SMALL, **momentum, "iterations": 1}
+    run = maml_dist.meta_train("navigation", run=tmp_path / "run", **settings)
+    policy, source, task = maml_dist.load(run.path), run.experiment.task, goal(run)
+
+    def in_env(policy, step):
+        return policy._live(Point(), np.random.default_rng([3, step]))
+
+    def of_its_own(policy, step):
+        act = lambda seen: policy(seen.to(next(policy.parameters()).dtype)).float()  # noqa: E731
+        return source.roll(act, [task], stage=step)
+
+    for adapt, lives in (
+        (lambda steps: policy.adapt(Point(), steps=steps, seed=3), in_env),
+        (lambda steps: policy.learn(task, steps=steps), of_its_own),
+    ):
+        one, two = adapt(1), adapt(2)
+        assert next(two.parameters()).dtype is getattr(torch, precision)
+        first = slopes_of(policy, source, lives(policy, 0))
+        second = slopes_of(one, source, lives(one, 1))
+        tensors = zip(policy.parameters(), two.parameters(), first, second, strict=True)
+        for start, moved, g1, g2 in tensors:  # the rates are 0.1 and half of it
+            expected = start - 0.1 * g1 - 0.05 * (0.5 * g1 + g2)
+            assert torch.allclose(moved, expected, atol=2e-6)
+
+
+def goal(run, index=0):
+    return run.experiment.task.sample(maml_dist.core.source.TaskKey(0, "test", 0, index))
+
+
 def test_later_steps_have_the_later_rate(run):
     policy = maml_dist.load(run.path)
     task = run.experiment.task.sample(maml_dist.core.source.TaskKey(0, "test", 0, 0))
@@ -142,6 +188,7 @@ def test_the_walks_are_drawn_to_the_goal(run):
         ("navigation", {"model.actions": 1}, "gives 2 numbers for an action; the tasks need 4"),
         ("navigation", {"model.observations": 5}, "cannot act on observations of 2 numbers"),
         ("navigation", {"task.oracle": True}, "perhaps model.observations=4"),
+        ("navigation", {"engine.precision": "bfloat16"}, "engine.precision=bfloat16: rollouts act"),
         ("grid", {"model.actions": 4}, "gives 4 numbers for an action; the tasks need 5 logits"),
         (
             "navigation",

@@ -75,7 +75,7 @@ def by_hand(model, given, learner, episodes, kind):
             for k, support in enumerate(episodes.support):
                 loss = objective.loss
                 slope = torch.func.grad(loss)(phi, pick(support))
-                rate = learner.alpha if k == 0 else learner.later_alpha or learner.alpha
+                rate = learner.alpha * (learner.later_share if k else 1)
                 phi = {name: phi[name] - rate * slope[name] for name in phi}
             query = pick(episodes.query)
             sums = sums + getattr(objective, kind)(phi, query)
@@ -85,7 +85,7 @@ def by_hand(model, given, learner, episodes, kind):
 
 
 @pytest.mark.parametrize("batching", ["task", "vmap"])
-@pytest.mark.parametrize("inner", ["log-likelihood", "low-variance", "dice"])
+@pytest.mark.parametrize("inner", ["log-likelihood", "low-variance", "dice", "ratio"])
 def test_the_meta_gradient_equals_finite_differences(inner, batching):
     model, learner, given = policy(), MAML(alpha=0.3), source(inner_surrogate=inner)
     episodes = on_policy(model, learner, given)
@@ -93,7 +93,10 @@ def test_the_meta_gradient_equals_finite_differences(inner, batching):
     gradient = MetaGradient(
         engine(batching=batching), learner, Objective(model, given), into=layout(meta_of(model))
     )(meta, episodes, IT).gradient
-    if inner == "log-likelihood":  # the others hold their own log-probability constant inside
+    if inner in (
+        "log-likelihood",
+        "ratio",
+    ):  # the others hold their own log-probability constant inside
         total = by_hand(model, given, learner, episodes, "query_loss")
         along = torch.randn(meta.shape, generator=torch.Generator().manual_seed(3)).double()
         step = 1e-6
@@ -103,11 +106,66 @@ def test_the_meta_gradient_equals_finite_differences(inner, batching):
     assert torch.allclose(gradient, torch.func.grad(total)(meta), rtol=1e-10, atol=1e-12)
 
 
+def importance_weighted(model, alpha, episodes):
+    """-mean(pi_phi / pi_acted A), phi = theta - alpha d(-mean(pi_theta / pi_acted A)), written out.
+
+    A function of flat parameters, summed over tasks.
+    """
+    shapes = {name: p.shape for name, p in model.named_parameters()}
+
+    def surrogate(vector, batch, i):
+        sizes = [shape.numel() for shape in shapes.values()]
+        parts = zip(shapes.items(), vector.split(sizes), strict=True)
+        params = {name: part.view(shape) for (name, shape), part in parts}
+        y = Acted(*(leaf[i] for leaf in batch.y))
+        new, old = (
+            torch.distributions.Normal(out[..., :2], out[..., 2:].exp()).log_prob(y.action).sum(-1)
+            for out in (torch.func.functional_call(model, params, (batch.x[i],)), y.before)
+        )
+        return -((new - old).exp() * y.advantage * y.mask).sum() / y.mask.sum()
+
+    def total(vector):
+        sums = 0
+        for i in range(TASKS):
+            slope = torch.func.grad(lambda v, i=i: surrogate(v, episodes.support[0], i))(vector)
+            sums = sums + surrogate(vector - alpha * slope, episodes.query, i)
+        return sums
+
+    return total
+
+
+@pytest.mark.parametrize("batching", ["task", "vmap"])
+def test_in_later_epochs_proximal_search_adapts_by_the_ratio_to_the_policy_that_acted(batching):
+    model, learner = policy(), MAML(alpha=0.3)
+    given, low = source(inner_surrogate="ratio"), source(inner_surrogate="low-variance")
+    episodes = on_policy(model, learner, given)
+    meta = flatten(meta_of(model))
+    gradients = [
+        MetaGradient(
+            engine(batching=batching), learner, Objective(model, of), into=layout(meta_of(model))
+        )
+        for of in (given, low)
+    ]
+    first = [gradient(meta, episodes, IT).gradient for gradient in gradients]
+    assert torch.allclose(*first, rtol=1e-10, atol=1e-12)
+    there = meta + 0.05 * torch.sin(torch.arange(len(meta)).double())
+    total, step = importance_weighted(model, 0.3, episodes), 1e-5
+    slope = torch.stack(
+        [
+            (total(there + e) - total(there - e)) / (2 * step)
+            for e in step * torch.eye(len(meta)).double()
+        ]
+    )
+    later = [gradient(there, episodes, IT).gradient for gradient in gradients]
+    assert torch.allclose(later[0], slope, rtol=1e-6, atol=1e-8)
+    assert (later[1] - slope).norm() > 1e-3 * slope.norm()
+
+
 @pytest.mark.parametrize("steps", [0, 1, 2])
 @pytest.mark.parametrize("batching", ["task", "vmap"])
 def test_the_curvature_is_the_hessian_of_the_mean_divergence(steps, batching):
     model, given = policy(), source()
-    learner = MAML(alpha=0.3, later_alpha=0.1, steps=steps)
+    learner = MAML(alpha=0.3, later_share=0.4, steps=steps)
     episodes = on_policy(model, learner, given, steps=steps)
     meta = flatten(meta_of(model))
     adapted = Adapted(

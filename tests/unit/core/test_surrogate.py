@@ -87,6 +87,31 @@ def test_first_gradients_agree():
         equal(grad(lambda x, of=surrogate: of(GAUSSIAN, x, data))(at), expected)
 
 
+def test_the_ratio_is_low_variance_with_all_its_derivatives_where_it_acted():
+    data = acted()
+
+    def of(surrogate):
+        return lambda output: surrogate(GAUSSIAN, output, data)
+
+    at, along = data.before, normal(9, 3, 4, 4)
+    equal(of(ratio)(at), of(low_variance)(at))
+    equal(grad(of(ratio))(at), grad(of(low_variance))(at))
+    equal(hessian(of(ratio))(at), hessian(of(low_variance))(at))
+    third = [
+        jvp(lambda x, s=s: jvp(grad(of(s)), (x,), (along,))[1], (at,), (along,))[1]
+        for s in (ratio, low_variance)
+    ]
+    equal(third[0], third[1])
+    # Elsewhere it is not: the likelier action counts for more.
+    there = at + 0.1 * along
+    weights = [
+        -log_density(at[0, 0], data.action[0, 0]),
+        log_density(there[0, 0], data.action[0, 0]),
+    ]
+    slopes = [grad(of(s))(there)[0, 0] for s in (ratio, low_variance)]
+    equal(slopes[0], slopes[1] * math.exp(sum(weights)))
+
+
 def test_clipped_gains_nothing_beyond_its_bounds():
     data = acted()
     output = data.before + 3 * normal(7, 3, 4, 4)

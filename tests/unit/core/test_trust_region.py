@@ -92,6 +92,26 @@ def test_the_steps_tried_shrink_until_the_loss_falls():
     assert told["accepted"] == 1 and told["tries"] > 1 and not torch.equal(new, meta)
 
 
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", ["loss/after", "divergence"])
+def test_what_is_not_finite_is_no_step(name, wrong):
+    slope, metric = quadratic()
+    meta = torch.ones(SIZE, dtype=torch.float64)
+    rule = TrustRegion(damping=0.0, iterations=8)
+    state = rule.init(meta)
+    asks = rule.propose(meta, slope, {"loss/after": 0.0}, state)
+    question, tried = next(asks), []
+    while question.what == "curvature":
+        question = asks.send(Told(metric @ question.at, {}))
+    with pytest.raises(StopIteration) as end:
+        while True:
+            tried.append(question.at)
+            told = {"loss/after": -1.0, "divergence": 0.0}
+            question = asks.send(Told(None, told | {name: wrong} if len(tried) < 3 else told))
+    new, _, told = end.value.value
+    assert torch.equal(new, tried[2]) and told["tries"] == 3 and told["accepted"] == 1
+
+
 def test_no_gradient_asks_nothing_of_the_line():
     _, metric = quadratic()
     meta, zero = torch.ones(SIZE, dtype=torch.float64), torch.zeros(SIZE, dtype=torch.float64)

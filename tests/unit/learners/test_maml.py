@@ -71,7 +71,19 @@ def test_another_number_of_steps_at_test():
     torch.testing.assert_close(path[7]["w"], support.x + 0.9**7 * (meta["w"] - support.x))
 
 
-@pytest.mark.parametrize("bad", [{"alpha": -1}, {"alpha": float("nan")}, {"steps": -1}])
+@pytest.mark.parametrize("alpha", [0.1, 0.5])
+def test_later_steps_have_their_share_of_alpha(alpha):
+    meta, support, _ = setting()
+    path = list(MAML(alpha=alpha, later_share=0.5).path(loss, meta, (support,) * 3, IT))
+    for k, rate in enumerate([alpha, alpha / 2, alpha / 2]):
+        step = path[k]["w"] - rate * (path[k]["w"] - support.x)
+        torch.testing.assert_close(path[k + 1]["w"], step, rtol=1e-12, atol=0)
+
+
+BAD = [{"alpha": -1}, {"alpha": float("nan")}, {"steps": -1}, {"later_share": 0}]
+
+
+@pytest.mark.parametrize("bad", BAD)
 def test_impossible_settings_are_refused_by_name(bad):
     with pytest.raises(ValueError, match=f"learner.{next(iter(bad))}="):
         MAML(**bad)

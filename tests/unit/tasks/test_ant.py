@@ -173,21 +173,21 @@ def test_goals():
     assert 0 <= speeds.min() < 0.03 and 2.97 < speeds.max() <= 3
 
 
-def test_a_simulation_that_blows_up_ends_its_episode(monkeypatch, tmp_path):
+@pytest.mark.parametrize("profile", ["paper", "gymnasium"])
+def test_a_simulation_that_blows_up_ends_its_episode(profile, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)  # MuJoCo leaves a log
-    source = Ant(episodes=2, horizon=5)
+    source = Ant(profile=profile, episodes=2, horizon=5)
     simulator = source.simulator(drawn(source, 2), stage=0)
-    simulator.start[1][1, 0] = 1e9
+    simulator.start[0][1, 0, 0], simulator.start[1][1, 0] = 1e6, 1e9
     simulator.reset()
     for chosen in 0.1 * actions(5, 2, 2):
         stepped = simulator.step(chosen)
-        assert np.isfinite(stepped.rewards).all()
+        assert np.abs(stepped.rewards).max() < 50  # where it was thrown to is no progress
     assert stepped.ended.tolist() == [[False, False], [True, False]]
 
 
-def test_actions_that_are_not_numbers_are_one_clear_error():
+def test_actions_that_are_not_numbers_end_the_episode():
     source = Ant(episodes=2, horizon=5)
-    tasks = drawn(source, 3)
     policy = lambda seen: torch.full((3, 2, 16), torch.nan)  # noqa: E731 - all there is to it
-    with pytest.raises(ValueError, match=r"task 0, goal \(.*\), step 0: the policy's action is"):
-        source.roll(policy, tasks, stage=0)
+    rolled = source.roll(policy, drawn(source, 3), stage=0)
+    assert rolled.rewards[..., 0].isnan().all() and rolled.mask.sum() == 6

@@ -74,6 +74,16 @@ class Taskless(gymnasium.Env):
     observation_space, action_space = Box(0, 1, (1,)), Discrete(2)
 
 
+class Untold(Walk):
+    def sample_tasks(self, count):
+        raise LookupError("no map")
+
+
+class Broken(Walk):
+    def __init__(self):
+        raise LookupError("no legs")
+
+
 class Many(Walk):
     def __init__(self):
         super().__init__()
@@ -84,7 +94,7 @@ class Many(Walk):
 def importable(monkeypatch):
     monkeypatch.setattr(GymTasks, "__abstractmethods__", frozenset())
     module = ModuleType("worlds")
-    for world in (Walk, Coin, Taskless, Many):
+    for world in (Walk, Coin, Taskless, Untold, Broken, Many):
         setattr(module, world.__name__, world)
     monkeypatch.setitem(sys.modules, "worlds", module)
     gymnasium.register("Walk-v0", lambda **settings: Walk(**settings), max_episode_steps=6)
@@ -200,15 +210,25 @@ def test_a_copy_takes_no_environment_with_it():
     [
         ("raises", r"step 1: the environment raised KeyError: 'legs'"),
         ("shape", r"step 1: an observation's shape is \(2,\), not \(3,\)"),
-        ("nan", r"step 1: an observation is not finite"),
+        ("nan", r"step 1: observations are not finite"),
     ],
 )
 def test_what_fails_names_the_task_and_the_step(wrong, says):
     source = GymTasks(env="worlds:Walk", settings={"wrong": wrong}, horizon=12, episodes=2)
     tasks = drawn(source, 20)
     index = next(i for i, task in enumerate(tasks) if task.value[0]["length"] == 8)
-    with pytest.raises(ValueError, match=rf"task {index}, goal \({{'length': 8}},\), {says}"):
+    name = rf"task {index} of iteration 3, goal \({{'length': 8}},\), after 0 adaptation steps"
+    with pytest.raises(ValueError, match=rf"{name}, {says}"):
         source.roll(still(4), tasks, stage=0)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_what_cannot_be_drawn_is_named(split):
+    source = GymTasks(env="worlds:Untold")
+    name = "task 2 of iteration 3" if split == "train" else "val task 2"
+    said = f"^{name}: the environment raised as it drew the task, LookupError: no map$"
+    with pytest.raises(ValueError, match=said):
+        source.sample(TaskKey(7, split, 3, 2))
 
 
 @pytest.mark.parametrize(
@@ -219,6 +239,7 @@ def test_what_fails_names_the_task_and_the_step(wrong, says):
         ({"env": ""}, "task.env=: "),
         ({"env": "worlds:Walk", "settings": {"legs": 2}}, "unexpected keyword argument 'legs'"),
         ({"env": "worlds:Taskless"}, "must have set_task, and sample_tasks or sample_task"),
+        ({"env": "worlds:Broken"}, "task.env=worlds:Broken: cannot be made, LookupError: no legs"),
         ({"env": "worlds:Many"}, "its actions are Dict.*; must be Box or Discrete"),
         ({"env": "worlds:Walk", "oracle": True}, "task.oracle=True: must be False"),
     ],

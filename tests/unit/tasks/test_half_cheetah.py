@@ -149,7 +149,7 @@ def test_goals():
     assert 0 <= speeds.min() < 0.02 and 1.98 < speeds.max() <= 2
 
 
-def test_actions_that_are_not_numbers_are_one_clear_error():
+def test_actions_that_are_not_numbers_end_the_episode():
     source = HalfCheetah(episodes=2, horizon=5)
     tasks = drawn(source, 3)
 
@@ -158,16 +158,42 @@ def test_actions_that_are_not_numbers_are_one_clear_error():
         output[2, 0, 3] = torch.nan
         return output
 
-    with pytest.raises(ValueError, match=r"task 2, goal \(.*\), step 0: the policy's action is"):
-        source.roll(policy, tasks, stage=0)
+    rolled = source.roll(policy, tasks, stage=0)
+    assert rolled.mask.sum(-1).tolist() == [[5, 5], [5, 5], [1, 5]]
+    assert rolled.rewards.isnan().nonzero().tolist() == [[2, 0, 0]]
 
 
-def test_a_simulation_that_blows_up_is_one_clear_error(monkeypatch, tmp_path):
+@pytest.mark.parametrize("goal", ["direction", "velocity"])
+@pytest.mark.parametrize("profile", ["paper", "gymnasium"])
+def test_a_simulation_that_blows_up_ends_its_episode(profile, goal, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)  # MuJoCo leaves a log
-    monkeypatch.setattr(HalfCheetah, "_start", lambda *_: (np.zeros((2, 9)), np.full((2, 9), 1e9)))
-    source = HalfCheetah(episodes=2, horizon=5)
-    with pytest.raises(ValueError, match=r"task 0, goal \(.*\), step .: the simulation is unst"):
-        source.roll(lambda seen: torch.zeros(*seen.shape[:-1], 12), drawn(source, 2), stage=0)
+    source = HalfCheetah(profile=profile, goal=goal, episodes=2, horizon=5)
+    tasks = drawn(source, 2)
+
+    def policy(seen):
+        return torch.zeros(*seen.shape[:-1], 12) - 0.5
+
+    calm, start = source.roll(policy, tasks, stage=0), HalfCheetah._start
+    drawn_before = []
+
+    def thrown(self, rng):
+        qpos, qvel = start(self, rng)
+        if drawn_before:  # the second task's first
+            qpos[0, 0], qvel[0] = 3e9, 1e9
+        drawn_before.append(rng)
+        return qpos, qvel
+
+    monkeypatch.setattr(HalfCheetah, "_start", thrown)
+    rolled = source.roll(policy, tasks, stage=0)
+    assert rolled.mask.sum(-1).tolist() == [[5, 5], [1, 5]]
+    assert rolled.rewards.isfinite().all() and rolled.observations.isfinite().all()
+    # Of the step that was lost: no progress, and the action's cost.
+    effort = (rolled.actions[1, 0, 0].clip(-1, 1) ** 2).sum()
+    progress = -tasks[1].value[0] if goal == "velocity" else 0
+    cost = (0.1 if profile == "gymnasium" else 0.05) * effort
+    assert rolled.rewards[1, 0, 0] == pytest.approx(float(progress - cost), rel=1e-5)
+    for ours, theirs in zip(rolled, calm, strict=True):
+        assert torch.equal(ours[0], theirs[0]) and torch.equal(ours[1, 1], theirs[1, 1])
 
 
 @pytest.mark.parametrize(

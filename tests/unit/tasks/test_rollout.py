@@ -1,5 +1,6 @@
 """Rollouts: the samplers, the masks, the purity and the errors, on families of a few numbers."""
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from maml_dist.core.simulator import Fault, Simulator, Stepped
 from maml_dist.core.source import TaskKey
 from maml_dist.tasks.grid import Grid
-from maml_dist.tasks.navigation import Navigation
+from maml_dist.tasks.navigation import Navigation, Points
 from maml_dist.tasks.rollout import Goal, Rollouts
 
 
@@ -21,7 +22,7 @@ class Counters(Simulator):
         self.time, self.wrong = 0, wrong
 
     def reset(self):
-        return np.zeros((*self.length.shape, 1))
+        return np.zeros((*self.length.shape, 1)[: 2 if self.wrong == "first" else 3])
 
     def step(self, actions):
         self.time += 1
@@ -33,7 +34,18 @@ class Counters(Simulator):
             values[1, 1] = np.nan
         if self.time == 3 and self.wrong == "fault":
             raise Fault(1, "it broke") from OSError("at the joint")
-        return Stepped(values[..., None], rewards, self.time >= self.length)
+        observations, ended = values[..., None], self.time >= self.length
+        if self.time == 3 and self.wrong == "raises":
+            raise KeyError("leg")
+        if self.time == 3 and self.wrong == "few":
+            return observations, rewards
+        if self.time == 3 and self.wrong == "none":
+            return Stepped(observations, np.full(rewards.shape, None), ended)
+        if self.time == 3:
+            observations = observations[:, :1] if self.wrong == "seen" else observations
+            rewards = rewards[:, :1] if self.wrong == "paid" else rewards
+            ended = ended[0] if self.wrong == "ended" else ended
+        return Stepped(observations, rewards, ended)
 
 
 @dataclass(frozen=True)
@@ -160,31 +172,85 @@ def test_the_oracle_sees_the_goal_behind_the_rest():
     assert source.observations == 4 and torch.equal(rolled.observations[..., 2:], goals)
 
 
+WHERE = "after 4 adaptation steps, step"
+
+
 @pytest.mark.parametrize(
     "wrong, says",
     [
-        ("reward", r"task 1, goal \(5.0,\), step 2: the reward is not finite"),
-        ("observation", r"task 1, goal \(5.0,\), step 2: an observation is not finite"),
-        ("fault", r"task 1, goal \(5.0,\), step 2: it broke"),
+        ("reward", f"task 1 of iteration 3, goal (5.0,), {WHERE} 2: rewards are not finite"),
+        ("observation", f"task 1 of iteration 3, goal (5.0,), {WHERE} 2: observations are not"),
+        ("fault", f"task 1 of iteration 3, goal (5.0,), {WHERE} 2: it broke"),
+        ("raises", f"tasks [0, 1] of iteration 3, {WHERE} 2: the simulator raised KeyError: 'leg'"),
+        ("first", f"{WHERE} 0: observations have shape (2, 2), not (2, 2, 1): [task, episode, num"),
+        ("seen", f"{WHERE} 2: observations have shape (2, 1, 1), not (2, 2, 1): [task, episode, n"),
+        ("paid", f"{WHERE} 2: rewards have shape (2, 1), not (2, 2): [task, episode]"),
+        ("ended", f"{WHERE} 2: ended have shape (2,), not (2, 2): [task, episode]"),
+        ("few", f"{WHERE} 2: the simulator raised ValueError: not enough values to unpack"),
+        ("none", f"{WHERE} 2: the simulator raised TypeError: "),
     ],
 )
 def test_what_fails_names_the_task_and_the_step(wrong, says):
     source = Counting(horizon=6, episodes=2, wrong=wrong)
-    with pytest.raises(ValueError, match=says):
-        source.roll(constant(0.0, 0.0), drawn(source, 2), stage=0)
+    with pytest.raises(ValueError, match=re.escape(says)):
+        source.roll(constant(0.0, 0.0), drawn(source, 2), stage=4)
 
 
-@pytest.mark.parametrize("log_std", [float("nan"), 100.0])
-def test_a_diverged_policy_is_named(log_std):
-    source = Counting(horizon=6, episodes=2)
+def test_what_fails_on_a_held_out_task_names_the_split():
+    source = Counting(horizon=6, episodes=2, wrong="reward")
+    tasks = [source.sample(TaskKey(7, "val", 0, index)) for index in range(2)]
+    with pytest.raises(ValueError, match="^val task 1, goal .*, after 0 adaptation steps, step 2"):
+        source.roll(constant(0.0, 0.0), tasks, stage=0)
 
-    def policy(seen):
-        output = torch.zeros(*seen.shape[:-1], 2)
-        output[1, :, 1] = torch.where(seen[1, :, 0] == 2, log_std, 0.0)
-        return output
 
-    with pytest.raises(ValueError, match="task 1, .* step 2: the policy's action is not finite"):
-        source.roll(policy, drawn(source, 2), stage=0)
+@pytest.mark.parametrize("output", [float("nan"), 100.0])
+def test_a_policy_that_diverges_takes_its_own_task_along_and_no_other(output):
+    """By its log_std: not a number, or so large that the action is infinite."""
+    source, given = Walks(horizon=6, episodes=3), []
+
+    class Watched(Points):
+        def step(self, actions):
+            given.append(actions)
+            return super().step(actions)
+
+    def wild(seen):
+        outputs = torch.zeros(*seen.shape[:-1], 4)
+        if len(given) == 2:
+            outputs[1, 0, 2] = output
+        return outputs
+
+    tasks = drawn(source, 3)
+    calm = source.roll(constant(0.0, 0.0, 0.0, 0.0), tasks, stage=0)
+    object.__setattr__(
+        source, "simulator", lambda tasks, stage: Watched(np.array([t.value for t in tasks]), 3)
+    )
+    rolled = source.roll(wild, tasks, stage=0)
+    assert rolled.mask[1].sum(-1).tolist() == [3, 6, 6]
+    assert rolled.rewards[1, 0, 2].isnan() and rolled.rewards[1, 0, 3:].eq(0).all()
+    assert all(np.isfinite(actions).all() for actions in given)
+    for ours, theirs in zip(rolled, calm, strict=True):
+        assert torch.equal(ours[[0, 2]], theirs[[0, 2]])
+        assert torch.equal(ours[1, 1:], theirs[1, 1:])
+    batch, scores = source.policy_gradient.credit(rolled, source.distribution)
+    assert scores["return"].isnan().tolist() == [False, True, False]
+    assert batch.y.advantage[1].isnan().any() and batch.y.advantage[[0, 2]].isfinite().all()
+
+
+def test_a_diverged_policy_of_discrete_actions_too():
+    source = Mazes(horizon=6, episodes=2)
+    tasks = drawn(source, 2)
+
+    def wild(seen):
+        outputs = torch.zeros(*seen.shape[:-1], 5)
+        outputs[0] = torch.nan
+        return outputs
+
+    rolled = source.roll(wild, tasks, stage=0)
+    assert (
+        rolled.mask[0].tolist() == [[1, 0, 0, 0, 0, 0]] * 2
+        and rolled.rewards[0, :, 0].isnan().all()
+    )
+    assert rolled.rewards[1].isfinite().all() and rolled.outputs[0, :, 1:].eq(0).all()
 
 
 def test_counts_must_be_positive():
