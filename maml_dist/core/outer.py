@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from maml_dist.core.bounds import check_least, check_positive
 from maml_dist.core.schedule import Constant, Schedule
 
 State = dict[str, Tensor]
@@ -52,16 +53,10 @@ class Outer(ABC):
     epochs: int = 1  # updates a meta-iteration, each at a new meta-gradient on the same episodes
 
     def __post_init__(self) -> None:
-        if not 0 < self.beta < float("inf"):
-            raise ValueError(f"outer.beta={self.beta}: must be a positive number")
-        for name in ("clip", "clip_norm"):
-            bound = getattr(self, name)
-            if bound is not None and not bound > 0:
-                raise ValueError(f"outer.{name}={bound}: must be positive, or null")
+        check_positive(self, "outer", "beta", "clip", "clip_norm")
+        check_least(self, "outer", epochs=1)
         if self.average is not None and not 0 < self.average < 1:
             raise ValueError(f"outer.average={self.average}: must be in (0, 1), or null")
-        if self.epochs < 1:
-            raise ValueError(f"outer.epochs={self.epochs}: must be 1 or more")
 
     @abstractmethod
     def moments(self, meta: Tensor) -> State:
@@ -179,10 +174,8 @@ class Adam(Outer):
         super().__post_init__()
         if not all(0 <= decay < 1 for decay in self.decays):
             raise ValueError(f"outer.decays={self.decays}: both must be in [0, 1)")
-        if not self.eps > 0:
-            raise ValueError(f"outer.eps={self.eps}: must be positive")
-        if not 0 <= self.weight_decay < float("inf"):
-            raise ValueError(f"outer.weight_decay={self.weight_decay}: must be a number, 0 or more")
+        check_positive(self, "outer", "eps")
+        check_least(self, "outer", weight_decay=0)
 
     def moments(self, meta: Tensor) -> State:
         """Both moments, at zero."""
