@@ -202,6 +202,7 @@ def _differentiate(experiment: Experiment, meta: Params) -> None:
     learner = experiment.learner
     on_policy = experiment.task.on_policy
     engine = experiment.engine.resolve(experiment.model, learner, "cpu", on_policy=on_policy)
+    engine = replace(engine, chunk=None, budget=Engine.budget)  # of single tasks
     eager, traced = (replace(engine, running=running) for running in ("eager", "traced"))
     # Traced at one task, replayed at another: what was baked in of the first shows.
     try:
