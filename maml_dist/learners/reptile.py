@@ -75,7 +75,11 @@ class Reptile(Learner):
     def gradient(
         self, loss: Loss, query_loss: Loss, meta: Params, episode: Episode, it: Tensor
     ) -> tuple[Params, dict[str, Tensor]]:
-        """As of any learner; if pooled, the support set is joined by the query set."""
+        """As of any learner; if pooled, the support set is joined by the query set.
+
+        Running statistics are not of here: they follow queries that were not learned from, which
+        is what a prediction meets.
+        """
         if self.pooled:
             both = zip(episode.support[0][:2], episode.query[:2], strict=True)
             joined = Batch(*(torch.cat(parts) for parts in both))
