@@ -108,7 +108,9 @@ def override(config: Config, overrides: Mapping[str, Any]) -> Config:
         for key, value in overrides.items()
     }
     while values:
-        known = {key.removesuffix(".class_path"): key for key in _leaves(_resolve(config))}
+        given = _leaves(config)
+        leaves = given if values.keys() <= given.keys() else _leaves(_resolve(config))
+        known = {key.removesuffix(".class_path"): key for key in leaves}
         meant = {key: _meant(key, known) for key in values}
         # Classes come first, they decide which keys there are: the outer ones before the inner.
         classes = [

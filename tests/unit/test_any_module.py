@@ -45,7 +45,7 @@ class Recurrent(nn.Module):
         self.head = nn.Linear(8, 1)
 
     def forward(self, x):
-        return self.head(self.inside(x)[0][:, -1])
+        return self.head(self.inside(x[:, :2])[0][:, -1])  # a trace of each part takes its time
 
 
 class Cell(nn.Module):
@@ -320,7 +320,7 @@ def trained(tmp_path, monkeypatch):
 
 
 def test_running_statistics_and_dropout_from_training_to_the_loaded_model(trained):
-    run = trained(4, "traced")
+    run = trained(4, "eager")
     evaluation = run.evaluate(tasks=3, steps=1)
     assert [r["mode"] for r in evaluation["results"]] == ["transductive", "inductive", "running"]
     loaded = maml_dist.load(run.path, checkpoint="last")
