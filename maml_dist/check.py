@@ -225,6 +225,7 @@ def _differentiate(experiment: Experiment, meta: Params) -> None:
     learner = experiment.learner
     on_policy = experiment.task.on_policy
     engine = experiment.engine.resolve(experiment.model, learner, "cpu", on_policy=on_policy)
+    engine = replace(engine, chunk=None, budget=Engine.budget)  # of single tasks
     eager, traced = (replace(engine, running=running) for running in ("eager", "traced"))
     if on_policy:  # what an environment does wrong is said as it is
         _episodes(experiment, learner.steps, 1)

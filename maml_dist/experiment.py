@@ -6,14 +6,13 @@ want a second, structured copy of every constructor.)
 """
 
 import copy
-import os
-import re
 import sys
 import sysconfig
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any, Literal
 
 import numpy as np
@@ -22,10 +21,12 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 from torch import nn
 
+from maml_dist import learners, models, tasks
 from maml_dist.core.engine import Engine
 from maml_dist.core.learner import Learner
 from maml_dist.core.outer import Outer
 from maml_dist.core.source import TaskSource
+from maml_dist.explained import explained, unknown_name
 from maml_dist.recipe import Config, nearest, read_recipe
 from maml_dist.runtime.launch import Asked
 
@@ -90,7 +91,8 @@ class Experiment:
 def compose(recipe: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
     """The whole configuration: a recipe's name or YAML file, overrides, all defaults.
 
-    A key is dotted (`learner.alpha=0.1`); a last part that occurs once stands for it (`alpha=0.1`).
+    A key is dotted (`learner.alpha=0.1`); an ending that occurs once stands for it (`alpha=0.1`).
+    A class is exchanged by its path, or by the name of one of the package (`learner.inner=Adam`).
 
     Raises:
         ValueError: in one line, the key, the value, what is allowed and the nearest valid name.
@@ -101,17 +103,32 @@ def compose(recipe: str | Path, overrides: Mapping[str, Any] | None = None) -> C
 def override(config: Config, overrides: Mapping[str, Any]) -> Config:
     """`config` with some keys changed, and all defaults filled in; raises as `compose` does."""
     config = copy.deepcopy(config)
-    values = {key.replace(".init_args.", "."): _plain(value) for key, value in overrides.items()}
-    # A class comes first, it decides which keys there are; then its own, some of which it requires.
-    exchanged = [key.removesuffix(".class_path") for key in values if key.endswith(".class_path")]
-    own = [key for key in values if key.startswith(tuple(f"{path}." for path in exchanged))]
-    for path in sorted(exchanged):
-        _put(config, path, {"class_path": values[f"{path}.class_path"]})
-    for key in own:
-        if not key.endswith(".class_path"):
-            _put(config, key, values[key])
-    for key in [key for key in values if key not in own]:
-        _put(config, _full_key(key, list(_leaves(_resolve(config)))), values[key])
+    values = {
+        key.replace(".init_args.", ".").removesuffix(".class_path"): _plain(value)
+        for key, value in overrides.items()
+    }
+    while values:
+        given = _leaves(config)
+        leaves = given if values.keys() <= given.keys() else _leaves(_resolve(config))
+        known = {key.removesuffix(".class_path"): key for key in leaves}
+        meant = {key: _meant(key, known) for key in values}
+        # Classes come first, they decide which keys there are: the outer ones before the inner.
+        classes = [
+            (names[0], key)
+            for key, names in meant.items()
+            if len(names) == 1
+            and (names[0] != known[names[0]] or any(own.startswith(f"{key}.") for own in values))
+        ]
+        if not classes:
+            for key, value in values.items():
+                _put(config, _full_key(key, list(known)), value)
+            break
+        path, key = min(classes, key=lambda each: len(each[0]))
+        _put(config, path, values.pop(key))
+        for own in sorted(values):  # with it what is its own, some of which it requires
+            for prefix in (f"{path}.", f"{key}."):
+                if own.startswith(prefix) and own in values:
+                    _put(config, f"{path}.{own.removeprefix(prefix)}", values.pop(own))
     return _resolve(config)
 
 
@@ -121,7 +138,7 @@ def build(config: Config) -> Experiment:
     Raises:
         ValueError: a key, type or value is wrong.
     """
-    with _explained(), torch.random.fork_rng(devices=[]):
+    with explained(Experiment), torch.random.fork_rng(devices=[]):
         parser = _parser(config)
         namespace = parser.parse_object(config)
         torch.manual_seed(namespace.seed)
@@ -147,8 +164,8 @@ def user_modules(config: Config) -> list[str]:
 
 def _modules(config: Config) -> Iterator[str]:
     """The modules of the class paths, and of an environment that is named by its module."""
-    for key, value in _leaves(config, keep_class_paths=True).items():
-        if key.endswith("class_path"):
+    for key, value in _leaves(config).items():
+        if key.endswith(".class_path"):
             yield value.rpartition(".")[0]
         elif key == "task.env" and (":" in value or "." in value):
             yield value.partition(":")[0] if ":" in value else value.rpartition(".")[0]
@@ -171,11 +188,24 @@ def _resolve(config: Config) -> Config:
     missing = [key for key in ("task", "model", "learner", "outer") if key not in config]
     if missing:
         raise ValueError(f"the recipe lacks {', '.join(missing)}")
-    with _explained():
+    with explained(Experiment):
         parser = _parser(config)
-        resolved = parser.dump(parser.parse_object(config), skip_none=False)
+        try:
+            namespace = parser.parse_object(config)
+        except ArgumentError as error:
+            if not unknown_name(error):
+                raise
+            _import_rooms()  # jsonargparse knows the classes by name that are imported
+            namespace = parser.parse_object(config)
+        resolved = parser.dump(namespace, skip_none=False)
     plain: Config = yaml.safe_load(resolved)
     return {**plain, "code": sorted({*plain["code"], *_code(plain)})}
+
+
+def _import_rooms() -> None:
+    for room in (learners, models, tasks):
+        for module in iter_modules(room.__path__, f"{room.__name__}."):
+            import_module(module.name)
 
 
 def _parser(config: Config) -> ArgumentParser:
@@ -187,39 +217,6 @@ def _parser(config: Config) -> ArgumentParser:
     return parser
 
 
-class _explained:  # noqa: N801 - a context manager, used like a function
-    """Turns jsonargparse's nested messages into one line: where, what, what is allowed."""
-
-    def __enter__(self) -> None:
-        os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, ArgumentError):
-            raise ValueError(_one_line(error.message)) from None
-
-
-def _one_line(message: str) -> str:
-    where = ".".join(re.findall(r'[Pp]arser key "([^"]+)"', message))
-    within = re.findall(r"given class_path '([^']+)'", message)
-    unknown = re.search(r"Option '([^']+)' is not accepted", message)
-    if unknown:
-        key = unknown.group(1)
-        names = _arguments(within[-1]) if within else list(Experiment.__dataclass_fields__)
-        full = f"{where}.{key}" if where else key
-        return f"unknown key {full!r}{nearest(key, names)} (there are {', '.join(names)})"
-    lines = [line.strip() for line in message.splitlines()]
-    said = [line for line in lines if not re.match(r"[Pp]arser key|Problem with given", line)]
-    text = " ".join(said).replace("<class '", "").replace("'>", "").replace("typing.", "")
-    return f"{where}: {text}" if where else text
-
-
-def _arguments(class_path: str) -> list[str]:
-    module, _, name = class_path.rpartition(".")
-    parser = ArgumentParser(exit_on_error=False)
-    keys = parser.add_class_arguments(getattr(import_module(module), name), fail_untyped=False)
-    return sorted(keys)
-
-
 def _plain(value: Any) -> Any:
     """A numpy scalar or a path as YAML knows it."""
     if isinstance(value, np.generic):
@@ -227,31 +224,32 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
+def _meant(key: str, known: Iterable[str]) -> list[str]:
+    """The keys that `key` can stand for: itself, or those that end in it."""
+    return [key] if key in known else [name for name in known if name.endswith(f".{key}")]
+
+
 def _full_key(key: str, known: Sequence[str]) -> str:
-    if key in known:
-        return key
-    ending = [name for name in known if name.endswith(f".{key}")]
-    if len(ending) == 1:
-        return ending[0]
-    if ending:
-        raise ValueError(f"key {key!r} could be any of {', '.join(ending)}")
+    meant = _meant(key, known)
+    if len(meant) == 1:
+        return meant[0]
+    if meant:
+        raise ValueError(f"key {key!r} could be any of {', '.join(meant)}")
     guess = nearest(key, [*known, *(name.rpartition(".")[2] for name in known)])
     raise ValueError(f"unknown key {key!r}{guess} (--print-config shows them all)")
 
 
-def _leaves(
-    config: Mapping[str, Any], prefix: str = "", *, keep_class_paths: bool = False
-) -> dict[str, Any]:
-    """Dotted keys and values, `init_args` left out of the keys."""
-    return dict(_walk(config, prefix, keep_class_paths))
+def _leaves(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted keys and values, `init_args` left out of the keys; a class's is its `class_path`."""
+    return dict(_walk(config, prefix))
 
 
-def _walk(node: Mapping[str, Any], prefix: str, class_paths: bool) -> Iterator[tuple[str, Any]]:
+def _walk(node: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
     for key, value in node.items():
         name = prefix if key == "init_args" else f"{prefix}.{key}" if prefix else str(key)
         if isinstance(value, Mapping) and key != "paper":
-            yield from _walk(value, name, class_paths)
-        elif key != "class_path" or class_paths:
+            yield from _walk(value, name)
+        else:
             yield name, value
 
 
@@ -259,6 +257,8 @@ def _put(config: Config, dotted: str, value: Any) -> None:
     *path, last = dotted.split(".")
     node = config
     for key in path:
+        if isinstance(node.get(key), str):
+            node[key] = {"class_path": node[key]}
         node = node.setdefault(key, {})
         if "class_path" in node:
             node = node.setdefault("init_args", {})

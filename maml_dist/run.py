@@ -148,7 +148,7 @@ class Run:
         if {n: tuple(t.shape) for n, t in named.items()} != dict(zip(*self.layout, strict=True)):
             raise ValueError(f"{entry.file} holds other parameters than this run's model")
         if "outer/average" in tensors:
-            named |= unflatten(tensors["outer/average"], layout(self._learned))
+            named = unflatten(tensors["outer/average"], self.layout)
         return named, entry
 
     def saved(self) -> Saved | None:

@@ -225,7 +225,8 @@ def main(arguments: list[str]) -> int:
         usage="%(prog)s [RECIPE | FILE.yaml] [key=value ...] [options]",
         description="Meta-train a recipe on Ray, evaluate it and draw its pictures.",
         epilog="Keys are those of --print-config: iterations=1000, learner.alpha=0.1, or alpha=0.1 "
-        "where the name occurs once. Keys of every recipe: iterations, shards, seed, init=RUN.",
+        "where the name occurs once; classes too: learner=Reptile, learner.inner=Adam. Keys of "
+        "every recipe: iterations, shards, seed, init=RUN.",
     )
     parser.add_argument("words", nargs="*", metavar="RECIPE key=value", help="default: sinusoid")
     parser.add_argument("--run", metavar="DIR", help="the run's folder (default: new, under runs/)")

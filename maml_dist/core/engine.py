@@ -30,7 +30,7 @@ class Engine:
 
     batching: Literal["auto", "task", "vmap"] = "auto"  # one task at a time, or many in a vmap
     chunk: int | None = None  # tasks in one vmap at the most; null: as many as fit the budget
-    budget: float = 4.0  # GiB that the tasks of one vmap may take
+    budget: float = 4.0  # GiB that the tasks of one vmap may take, by a trace
     running: Literal["auto", "eager", "traced", "compiled"] = "auto"  # eager: to debug
     memory: Literal["auto", "graph", "steps"] = "auto"  # steps: flat in the number of inner steps
     precision: Literal["float32", "float64", "bfloat16"] = "float32"  # bfloat16: of the passes only
@@ -40,6 +40,23 @@ class Engine:
             raise ValueError(f"engine.chunk={self.chunk}: must be 1 or more, or null")
         if not self.budget > 0:
             raise ValueError(f"engine.budget={self.budget}: must be a positive number of GiB")
+        for name in ("chunk", "budget"):
+            value = getattr(self, name)
+            if self.batching == "task" and value != getattr(Engine, name):
+                raise ValueError(
+                    f"engine.{name}={value}: engine.batching=task batches nothing; use vmap, or "
+                    f"leave {name} out"
+                )
+        if self.running == "eager" and self.budget != Engine.budget:
+            raise ValueError(
+                f"engine.budget={self.budget}: engine.running=eager makes no trace to measure; "
+                "give engine.chunk instead"
+            )
+
+    @property
+    def singly(self) -> "Engine":
+        """This engine, one task at a time."""
+        return replace(self, batching="task", chunk=None, budget=Engine.budget)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -83,7 +100,7 @@ class Engine:
         engine = self
         if self.batching == "auto":
             alone = recurs or ((convolves or on_policy) and device == "cpu")
-            engine = replace(engine, batching="task" if alone else "vmap")
+            engine = engine.singly if alone else replace(engine, batching="vmap")
         if self.running == "auto":
             traced = convolves or on_policy or recurs or whole
             engine = replace(engine, running="traced" if traced else "compiled")

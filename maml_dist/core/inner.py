@@ -109,15 +109,20 @@ class Adam(Rule):
         return {name: along(first[name], second[name]) for name in gradient}, (first, second)
 
 
-def check_patterns(adapted: tuple[str, ...], params: Params) -> None:
-    """Raise ValueError where `adapted` is empty, or one of its patterns matches no parameter."""
-    if not adapted:
+def check_patterns(patterns: tuple[str, ...], params: Params, *, field: str = "adapted") -> Params:
+    """The parameters themselves, where a learner's patterns fit them.
+
+    Raises:
+        ValueError: one of the patterns matches no parameter, or nothing is adapted.
+    """
+    if not patterns and field == "adapted":
         raise ValueError("learner.adapted=(): must be one pattern or more")
-    for pattern in adapted:
+    for pattern in patterns:
         if not adapting(params, (pattern,)):
             raise ValueError(
-                f"learner.adapted={pattern!r} matches no parameter; there are {', '.join(params)}"
+                f"learner.{field}={pattern!r} matches no parameter; there are {', '.join(params)}"
             )
+    return params
 
 
 def adapting(params: Params, adapted: tuple[str, ...]) -> Params:

@@ -97,7 +97,7 @@ def task_bytes(
         episodes = episodes._replace(support=episodes.support[:1])
         learner = replace(learner, steps=min(1, learner.steps))
     form, tensors = pack(episodes)
-    tasks = TaskFunctions(replace(engine, batching="task"), learner, objective, into)
+    tasks = TaskFunctions(engine.singly, learner, objective, into)
     function = tasks.in_one_graph(form)
     single = [tensor[0] for tensor in tensors]
     graph, _ = trace(function, [meta, torch.zeros((), device=meta.device), *single])

@@ -1,7 +1,8 @@
 """The beta update: meta <- meta - rate * direction(gradient), on one flat vector.
 
     rate    = beta * schedule
-    average = average + (meta - average) * (1 - d) / (1 - d^count)    bias-corrected moving average
+    average = average + (meta - average) * (1 - d) / (1 - d^count)    bias-corrected moving average,
+                                      of the server's whole vector, so of running statistics too
 
 A rule's state is a dict of tensors, so that it can be saved without pickling. An update of a small
 model is bound by dispatch: few operations, in place on tensors made here, and scalars in Python.
@@ -15,6 +16,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from maml_dist.core.bounds import check_least, check_positive
 from maml_dist.core.schedule import Constant, Schedule
 
 State = dict[str, Tensor]
@@ -52,16 +54,10 @@ class Outer(ABC):
     epochs: int = 1  # updates a meta-iteration, each at a new meta-gradient on the same episodes
 
     def __post_init__(self) -> None:
-        if not 0 < self.beta < float("inf"):
-            raise ValueError(f"outer.beta={self.beta}: must be a positive number")
-        for name in ("clip", "clip_norm"):
-            bound = getattr(self, name)
-            if bound is not None and not bound > 0:
-                raise ValueError(f"outer.{name}={bound}: must be positive, or null")
+        check_positive(self, "outer", "beta", "clip", "clip_norm")
+        check_least(self, "outer", epochs=1)
         if self.average is not None and not 0 < self.average < 1:
             raise ValueError(f"outer.average={self.average}: must be in (0, 1), or null")
-        if self.epochs < 1:
-            raise ValueError(f"outer.epochs={self.epochs}: must be 1 or more")
 
     @abstractmethod
     def moments(self, meta: Tensor) -> State:
@@ -77,11 +73,9 @@ class Outer(ABC):
         """The state before the first update.
 
         Returns:
-            `count` [] float64 of the updates made, the rule's moments, and, where weights are
-            averaged, their `average` [size].
+            `count` [] float64 of the updates made, and the rule's moments.
         """
-        state = {"count": torch.tensor(0.0, dtype=torch.float64), **self.moments(meta)}
-        return state if self.average is None else {**state, "average": meta.clone()}
+        return {"count": torch.tensor(0.0, dtype=torch.float64), **self.moments(meta)}
 
     @property
     def asks(self) -> bool:
@@ -112,7 +106,7 @@ class Outer(ABC):
         meta, after = self.step(
             meta, self.clipped(gradient), state, rate=self.rate(state), count=count
         )
-        return meta, self.counted(meta, after, state)
+        return meta, self.counted(after, state)
 
     def rate(self, state: State) -> float:
         """The outer rate of the next update."""
@@ -128,14 +122,16 @@ class Outer(ABC):
                 gradient = gradient * (self.clip_norm / norm)
         return gradient
 
-    def counted(self, meta: Tensor, after: State, state: State) -> State:
-        """The state after an update to `meta`: the new moments, the count and the average."""
-        count = float(state["count"]) + 1
-        after["count"] = torch.tensor(count, dtype=torch.float64)
-        if self.average is not None:
-            weight = (1 - self.average) / (1 - self.average**count)
-            after["average"] = state["average"].lerp(meta, weight)
-        return after
+    def counted(self, after: State, state: State) -> State:
+        """The state after an update: the new moments and the count."""
+        return after | {"count": state["count"] + 1}
+
+    def averaged(self, average: Tensor, latest: Tensor, *, before: State, state: State) -> Tensor:
+        """The average over all updates, those from `before` to `state` having led to `latest`."""
+        assert self.average is not None
+        count = float(state["count"])
+        made = count - float(before["count"])
+        return average.lerp(latest, (1 - self.average**made) / (1 - self.average**count))
 
 
 @dataclass(frozen=True)
@@ -179,10 +175,8 @@ class Adam(Outer):
         super().__post_init__()
         if not all(0 <= decay < 1 for decay in self.decays):
             raise ValueError(f"outer.decays={self.decays}: both must be in [0, 1)")
-        if not self.eps > 0:
-            raise ValueError(f"outer.eps={self.eps}: must be positive")
-        if not 0 <= self.weight_decay < float("inf"):
-            raise ValueError(f"outer.weight_decay={self.weight_decay}: must be a number, 0 or more")
+        check_positive(self, "outer", "eps")
+        check_least(self, "outer", weight_decay=0)
 
     def moments(self, meta: Tensor) -> State:
         """Both moments, at zero."""

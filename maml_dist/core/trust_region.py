@@ -86,7 +86,7 @@ class TrustRegion(Outer):
             along = residual + squared / before * along
         bend = float(direction @ image)
         if not (bend > 0 and math.isfinite(bend)):
-            return meta, self.counted(meta, {}, state), {"accepted": 0.0, "kl": 0.0, "tries": 0.0}
+            return meta, self.counted({}, state), {"accepted": 0.0, "kl": 0.0, "tries": 0.0}
         rate = self.rate(state) * math.sqrt(2 * self.bound / bend)
         loss, direction = scalars["loss/after"], direction.to(meta.dtype)
         for number in range(1, self.tries + 1):
@@ -96,7 +96,7 @@ class TrustRegion(Outer):
             # What is not finite is no step, whatever its sign.
             if -math.inf < reached < loss and -math.inf < apart <= self.bound:
                 result = {"accepted": 1.0, "kl": apart, "tries": float(number)}
-                return candidate, self.counted(candidate, {}, state), result
+                return candidate, self.counted({}, state), result
             rate *= self.shrink
         result = {"accepted": 0.0, "kl": 0.0, "tries": float(self.tries)}
-        return meta, self.counted(meta, {}, state), result
+        return meta, self.counted({}, state), result

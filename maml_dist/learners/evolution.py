@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
+from maml_dist.core.bounds import check_least, check_positive
 from maml_dist.core.episode import Batch, Episode, keyed
 from maml_dist.core.inner import Descent, Loss, Rule, State, adapting, check_patterns
 from maml_dist.core.learner import Learner, Score
@@ -50,13 +51,8 @@ class ESMAML(Learner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("alpha", "sigma", "inner_sigma"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"learner.{name}={getattr(self, name)}: must be a positive number")
-        for name in ("num_perturbations", "num_inner_perturbations", "chunk"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"learner.{name}={value}: must be 1 or more")
+        check_positive(self, "learner", "alpha", "sigma", "inner_sigma")
+        check_least(self, "learner", num_perturbations=1, num_inner_perturbations=1, chunk=1)
         for name, allowed in {
             "adaptation": ("es", "hill-climb"),
             "shaping": ("none", "ranks"),
@@ -67,13 +63,8 @@ class ESMAML(Learner):
                 )
 
     def init(self, params: Params) -> Params:
-        """The parameters themselves.
-
-        Raises:
-            ValueError: a pattern of `adapted` matches no parameter.
-        """
-        check_patterns(self.adapted, params)
-        return params
+        """The parameters themselves, where each pattern of `adapted` matches one or more."""
+        return check_patterns(self.adapted, params)
 
     def start(self, meta: Params) -> tuple[Params, State]:
         """The meta-parameters, and the inner rule's state for those that adapt."""

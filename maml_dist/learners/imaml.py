@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.func import grad_and_value
 from torch.utils import _pytree as pytree
 
+from maml_dist.core.bounds import check_least, check_positive
 from maml_dist.core.episode import Batch, Episode
 from maml_dist.core.inner import (
     Descent,
@@ -49,26 +50,15 @@ class IMAML(Learner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("alpha", "strength"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"learner.{name}={getattr(self, name)}: must be a positive number")
-        for name in ("cg_iterations", "solver_iterations"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"learner.{name}={getattr(self, name)}: must be 1 or more")
-        for name in ("halvings", "tolerance", "damping", "cg_tolerance"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"learner.{name}={getattr(self, name)}: must be 0 or more")
+        check_positive(self, "learner", "alpha", "strength")
+        check_least(self, "learner", cg_iterations=1, solver_iterations=1)
+        check_least(self, "learner", halvings=0, tolerance=0, damping=0, cg_tolerance=0)
         if self.solver not in ("descent", "hessian-free"):
             raise ValueError(f"learner.solver={self.solver!r}: must be descent or hessian-free")
 
     def init(self, params: Params) -> Params:
-        """The parameters themselves.
-
-        Raises:
-            ValueError: a pattern of `adapted` matches no parameter.
-        """
-        check_patterns(self.adapted, params)
-        return params
+        """The parameters themselves, where each pattern of `adapted` matches one or more."""
+        return check_patterns(self.adapted, params)
 
     def start(self, meta: Params) -> tuple[Params, State]:
         """The meta-parameters, and the inner rule's state for those that adapt."""

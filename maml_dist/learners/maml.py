@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from maml_dist.core.bounds import check_positive
 from maml_dist.core.episode import Batch
 from maml_dist.core.inner import (
     Descent,
@@ -37,19 +38,11 @@ class MAML(Learner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("alpha", "later_share"):
-            if not 0 < getattr(self, name) < float("inf"):
-                value = getattr(self, name)
-                raise ValueError(f"learner.{name}={value}: must be a positive number")
+        check_positive(self, "learner", "alpha", "later_share")
 
     def init(self, params: Params) -> Params:
-        """The parameters themselves.
-
-        Raises:
-            ValueError: a pattern of `adapted` matches no parameter.
-        """
-        check_patterns(self.adapted, params)
-        return params
+        """The parameters themselves, where each pattern of `adapted` matches one or more."""
+        return check_patterns(self.adapted, params)
 
     def start(self, meta: Params) -> tuple[Params, State]:
         """The meta-parameters, and the inner rule's state for those that adapt."""

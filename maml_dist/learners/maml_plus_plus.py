@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from maml_dist.core.bounds import check_least, check_positive
 from maml_dist.core.episode import Batch
 from maml_dist.core.inner import (
     Descent,
@@ -43,13 +44,8 @@ class MAMLPlusPlus(Learner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.steps < 1:
-            raise ValueError(f"learner.steps={self.steps}: MAML++ makes 1 or more")
-        if not 0 < self.alpha < float("inf"):
-            raise ValueError(f"learner.alpha={self.alpha}: must be a positive number")
-        for name in ("multi_step_iterations", "first_order_iterations"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"learner.{name}={getattr(self, name)}: must be 0 or more")
+        check_least(self, "learner", steps=1, multi_step_iterations=0, first_order_iterations=0)
+        check_positive(self, "learner", "alpha")
 
     @property
     def keeps_steps(self) -> bool:
@@ -67,12 +63,7 @@ class MAMLPlusPlus(Learner):
             ValueError: a pattern matches no parameter (for `adapted`: outside `per_step`), or a
                 parameter's name begins as an added one's does.
         """
-        for pattern in self.per_step:
-            if not adapting(params, (pattern,)):
-                raise ValueError(
-                    f"learner.per_step={pattern!r} matches no parameter; "
-                    f"there are {', '.join(params)}"
-                )
+        check_patterns(self.per_step, params, field="per_step")
         for name in params:
             if name.startswith(self._added):
                 raise ValueError(f"model.{name}: MAML++ gives this name to a parameter of its own")

@@ -12,6 +12,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from maml_dist.core.bounds import check_least
 from maml_dist.core.episode import Batch
 from maml_dist.core.inner import (
     Descent,
@@ -43,8 +44,7 @@ class MetaSGD(Learner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.steps < 1:
-            raise ValueError(f"learner.steps={self.steps}: Meta-SGD makes 1 or more")
+        check_least(self, "learner", steps=1, seed=0)
         low, high = self._between
         if not 0 < low <= high < float("inf"):
             raise ValueError(
@@ -52,8 +52,6 @@ class MetaSGD(Learner):
             )
         if self.each not in ("weight", "layer", "layer-step"):
             raise ValueError(f"learner.each={self.each!r}: must be weight, layer or layer-step")
-        if self.seed < 0:
-            raise ValueError(f"learner.seed={self.seed}: must be 0 or more")
 
     def init(self, params: Params) -> Params:
         """The parameters and, of each that adapts, the rates at the start.

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from maml_dist.core.bounds import check_least, check_positive
 from maml_dist.core.episode import Batch, Episode
 from maml_dist.core.inner import Descent, Loss, Rule, State, at_step, support_gradient
 from maml_dist.core.learner import Learner
@@ -33,12 +34,8 @@ class Reptile(Learner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.steps < 1:
-            raise ValueError(f"learner.steps={self.steps}: Reptile makes 1 or more")
-        if not 0 < self.alpha < float("inf"):
-            raise ValueError(f"learner.alpha={self.alpha}: must be a positive number")
-        if self.minibatch is not None and self.minibatch < 1:
-            raise ValueError(f"learner.minibatch={self.minibatch}: must be 1 or more, or null")
+        check_least(self, "learner", steps=1, minibatch=1)
+        check_positive(self, "learner", "alpha")
 
     def start(self, meta: Params) -> tuple[Params, State]:
         """The meta-parameters; the inner rule's state, and the seed [] of a pass over the data."""
@@ -78,7 +75,11 @@ class Reptile(Learner):
     def gradient(
         self, loss: Loss, query_loss: Loss, meta: Params, episode: Episode, it: Tensor
     ) -> tuple[Params, dict[str, Tensor]]:
-        """As of any learner; if pooled, the support set is joined by the query set."""
+        """As of any learner; if pooled, the support set is joined by the query set.
+
+        Running statistics are not of here: they follow queries that were not learned from, which
+        is what a prediction meets.
+        """
         if self.pooled:
             both = zip(episode.support[0][:2], episode.query[:2], strict=True)
             joined = Batch(*(torch.cat(parts) for parts in both))

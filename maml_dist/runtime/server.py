@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from maml_dist.core.outer import Outer, Talk, Told
+from maml_dist.core.outer import Outer, State, Talk, Told
 from maml_dist.runtime.shard import Contribution
 
 Saved = tuple[int, np.ndarray, dict[str, np.ndarray]]  # iteration, meta [size], the rule's state
@@ -16,7 +16,8 @@ class ParameterServer:
     """Holds one flat vector [size], and the outer rule's state.
 
     The vector's first `learned` elements are the meta-parameters, which the rule updates; the rest
-    is kept (running statistics) and becomes the mean of what the tasks return.
+    is kept (running statistics) and becomes the mean of what the tasks return. Where the rule
+    averages, the whole vector is averaged: statistics belong to the weights that they are of.
     """
 
     def __init__(self, meta: np.ndarray, outer: Outer, *, learned: int | None = None) -> None:
@@ -25,6 +26,8 @@ class ParameterServer:
         self._it = 0
         self._meta = torch.tensor(meta)
         self._state = outer.init(self._meta[: self._learned])
+        if outer.average is not None:
+            self._state["average"] = self._meta.clone()
         self._talk: Talk | None = None  # an update that asks back
         self._metrics: dict[str, Any] = {}  # of the update that is talked over
         self._kept = self._meta[self._learned :]  # as the tasks of that update return it
@@ -35,9 +38,7 @@ class ParameterServer:
 
     def judged(self) -> np.ndarray:
         """What is validated [size]: `meta`, averaged where the rule averages."""
-        if "average" not in self._state:
-            return self.meta()
-        return torch.cat([self._state["average"], self._meta[self._learned :]]).numpy()
+        return self._state.get("average", self._meta).numpy()
 
     def update(self, *contributions: Contribution) -> tuple[np.ndarray, dict[str, Any]]:
         """One meta-update from the contributions of all shards.
@@ -49,8 +50,8 @@ class ParameterServer:
         mean, metrics = self._mean(contributions)
         if mean is not None:
             end = self._learned
-            meta, self._state = self._outer.update(self._meta[:end], mean[:end], self._state)
-            self._meta = meta if end == len(mean) else torch.cat([meta, mean[end:]])
+            meta, state = self._outer.update(self._meta[:end], mean[:end], self._state)
+            self._take(meta, mean[end:], state)
         self._it += 1
         return self.meta(), metrics
 
@@ -78,8 +79,8 @@ class ParameterServer:
                 self._metrics["skipped/tasks"] = " ".join(dict.fromkeys(also))
                 question = self._talk.send(Told(None if mean is None else mean[:end], metrics))
         except StopIteration as ended:
-            meta, self._state, told = ended.value
-            self._meta = torch.cat([meta, self._kept])
+            meta, state, told = ended.value
+            self._take(meta, self._kept, state)
             self._metrics |= told
             return ("", {}), np.zeros(0, np.float32)
         return (question.what, question.options), torch.cat([question.at, kept]).numpy()
@@ -89,6 +90,15 @@ class ParameterServer:
         self._talk = None
         self._it += 1
         return self.meta(), self._metrics
+
+    def _take(self, meta: torch.Tensor, kept: torch.Tensor, state: State) -> None:
+        """Put the new meta-parameters, what is kept, and the rule's state in place."""
+        self._meta = torch.cat([meta, kept]) if len(kept) else meta
+        if "average" in self._state:
+            average = self._state["average"]
+            average = self._outer.averaged(average, self._meta, before=self._state, state=state)
+            state = state | {"average": average}
+        self._state = state
 
     def _mean(
         self, contributions: tuple[Contribution, ...]

@@ -5,6 +5,7 @@ import pytest
 
 import maml_dist
 from maml_dist.run import Run
+from maml_dist.runtime.server import ParameterServer
 
 LEARNERS = {
     "sinusoid": {},
@@ -43,14 +44,27 @@ def test_one_shard_and_four_agree(tmp_path, recipe):
     np.testing.assert_allclose(four, one, rtol=1e-8, atol=1e-12)
 
 
+class Killed(Exception):
+    pass
+
+
 @pytest.mark.parametrize("recipe", LEARNERS)
-def test_stopped_and_resumed_is_undisturbed(tmp_path, recipe):
-    small = {**SMALL, **LEARNERS[recipe], "checkpoint_every": 3}
+def test_killed_and_resumed_is_undisturbed(tmp_path, monkeypatch, recipe):
+    """Killed one update after a checkpoint."""
+    small = {**SMALL, **LEARNERS[recipe], "checkpoint_every": 3, "ahead": 1}
     whole = maml_dist.meta_train(recipe, run=tmp_path / "whole", **small)
-    maml_dist.meta_train(recipe, run=tmp_path / "parts", **{**small, "iterations": 3})
-    parts = maml_dist.meta_train(
-        resume=tmp_path / "parts", iterations=5, local=True, progress=False
-    )
+    update = ParameterServer.update
+
+    def dies(self, *parts):
+        if self.state()[0] == 4:
+            raise Killed
+        return update(self, *parts)
+
+    with monkeypatch.context() as deadly, pytest.raises(Killed):
+        deadly.setattr(ParameterServer, "update", dies)
+        maml_dist.meta_train(recipe, run=tmp_path / "parts", **small)
+    assert Run.open(tmp_path / "parts").checkpoints.last.iteration == 3
+    parts = maml_dist.meta_train(resume=tmp_path / "parts", local=True, progress=False)
     assert np.array_equal(weights(parts), weights(whole))
 
 

@@ -221,6 +221,14 @@ def test_the_settings_that_are_named_work(function, batching, running, settings)
     checked(experiment(function, engine=changed, first_order=first_order))
 
 
+def test_the_way_out_of_a_chunk_or_a_budget_is_told_too():
+    engine = Engine("vmap", 3, 2.0, running="traced")
+    assert refused(experiment(reads, engine=engine)).endswith(
+        "; engine.batching=task engine.running=eager computes it"
+    )
+    checked(experiment(lambda _, h: torch.sin(h), engine=engine))
+
+
 def test_recurrent_layers_are_refused_under_vmap_alone():
     said = refused(experiment(Cell(), engine=Engine("vmap", running="traced")))
     assert said.endswith("recurrent layers have no vmap; use task, or auto")

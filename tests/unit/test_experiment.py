@@ -4,9 +4,13 @@ import pytest
 import torch
 import yaml
 
+from maml_dist.core import inner as inner_rules
 from maml_dist.core.outer import SGD
 from maml_dist.core.schedule import Linear
 from maml_dist.experiment import build, compose, override, user_modules
+from maml_dist.learners.maml import MAML
+from maml_dist.learners.reptile import Reptile
+from maml_dist.models.conv4 import Conv4
 from maml_dist.recipe import parse_overrides, recipes
 
 
@@ -26,6 +30,35 @@ def test_a_configuration_composed_again_is_itself():
 def test_a_class_can_be_exchanged_with_its_arguments():
     changes = {"outer.class_path": "maml_dist.core.outer.SGD", "outer.beta": 0.5}
     assert build(compose("sinusoid", changes)).outer == SGD(beta=0.5)
+
+
+@pytest.mark.parametrize("inner", ["inner", "learner.inner", "learner.inner.class_path"])
+@pytest.mark.parametrize("named", ["Adam", "maml_dist.core.inner.Adam"])
+def test_a_class_within_a_class_too_by_its_name_or_path(inner, named):
+    words = [f"{inner}={named}", f"{inner.removesuffix('.class_path')}.eps=0.1", "alpha=0.3"]
+    assert build(compose("sinusoid", parse_overrides(words))).learner == MAML(
+        alpha=0.3, inner=inner_rules.Adam(eps=0.1)
+    )
+
+
+@pytest.mark.parametrize("turn", [1, -1])
+def test_in_whatever_order_the_outer_class_comes_before_what_is_in_it(turn):
+    words = ["schedule.until=50", "schedule=Linear", "inner=Momentum", "outer=SGD"]
+    words += ["learner=Reptile", "outer.beta=0.5", "minibatch=3", "model=Conv4", "task.shots=7"]
+    experiment = build(compose("sinusoid", parse_overrides(words[::turn])))
+    assert experiment.learner == Reptile(inner=inner_rules.Momentum(), minibatch=3)
+    assert experiment.outer == SGD(beta=0.5, schedule=Linear(until=50))
+    assert isinstance(experiment.model, Conv4) and experiment.task.shots == 7
+
+
+def test_a_recipe_may_name_the_packages_classes_alone(tmp_path):
+    (tmp_path / "mine.yaml").write_text(
+        "{task: Sinusoid, model: MLP, learner: {class_path: MAML, init_args: {inner: Adam}},"
+        "outer: SGD}"
+    )
+    config = compose(tmp_path / "mine.yaml")
+    assert build(config).learner == MAML(inner=inner_rules.Adam())
+    assert config["task"]["class_path"] == "maml_dist.tasks.sinusoid.Sinusoid"
 
 
 def test_the_seed_decides_the_initial_weights():
@@ -56,7 +89,13 @@ def test_every_recipe_is_complete_and_cites_the_paper(recipe):
         (["shards=26"], "shards=26: more than the 25 tasks"),
         (["engine.batching=all"], "Expected a Literal['auto', 'task', 'vmap']. Got value: all"),
         (["learner.class_path=os.system"], "os.system does not correspond to a subclass"),
-        (["learner.class_path=maml_dist.learners.maml.MALM"], "has no attribute 'MALM'"),
+        (["learner=maml_dist.learners.maml.MALM"], "no attribute 'MALM'; did you mean 'MAML'?"),
+        (["learner=Reptil"], "learner: there is no class 'Reptil'; did you mean 'Reptile'?"),
+        (["learner.inner=Adm"], "learner.inner: there is no class 'Adm'; did you mean 'Adam'?"),
+        (["outer=SGD", "outer.schedule=Cosin"], "no class 'Cosin'; did you mean 'Cosine'?"),
+        (["learne=Reptile"], "unknown key 'learne'; did you mean 'learner'?"),
+        (["inner=Adam", "eps=1"], "key 'eps' could be any of learner.inner.eps, outer.eps"),
+        (["schedule=Linear"], "outer.schedule: the following arguments are required: until"),
         (["learner.class_path=nowhere.MAML"], "No module named 'nowhere'"),
         (["alpha"], "'alpha': expected key=value"),
     ],

@@ -26,9 +26,10 @@ def initial(run: Run) -> np.ndarray:
     return torch.cat([value.flatten() for _, value in sorted(run.initial.items())]).numpy()
 
 
-@pytest.fixture
-def undisturbed(tmp_path):
-    return maml_dist.meta_train("sinusoid", run=tmp_path / "undisturbed", **SMALL)
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "undisturbed"
+    return maml_dist.meta_train("sinusoid", run=folder, **SMALL)
 
 
 def test_a_run_learns_and_keeps_its_numbers(undisturbed):

@@ -1,3 +1,5 @@
+from dataclasses import asdict
+
 import pytest
 import torch
 from torch import nn
@@ -112,6 +114,31 @@ def test_a_function_of_one_task_becomes_one_of_a_part(running):
 def test_impossible_settings_are_refused_by_name(bad):
     with pytest.raises(ValueError, match=f"engine.{next(iter(bad))}="):
         Engine(**bad)
+
+
+@pytest.mark.parametrize(
+    "idle",
+    [
+        {"budget": 2.0, "batching": "task"},
+        {"chunk": 3, "batching": "task"},
+        {"budget": 2.0, "running": "eager"},
+    ],
+)
+def test_what_would_do_nothing_is_refused_by_name(idle):
+    with pytest.raises(ValueError, match=f"engine.{next(iter(idle))}=.*engine.{list(idle)[1]}="):
+        Engine(**idle)
+
+
+def test_what_auto_leaves_idle_is_dropped_so_that_the_decided_engine_can_be_made_again():
+    asked = Engine(chunk=3, budget=2.0)
+    for model, device, decided in (
+        (Conv4(), "cpu", Engine("task", running="traced", memory="graph")),
+        (Conv4(), "cuda", Engine("vmap", 3, 2.0, running="traced", memory="graph")),
+        (MLP(), "cpu", Engine("vmap", 3, 2.0, running="compiled", memory="graph")),
+    ):
+        engine = asked.resolve(model, MAML(1), device)
+        assert engine == decided == Engine(**asdict(engine))
+        assert engine.resolve(model, MAML(1), "cpu") == engine
 
 
 def test_the_meta_parameters_are_single_unless_double_is_asked_for():

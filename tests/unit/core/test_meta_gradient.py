@@ -3,6 +3,7 @@
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 
 from maml_dist.core.engine import Engine
 from maml_dist.core.episode import Batch, Episode, supervised
-from maml_dist.core.inner import Adam, Momentum
+from maml_dist.core.inner import Adam, Descent, Momentum
 from maml_dist.core.meta_gradient import MetaGradient, PathScores, task_bytes
 from maml_dist.core.objective import Objective
 from maml_dist.core.params import flatten, layout
@@ -180,54 +181,70 @@ def assert_equal(summed, tasks):
     assert summed.metrics["loss/after"].tolist() == pytest.approx([t[2] for t in tasks], rel=1e-10)
 
 
-@pytest.mark.parametrize(
-    ("steps", "engine"),
-    [
-        *((5, engine) for engine in [*SOME, "task-traced-steps"]),
-        *((1, engine) for engine in ENGINES if "eager" in engine or engine == "vmap-traced-graph"),
-        *((0, engine) for engine in SOME),
-    ],
-)
-def test_every_engine_gives_the_meta_gradient_of_a_hand_written_loop(steps, engine):
-    summed = by_engine(engine, MAML(steps, ALPHA), "mlp", episode_of("mlp", steps))
-    assert_equal(summed, expected("mlp", steps))
-
-
-@pytest.mark.parametrize(
-    ("name", "steps", "engine"),
-    [
-        ("transformer", 1, "task-eager-graph"),
-        *((name, 5, "vmap-eager-steps") for name in MODELS),
-        ("conv-stride", 5, "task-traced-steps"),
-        ("conv-pool", 1, "task-traced-graph"),
-        ("transformer", 5, "task-traced-steps"),
-    ],
-)
-def test_other_models_too(name, steps, engine):
-    summed = by_engine(engine, MAML(steps, ALPHA), name, episode_of(name, steps))
-    assert_equal(summed, expected(name, steps))
-
-
 RULES = {
+    "descent": Descent(),
     "momentum": Momentum(0.9),
     "nesterov": Momentum(0.9, nesterov=True),
     "adam": Adam((0.9, 0.99), eps=1e-3, floor=1e-6),
 }
+QUICK = {  # the others take minutes
+    *(("mlp", 5, "descent", engine) for engine in [*SOME, "task-traced-steps"]),
+    *(("mlp", 1, "descent", engine) for engine in ENGINES if "eager" in engine),
+    ("mlp", 1, "descent", "vmap-traced-graph"),
+    ("transformer", 1, "descent", "task-eager-graph"),
+    *((name, 5, "descent", "vmap-eager-steps") for name in MODELS),
+    ("conv-stride", 5, "descent", "task-traced-steps"),
+    ("conv-pool", 1, "descent", "task-traced-graph"),
+    ("transformer", 5, "descent", "task-traced-steps"),
+    *(("mlp", 5, rule, "vmap-eager-steps") for rule in RULES),
+    *(("mlp", 5, rule, "task-eager-graph") for rule in RULES),
+    ("mlp", 5, "adam", "vmap-traced-steps"),
+}
+ALL = {
+    *product(["mlp", *MODELS], (1, 5), ["descent"], ENGINES),
+    *product(["mlp"], (1, 5), RULES, ENGINES),
+    *product(MODELS, (1, 5), RULES, ["task-eager-graph", "vmap-traced-steps"]),
+}
 
 
 @pytest.mark.parametrize(
-    ("rule", "engine"),
-    [(rule, engine) for rule in RULES for engine in ("vmap-eager-steps", "task-eager-graph")]
-    + [("adam", "vmap-traced-steps")],
+    ("name", "steps", "rule", "engine"),
+    [
+        pytest.param(*each, marks=[] if each in QUICK else pytest.mark.slow)
+        for each in sorted(ALL | QUICK)
+    ],
 )
-def test_every_inner_rule(rule, engine):
-    summed = by_engine(engine, MAML(5, ALPHA, inner=RULES[rule]), "mlp", episode_of("mlp", 5))
-    assert_equal(summed, expected("mlp", 5, rule=rule))
+def test_every_engine_gives_the_meta_gradient_of_a_hand_written_loop(name, steps, rule, engine):
+    learner = MAML(steps, ALPHA, inner=RULES[rule])
+    assert_equal(
+        by_engine(engine, learner, name, episode_of(name, steps)), expected(name, steps, rule=rule)
+    )
 
 
 @pytest.mark.parametrize("engine", SOME)
-def test_learned_rates_and_losses_after_every_step(engine):
-    model, source, *_ = case("mlp")
+def test_without_steps_it_is_the_gradient_of_the_query_loss(engine):
+    summed = by_engine(engine, MAML(0, ALPHA), "mlp", episode_of("mlp", 0))
+    assert_equal(summed, expected("mlp", 0))
+
+
+def over(engines):
+    """Engines with the multi-layer perceptron, and, slowly, with the other models."""
+    return pytest.mark.parametrize(
+        ("name", "engine"),
+        [
+            *(("mlp", engine) for engine in engines),
+            *(
+                pytest.param(name, engine, marks=pytest.mark.slow)
+                for name in MODELS
+                for engine in ENGINES
+            ),
+        ],
+    )
+
+
+@over(SOME)
+def test_learned_rates_and_losses_after_every_step(name, engine):
+    model, source, *_ = case(name)
     learner = MAMLPlusPlus(3, ALPHA, learned_rates=True, multi_step_iterations=10)
     generator = torch.Generator().manual_seed(1)
     meta = {
@@ -235,7 +252,7 @@ def test_learned_rates_and_losses_after_every_step(engine):
         for name, value in learner.init(learned(model)).items()
     }
     rates = [value for name, value in meta.items() if name.startswith("alpha.")]
-    episode = episode_of("mlp", 3)
+    episode = episode_of(name, 3)
     summed = engine_gradient(engine, learner, model, source, meta)(flatten(meta), episode, IT)
     shares = [0.0, 0.2, 0.2, 0.6]  # at iteration 4 of 10
     assert_equal(summed, by_hand(model, source, episode, rates=rates, shares=shares))
@@ -255,11 +272,11 @@ def test_a_meta_gradient_taken_at_the_end(engine):
     assert_equal(summed, expected("mlp", 2, through=False))
 
 
-@pytest.mark.parametrize("engine", SOME)
-def test_support_and_query_may_be_the_very_same_tensors(engine):
-    model, source, support, _ = case("mlp")
+@over(SOME)
+def test_support_and_query_may_be_the_very_same_tensors(name, engine):
+    model, source, support, _ = case(name)
     episode = supervised(support, support, steps=5)
-    assert_equal(by_engine(engine, MAML(5, ALPHA), "mlp", episode), by_hand(model, source, episode))
+    assert_equal(by_engine(engine, MAML(5, ALPHA), name, episode), by_hand(model, source, episode))
 
 
 @pytest.mark.parametrize("engine", SOME)

@@ -103,24 +103,10 @@ def test_elements_are_clipped_before_the_norm():
     assert meta.tolist() == pytest.approx([-1.5, -2.0])
 
 
-def test_the_average_is_the_weighted_mean_of_all_that_came():
-    start, gradients = 100 + torch.randn(6).double(), torch.randn(20, 6).double()
-    rule, total, weights = Adam(beta=0.1, average=0.9), 0.0, 0.0
-    meta, state = start, rule.init(start)
-    assert torch.equal(state["average"], start)
-    for count, gradient in enumerate(gradients, 1):
-        meta, state = rule.update(meta, gradient, state)
-        total, weights = 0.9 * total + meta, 0.9 * weights + 1
-        torch.testing.assert_close(state["average"], total / weights, rtol=1e-12, atol=0)
-        assert count > 1 or torch.equal(state["average"], meta)  # not the initial weights
-    raw, _ = run(Adam(beta=0.1), start, gradients)
-    assert torch.equal(meta, raw)  # training does not see the average
-
-
 RULES = [
     SGD(),
-    SGD(momentum=0.9, nesterov=True, average=0.99, schedule=Constant(warm_up=15)),
-    Adam(average=0.9, clip=1.0, clip_norm=1.0, weight_decay=0.1, schedule=Cosine(until=15)),
+    SGD(momentum=0.9, nesterov=True, schedule=Constant(warm_up=15)),
+    Adam(clip=1.0, clip_norm=1.0, weight_decay=0.1, schedule=Cosine(until=15)),
 ]
 
 

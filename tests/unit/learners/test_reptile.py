@@ -1,14 +1,19 @@
 import pytest
 import torch
+from torch import nn
 from torch.func import functionalize, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from maml_dist.core.engine import Engine
 from maml_dist.core.episode import Batch, keyed, supervised
 from maml_dist.core.inner import Adam, Descent, Momentum
+from maml_dist.core.meta_gradient import MetaGradient
+from maml_dist.core.objective import Objective
 from maml_dist.core.outer import SGD
-from maml_dist.core.params import flatten
+from maml_dist.core.params import flatten, layout
 from maml_dist.core.random import keys
 from maml_dist.learners.reptile import Reptile
+from maml_dist.tasks.sinusoid import Sinusoid
 
 STEPS, ALPHA = 5, 0.05
 RULES = {
@@ -147,6 +152,46 @@ def test_pooled_it_learns_from_all_examples_while_meta_training_alone():
     first, second, third, fourth = seen(learner, support, query=query, key=KEY, steps=4)
     assert sorted(first + second + third) == [*range(15)] and len(fourth) == 5
     assert seen(learner, support, key=KEY, steps=2) == [[*range(5)]] * 2
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+@pytest.mark.parametrize("running", ["eager", "traced"])
+def test_running_statistics_are_of_queries_that_were_not_learned_from(running, pooled):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 1)).double()
+    start = {name: p.detach().clone() for name, p in model.named_parameters()}
+    held = {f"1.running_{kind}": normal(7, 4) ** 2 for kind in ("mean", "var")}
+    tasks = [(batch(seed, 6), batch(seed + 2, 7)) for seed in (10, 20)]
+    expected = 0.0
+    for support, query in tasks:
+        joined = [torch.cat(pair) for pair in zip(support[:2], query[:2], strict=True)]
+        by_torch(model, joined if pooled else support[:2], start, held)
+        moved = [(start[name] - p).flatten() for name, p in model.named_parameters()]
+        by_torch(model, support[:2], start, held)
+        model(query.x)
+        new = model[1].running_mean, model[1].running_var
+        expected = expected + torch.cat([*moved, *new]).detach()
+    supports, queries = (
+        Batch(*(torch.stack([each[place] for each in side]) for place in (0, 1)))
+        for side in zip(*tasks, strict=True)
+    )
+    learner = Reptile(steps=STEPS, alpha=ALPHA, pooled=pooled)
+    meta, objective = {**start, **held}, Objective(model, Sinusoid())
+    gradient = MetaGradient(Engine("vmap", running=running), learner, objective, into=layout(meta))
+    episodes = supervised(supports, queries, steps=STEPS)
+    close(gradient(flatten(meta), episodes, IT).gradient, expected)
+
+
+def by_torch(model, examples, start, held):
+    """Descend from `start` and `held` with torch's optimiser; the statistics stay held."""
+    model.load_state_dict({**start, **held}, strict=False)
+    rule = torch.optim.SGD(model.parameters(), ALPHA)
+    x, y = examples
+    for _ in range(STEPS):
+        rule.zero_grad()
+        ((model(x) - y) ** 2).mean().backward()
+        rule.step()
+    model.load_state_dict(held, strict=False)
 
 
 def test_without_a_key_nothing_is_drawn():
