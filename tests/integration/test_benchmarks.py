@@ -17,7 +17,14 @@ from maml_dist.core.engine import Engine
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import meta_rl, peer_cases, peer_ours, peer_process, peers  # noqa: E402 - not installed
+from benchmarks import (  # noqa: E402 - not installed
+    equal_time,
+    meta_rl,
+    peer_cases,
+    peer_ours,
+    peer_process,
+    peers,
+)
 
 TINY = {
     "A": {"tasks": 3, "shots": 4, "query": 4},
@@ -137,3 +144,25 @@ def test_the_command_prints_its_rows_and_draws_them(tmp_path):
     assert 0 < row["share_of_peak"] < 1
     assert row["peak_mb"] > 0
     assert (tmp_path / "peers.png").stat().st_size > 1000
+
+
+def test_learners_are_compared_at_equal_time_and_not_twice(tmp_path, monkeypatch):
+    words = ["sinusoid", "iterations=3", "meta_batch=2", "validation_tasks=2", "test_tasks=5"]
+    row = equal_time.measure([*words, "engine.running=eager"], tmp_path, 600)
+    said = json.loads((tmp_path / "sinusoid" / "evaluation.json").read_text())
+    score = said["results"][0]["steps"][-1]
+    assert row["iterations"] == 3
+    assert row["default"] == {"mean": score["mean"], "ci95": score["ci95"]}
+    monkeypatch.setattr(subprocess, "Popen", None)  # nothing is run again
+    assert equal_time.measure(words, tmp_path, 600) == row
+    equal_time.draw([row], tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("said", "seconds"), [("01:02:03", 3723), ("1-00:00:01", 86401), ("", None)]
+)
+def test_processor_time_is_read_as_ps_says_it(said, seconds, monkeypatch):
+    done = subprocess.CompletedProcess([], 0, stdout=f"  {said}\n")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
+    assert equal_time.processor_seconds(1) == seconds
