@@ -2,7 +2,4 @@
 
 import os
 
-import torch
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the commands that tests start
-torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # what torch starts with, here and in the commands of tests
