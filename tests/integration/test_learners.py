@@ -68,8 +68,17 @@ def test_killed_and_resumed_is_undisturbed(tmp_path, monkeypatch, recipe):
     assert np.array_equal(weights(parts), weights(whole))
 
 
+ON_RAY = ("sinusoid", "sinusoid-maml-plus-plus", "sinusoid-reptile", "sinusoid-es", "navigation-es")
+
+
 @pytest.mark.ray
-@pytest.mark.parametrize("recipe", LEARNERS)
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        pytest.param(recipe, marks=[] if recipe in ON_RAY else pytest.mark.slow)
+        for recipe in LEARNERS
+    ],
+)
 def test_ray_and_this_process_give_the_same_bits(tmp_path, ray_here, recipe):
     small = {**SMALL, **LEARNERS[recipe], "shards": 2, "iterations": 3}
     here = maml_dist.meta_train(recipe, run=tmp_path / "here", **small)

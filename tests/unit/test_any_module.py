@@ -131,6 +131,10 @@ MODULES = {
         nn.Linear(4, 1),
     ),
 }
+TRACED = {  # the traces of the others take their time
+    *("rnn", "lstm cell", "tied", "buffers", "words", "transformer"),
+    *("batch norm, running", "layer norm", "weight norm"),
+}
 TASK_BY_TASK = ("rnn", "gru", "lstm", "lstm cell", "gru cell")
 
 
@@ -166,8 +170,16 @@ def by_hand(model, support, query):
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop", "ignore:enable_nested_tensor")
-@pytest.mark.parametrize(("running", "memory"), [("eager", "graph"), ("traced", "steps")])
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize(
+    ("name", "running", "memory"),
+    [
+        *((name, "eager", "graph") for name in MODULES),
+        *(
+            pytest.param(name, "traced", "steps", marks=[] if name in TRACED else pytest.mark.slow)
+            for name in MODULES
+        ),
+    ],
+)
 def test_the_meta_gradient_is_that_of_a_hand_written_loop(name, running, memory):
     model, support, query = case(name)
     held = running_statistics(model)
@@ -241,7 +253,11 @@ def shard_gradients(engine, *, shards=1, it=0):
 
 @pytest.mark.parametrize(
     ("batching", "running", "memory"),
-    [("vmap", "eager", "steps"), ("task", "traced", "steps"), ("vmap", "traced", "graph")],
+    [
+        ("vmap", "eager", "steps"),
+        ("task", "traced", "steps"),
+        pytest.param("vmap", "traced", "graph", marks=pytest.mark.slow),
+    ],
 )
 def test_dropout_is_the_same_however_tasks_are_differentiated(batching, running, memory):
     ours = shard_gradients(Engine(batching, running=running, memory=memory, precision="float64"))

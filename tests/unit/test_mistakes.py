@@ -4,11 +4,12 @@ import sys
 
 import pytest
 import yaml
-from generated import fill_data_home
+from generated import omniglot_folder
 
 from maml_dist import data, evaluate, report, train
 from maml_dist.command import guarded
 from maml_dist.experiment import compose
+from maml_dist.tasks import omniglot
 
 BROKEN = {
     "broken.yaml": "task: [1",
@@ -95,7 +96,9 @@ def test_no_data(folder, capsys, monkeypatch):
 def test_more_ways_than_classes_and_other_misfits(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MAML_DIST_DATA", str(tmp_path))
-    fill_data_home(tmp_path)
+    omniglot.convert(
+        omniglot_folder(tmp_path / "images", characters=40), tmp_path / "omniglot.arrow"
+    )
     for words, said in (
         (["ways=5000", "outputs=5000"], "task.ways=5000: there are only"),
         (["shots=500"], "the smallest class"),
@@ -160,7 +163,8 @@ def test_one_address_or_none(folder, capsys, monkeypatch):
 def test_an_evaluation_of_what_is_not_there(tmp_path, capsys, monkeypatch):
     import maml_dist
 
-    maml_dist.meta_train("sinusoid", run=tmp_path / "run", iterations=0, local=True, progress=False)
+    settings = {"iterations": 0, "engine.running": "eager", "local": True, "progress": False}
+    maml_dist.meta_train("sinusoid", run=tmp_path / "run", **settings)
     for words, said in (
         (["--split", "tset"], "split 'tset': there are train, val and test"),
         (["--tasks", "0"], "tasks=0"),

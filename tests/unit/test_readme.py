@@ -26,7 +26,8 @@ def test_a_snippet_is_short(name):
     assert len(snippets()[name].splitlines()) < 25
 
 
-def test_the_snippets_run_as_they_stand(tmp_path):
+@pytest.mark.parametrize("running", ["eager", pytest.param("auto", marks=pytest.mark.slow)])
+def test_the_snippets_run_as_they_stand(tmp_path, running):
     supervised = {"lines.py", "siren.py", "heavy_ball.py", "mine.yaml"}
     assert set(snippets()) == supervised | {"reach.py", "reach.yaml"}
     for name in supervised:
@@ -38,6 +39,7 @@ def test_the_snippets_run_as_they_stand(tmp_path):
         progress=False,
         iterations=200,
         test_steps=2,
+        **{"engine.running": running},
     )
     steps = run.evaluate(tasks=100)["results"][0]["steps"]
     assert steps[2]["mean"] < 0.5 * steps[0]["mean"]

@@ -84,8 +84,19 @@ def by_hand(model, given, learner, episodes, kind):
     return total
 
 
-@pytest.mark.parametrize("batching", ["task", "vmap"])
-@pytest.mark.parametrize("inner", ["log-likelihood", "low-variance", "dice", "ratio"])
+@pytest.mark.parametrize(
+    ("inner", "batching"),
+    [
+        ("log-likelihood", "task"),
+        ("low-variance", "vmap"),
+        ("dice", "task"),
+        ("ratio", "vmap"),
+        pytest.param("log-likelihood", "vmap", marks=pytest.mark.slow),
+        pytest.param("low-variance", "task", marks=pytest.mark.slow),
+        pytest.param("dice", "vmap", marks=pytest.mark.slow),
+        pytest.param("ratio", "task", marks=pytest.mark.slow),
+    ],
+)
 def test_the_meta_gradient_equals_finite_differences(inner, batching):
     model, learner, given = policy(), MAML(alpha=0.3), source(inner_surrogate=inner)
     episodes = on_policy(model, learner, given)
@@ -161,8 +172,17 @@ def test_in_later_epochs_proximal_search_adapts_by_the_ratio_to_the_policy_that_
     assert (later[1] - slope).norm() > 1e-3 * slope.norm()
 
 
-@pytest.mark.parametrize("steps", [0, 1, 2])
-@pytest.mark.parametrize("batching", ["task", "vmap"])
+@pytest.mark.parametrize(
+    ("steps", "batching"),
+    [
+        (0, "task"),
+        (1, "vmap"),
+        (2, "task"),
+        pytest.param(0, "vmap", marks=pytest.mark.slow),
+        pytest.param(1, "task", marks=pytest.mark.slow),
+        pytest.param(2, "vmap", marks=pytest.mark.slow),
+    ],
+)
 def test_the_curvature_is_the_hessian_of_the_mean_divergence(steps, batching):
     model, given = policy(), source()
     learner = MAML(alpha=0.3, later_share=0.4, steps=steps)

@@ -148,8 +148,17 @@ def test_what_does_not_adapt_has_no_rate_and_is_meta_learned(each):
     close(gradient, gradient_by_hand(meta, each=each))
 
 
-@pytest.mark.parametrize("inner", [Momentum(), Adam(eps=1e-3)])
-@pytest.mark.parametrize("each", EACH)
+@pytest.mark.parametrize(
+    ("each", "inner"),
+    [
+        ("weight", Momentum()),
+        ("layer", Adam(eps=1e-3)),
+        ("layer-step", Momentum()),
+        pytest.param("weight", Adam(eps=1e-3), marks=pytest.mark.slow),
+        pytest.param("layer", Momentum(), marks=pytest.mark.slow),
+        pytest.param("layer-step", Adam(eps=1e-3), marks=pytest.mark.slow),
+    ],
+)
 def test_one_trace_over_all_tasks_is_each_task_alone(each, inner):
     learner = MetaSGD(steps=STEPS, each=each, inner=inner)
     meta = learner.init(params())

@@ -1,5 +1,7 @@
 """Batch norm's running statistics for each step: rows 0 … K beside the meta-parameters."""
 
+from itertools import product
+
 import pytest
 import torch
 from torch import nn
@@ -33,9 +35,16 @@ def hidden(params, x):
     return x @ params["0.weight"].T + params["0.bias"]
 
 
-@pytest.mark.parametrize("running", ["eager", "traced"])
-@pytest.mark.parametrize("memory", ["graph", "steps"])
-@pytest.mark.parametrize("batching", ["task", "vmap"])
+@pytest.mark.parametrize(
+    ("batching", "memory", "running"),
+    [
+        *product(["task", "vmap"], ["graph", "steps"], ["eager"]),
+        ("task", "steps", "traced"),
+        ("vmap", "graph", "traced"),
+        pytest.param("task", "graph", "traced", marks=pytest.mark.slow),
+        pytest.param("vmap", "steps", "traced", marks=pytest.mark.slow),
+    ],
+)
 def test_each_row_follows_the_queries_after_its_step(batching, memory, running):
     model, learner, meta, episodes = setting()
     engine = Engine(batching, memory=memory, running=running, precision="float64")
