@@ -89,6 +89,16 @@ def thinned(episodes: Episode, share: float, support_share: float) -> Episode:
     return episodes._replace(support=support, query=fewer(episodes.query, share))
 
 
+def ends(episodes: Episode) -> dict[str, Tensor]:
+    """On-policy: the scores before adapting and after it, each [task]."""
+    found = {}
+    for name, value in (episodes.scores or {}).items():
+        found[f"{name}/after"] = value[:, -1]
+        if value.shape[1] > 1:
+            found[f"{name}/before"] = value[:, 0]
+    return found
+
+
 def map_tensors(function: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
     """Apply `function` to every tensor of a nested tuple, list or dict, to the same one once."""
     results: dict[int, Tensor] = {}

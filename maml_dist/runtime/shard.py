@@ -14,7 +14,7 @@ from torch import nn
 
 from maml_dist.core.adapted import Adapted
 from maml_dist.core.engine import Engine
-from maml_dist.core.episode import Batch, Episode, Tree, chosen, map_tensors, split, thinned
+from maml_dist.core.episode import Batch, Episode, Tree, chosen, ends, map_tensors, split, thinned
 from maml_dist.core.learner import Learner
 from maml_dist.core.meta_gradient import MetaGradient, PathScores
 from maml_dist.core.objective import Mode, Objective
@@ -116,28 +116,27 @@ class TaskShard:
         if self._by_scores:
             (gradient, fine, metrics), episodes = self._by_scores.gradient(point, self._named(it))
         else:
-            episodes = self._episodes(it, meta)
-            if at is not None:
+            if at is None:
+                episodes = self._episodes(it, meta)
+            else:
                 episodes, tasks = self._counted(it, meta)
             if not tasks:
                 return Contribution(np.zeros_like(meta), 0, {})
             gradient, fine, metrics = self._gradient(point, episodes, self._tensor(it))
-        metrics = metrics | _ends(episodes)
-        skipped: tuple[int, ...] = ()
-        if not fine.all():
-            told = zip(tasks, fine.tolist(), strict=True)
-            skipped = tuple(task for task, is_fine in told if not is_fine)
-            if not self._work.skip:
-                raise FloatingPointError(
-                    f"the meta-gradient of iteration {it} is not finite (tasks {skipped} of the "
-                    "meta-batch): a smaller learner.alpha may help, or diverged=skip"
-                )
-            episodes = chosen(episodes, fine)
+        metrics = metrics | self._here(ends(episodes))
+        judged = zip(tasks, fine.tolist(), strict=True)
+        skipped = tuple(task for task, is_fine in judged if not is_fine)
+        if skipped and not self._work.skip:
+            raise FloatingPointError(
+                f"the meta-gradient of iteration {it} is not finite (tasks {skipped} of the "
+                "meta-batch): a smaller learner.alpha may help, or diverged=skip"
+            )
         if at is None:
             self._out = it, np.array(meta), skipped
         penalty = self._work.source.penalty
         if penalty and len(skipped) < len(tasks):
-            departure = self._adapted.departure(point, episodes, self._tensor(it))
+            counted = chosen(episodes, fine)
+            departure = self._adapted.departure(point, counted, self._tensor(it))
             gradient = gradient + penalty * departure
             if not gradient.isfinite().all():
                 raise FloatingPointError(
@@ -293,13 +292,3 @@ class TaskShard:
         if isinstance(value, int):
             return torch.full((), float(value), device=self._device)
         return self._move(torch.from_numpy(value.copy()))  # ten times faster than torch.tensor
-
-
-def _ends(episodes: Episode) -> dict[str, torch.Tensor]:
-    """On-policy: the scores before adapting and after it, each [task]."""
-    found = {}
-    for name, value in (episodes.scores or {}).items():
-        found[f"{name}/after"] = value[:, -1]
-        if value.shape[1] > 1:
-            found[f"{name}/before"] = value[:, 0]
-    return found
