@@ -84,6 +84,7 @@ def _statistics(values: "np.ndarray") -> dict[str, float | None]:
     """Mean, its 95% half-width 1.96 std / sqrt(tasks), and median; None where tasks diverged."""
     import numpy as np
 
+    values = values.astype(np.float64)  # the square of what nearly diverged is beyond float32
     finite = bool(np.isfinite(values).all())
     half_width = 1.96 * float(values.std(ddof=1)) / len(values) ** 0.5 if finite else None
     median = statistics.median(values.tolist())

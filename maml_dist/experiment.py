@@ -235,6 +235,9 @@ def _full_key(key: str, known: Sequence[str]) -> str:
         return meant[0]
     if meant:
         raise ValueError(f"key {key!r} could be any of {', '.join(meant)}")
+    within = [name for name in known if name.startswith(f"{key}.")]
+    if within:
+        raise ValueError(f"key {key!r} is set by its parts: {', '.join(within)}")
     guess = nearest(key, [*known, *(name.rpartition(".")[2] for name in known)])
     raise ValueError(f"unknown key {key!r}{guess} (--print-config shows them all)")
 

@@ -38,6 +38,14 @@ def _one_line(message: str, root: type) -> str:
         names = _arguments(_class(within[-1]) if within else root)
         full = f"{where}.{key}" if where else key
         return f"unknown key {full!r}{nearest(key, names)} (there are {', '.join(names)})"
+    required = re.search(r"the following arguments are required: (.+)", message)
+    if required and where:
+        needed = ", ".join(f"{where}.{name}" for name in required.group(1).split(", "))
+        return f"{where}: its class requires {needed}"
+    union = re.search(r"Subtypes: \[(.+)\]\n(?:.*\n)*.*Given value: (.+)", message)
+    if union:
+        kinds = re.sub(r"<class '(\w+)'>", r"\1", union.group(1)).replace("NoneType", "null")
+        return f"{where}: Expected one of {kinds}. Got value: {union.group(2)}"
     name = unknown_name(ArgumentError(None, message))
     if name:
         names = _names(_class(within[-1]) if within else root, where.rpartition(".")[2])

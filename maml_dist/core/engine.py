@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import vmap
 
+from maml_dist.core.bounds import check_least, check_positive
 from maml_dist.core.learner import Learner
 from maml_dist.core.replay import Function, Replay
 
@@ -36,10 +37,8 @@ class Engine:
     precision: Literal["float32", "float64", "bfloat16"] = "float32"  # bfloat16: of the passes only
 
     def __post_init__(self) -> None:
-        if self.chunk is not None and self.chunk < 1:
-            raise ValueError(f"engine.chunk={self.chunk}: must be 1 or more, or null")
-        if not self.budget > 0:
-            raise ValueError(f"engine.budget={self.budget}: must be a positive number of GiB")
+        check_least(self, "engine", chunk=1)
+        check_positive(self, "engine", "budget")
         for name in ("chunk", "budget"):
             value = getattr(self, name)
             if self.batching == "task" and value != getattr(Engine, name):

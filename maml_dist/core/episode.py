@@ -73,6 +73,32 @@ def chosen(episodes: Episode, tasks: Tensor) -> Episode:
     return episodes if tasks.all() else map_tensors(lambda tensor: tensor[tasks], episodes)
 
 
+def thinned(episodes: Episode, share: float, support_share: float) -> Episode:
+    """A share of the rollouts of each stacked task, one at least: [task, episode, …] -> fewer.
+
+    `share` of those after adapting, `support_share` of those adapted to.
+    """
+
+    def fewer(batch: Batch, share: float) -> Batch:
+        count = max(1, round(share * batch.x.shape[1]))
+        if count == batch.x.shape[1]:
+            return batch
+        return map_tensors(lambda tensor: tensor[:, :count].contiguous(), batch)
+
+    support = tuple(fewer(batch, support_share) for batch in episodes.support)
+    return episodes._replace(support=support, query=fewer(episodes.query, share))
+
+
+def ends(episodes: Episode) -> dict[str, Tensor]:
+    """On-policy: the scores before adapting and after it, each [task]."""
+    found = {}
+    for name, value in (episodes.scores or {}).items():
+        found[f"{name}/after"] = value[:, -1]
+        if value.shape[1] > 1:
+            found[f"{name}/before"] = value[:, 0]
+    return found
+
+
 def map_tensors(function: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
     """Apply `function` to every tensor of a nested tuple, list or dict, to the same one once."""
     results: dict[int, Tensor] = {}

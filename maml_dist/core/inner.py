@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.func import grad
 
+from maml_dist.core.bounds import check_positive
 from maml_dist.core.episode import Batch
 from maml_dist.core.params import Params
 
@@ -80,10 +81,7 @@ class Adam(Rule):
     def __post_init__(self) -> None:
         if not all(0 <= decay < 1 for decay in self.decays):
             raise ValueError(f"learner.inner.decays={self.decays}: both must be in [0, 1)")
-        if not (self.eps > 0 and self.floor > 0):
-            raise ValueError(
-                f"learner.inner.eps={self.eps}, learner.inner.floor={self.floor}: must be positive"
-            )
+        check_positive(self, "learner.inner", "eps", "floor")
 
     def init(self, phi: Params) -> State:
         """Both moments at zero."""

@@ -5,6 +5,7 @@
     Constant:  rise      Linear:  rise * (1 - (1 - end) * gone)
     Cosine:    rise * (end + (1 - end) * (1 + cos(pi * gone)) / 2)    arXiv 1608.03983, no restarts
 
+A meta-iteration is one update, or the outer rule's `epochs`; none where all tasks are left out.
 On Python numbers: a handful of tensor operations would cost more than the update of a small model.
 """
 
@@ -12,16 +13,17 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+from maml_dist.core.bounds import check_least
+
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule(ABC):
     """How the outer rate changes over the updates."""
 
-    warm_up: int = 0  # meta-iterations over which the rate rises to beta
+    warm_up: int = 0  # updates over which the rate rises to beta
 
     def __post_init__(self) -> None:
-        if self.warm_up < 0:
-            raise ValueError(f"outer.schedule.warm_up={self.warm_up}: must be 0 or more")
+        check_least(self, "outer.schedule", warm_up=0)
 
     @abstractmethod
     def factor(self, count: float) -> float:
@@ -44,12 +46,13 @@ class Constant(Schedule):
 class Linear(Schedule):
     """From beta to `end` of it in a straight line."""
 
-    until: int  # meta-iterations after which the rate stays at its end
+    until: int  # updates after which the rate stays at its end
     end: float = 0.0  # the final share of beta
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_fall(self.warm_up, self.until, self.end)
+        check_least(self, "outer.schedule", end=0)
+        _check_fall(self.warm_up, self.until)
 
     def factor(self, count: float) -> float:
         """The share of beta that the update after `count` others takes."""
@@ -61,12 +64,13 @@ class Linear(Schedule):
 class Cosine(Schedule):
     """From beta to `end` of it along half a cosine."""
 
-    until: int  # meta-iterations after which the rate stays at its end
+    until: int  # updates after which the rate stays at its end
     end: float = 0.0  # the final share of beta
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_fall(self.warm_up, self.until, self.end)
+        check_least(self, "outer.schedule", end=0)
+        _check_fall(self.warm_up, self.until)
 
     def factor(self, count: float) -> float:
         """The share of beta that the update after `count` others takes."""
@@ -80,8 +84,6 @@ def _gone(count: float, warm_up: int, until: int) -> float:
     return min(1.0, max(0.0, (count - warm_up) / (until - warm_up)))
 
 
-def _check_fall(warm_up: int, until: int, end: float) -> None:
+def _check_fall(warm_up: int, until: int) -> None:
     if until <= warm_up:
         raise ValueError(f"outer.schedule.until={until}: must be more than warm_up={warm_up}")
-    if not 0 <= end < math.inf:
-        raise ValueError(f"outer.schedule.end={end}: must be a number, 0 or more")

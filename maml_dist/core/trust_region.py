@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from maml_dist.core.bounds import check_least, check_positive
 from maml_dist.core.outer import Ask, Outer, State, Talk
 
 
@@ -33,17 +34,11 @@ class TrustRegion(Outer):
         super().__post_init__()
         if self.epochs != 1:
             raise ValueError(f"outer.epochs={self.epochs}: a trust region makes one update")
-        for name in ("bound", "share", "support_share", "shrink"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"outer.{name}={getattr(self, name)}: must be a positive number")
+        check_positive(self, "outer", "bound", "share", "support_share", "shrink")
+        check_least(self, "outer", iterations=1, tries=1, damping=0)
         for name, top in (("share", 1.0), ("support_share", 1.0), ("shrink", 0.999)):
             if getattr(self, name) > top:
                 raise ValueError(f"outer.{name}={getattr(self, name)}: must be {top:g} at the most")
-        for name in ("iterations", "tries"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"outer.{name}={getattr(self, name)}: must be 1 or more")
-        if not 0 <= self.damping < math.inf:
-            raise ValueError(f"outer.damping={self.damping}: must be 0 or more")
 
     @property
     def asks(self) -> bool:

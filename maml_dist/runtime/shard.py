@@ -5,9 +5,7 @@ sum of their meta-gradients. It keeps nothing that it cannot compute again, so a
 gives the same bits.
 """
 
-import time
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple, get_args
 
 import numpy as np
@@ -16,20 +14,18 @@ from torch import nn
 
 from maml_dist.core.adapted import Adapted
 from maml_dist.core.engine import Engine
-from maml_dist.core.episode import Batch, Episode, Tree, chosen, map_tensors, split
+from maml_dist.core.episode import Batch, Episode, Tree, chosen, ends, map_tensors, split, thinned
 from maml_dist.core.learner import Learner
 from maml_dist.core.meta_gradient import MetaGradient, PathScores
 from maml_dist.core.objective import Mode, Objective
 from maml_dist.core.params import Layout
 from maml_dist.core.source import TaskKey, TaskSource, keys_of
 from maml_dist.core.trajectories import Trajectories
+from maml_dist.runtime.blocks import Blocks
 from maml_dist.runtime.memory import keep_freed
 from maml_dist.runtime.rollout_worker import RolloutWorker
 from maml_dist.runtime.scoring import ByScores, Returns, Roll
 
-QUICK = 0.005  # seconds within which a meta-batch is collected inline
-AT_ONCE = 16  # iterations collected together at the most
-BLOCK = 20_000  # input numbers collected together, about
 SCORED_AT_ONCE = 4_000_000  # input numbers of held-out tasks in one vmap; bounds memory
 
 
@@ -87,12 +83,7 @@ class TaskShard:
             mode: PathScores(engine, work.learner, objective, into=work.layout, mode=mode)
             for mode in get_args(Mode)
         }
-        self._ahead = ThreadPoolExecutor(1, thread_name_prefix="collect")
-        self._next: dict[int, Future[list[Episode]]] = {}
-        self._block: list[Episode] = []  # of the iterations from _first on
-        self._first = 0
-        self._per_block = 0
-        self._waits = False
+        self._blocks = Blocks(self._collect)
         self._adapted = Adapted(engine, work.learner, objective, into=work.layout)
         alone = RolloutWorker(work.source, work.model, environments=work.environments)
         self._roll = roll or alone.here
@@ -125,28 +116,27 @@ class TaskShard:
         if self._by_scores:
             (gradient, fine, metrics), episodes = self._by_scores.gradient(point, self._named(it))
         else:
-            episodes = self._episodes(it, meta)
-            if at is not None:
+            if at is None:
+                episodes = self._episodes(it, meta)
+            else:
                 episodes, tasks = self._counted(it, meta)
             if not tasks:
                 return Contribution(np.zeros_like(meta), 0, {})
             gradient, fine, metrics = self._gradient(point, episodes, self._tensor(it))
-        metrics = metrics | _ends(episodes)
-        skipped: tuple[int, ...] = ()
-        if not fine.all():
-            told = zip(tasks, fine.tolist(), strict=True)
-            skipped = tuple(task for task, is_fine in told if not is_fine)
-            if not self._work.skip:
-                raise FloatingPointError(
-                    f"the meta-gradient of iteration {it} is not finite (tasks {skipped} of the "
-                    "meta-batch): a smaller learner.alpha may help, or diverged=skip"
-                )
-            episodes = chosen(episodes, fine)
+        metrics = metrics | self._here(ends(episodes))
+        judged = zip(tasks, fine.tolist(), strict=True)
+        skipped = tuple(task for task, is_fine in judged if not is_fine)
+        if skipped and not self._work.skip:
+            raise FloatingPointError(
+                f"the meta-gradient of iteration {it} is not finite (tasks {skipped} of the "
+                "meta-batch): a smaller learner.alpha may help, or diverged=skip"
+            )
         if at is None:
             self._out = it, np.array(meta), skipped
         penalty = self._work.source.penalty
         if penalty and len(skipped) < len(tasks):
-            departure = self._adapted.departure(point, episodes, self._tensor(it))
+            counted = chosen(episodes, fine)
+            departure = self._adapted.departure(point, counted, self._tensor(it))
             gradient = gradient + penalty * departure
             if not gradient.isfinite().all():
                 raise FloatingPointError(
@@ -188,7 +178,7 @@ class TaskShard:
         episodes, tasks = self._counted(it, meta)
         if not tasks:
             return Contribution(np.zeros_like(vector), 0, {})
-        episodes = _part(episodes, share, support_share)
+        episodes = thinned(episodes, share, support_share)
         product = self._adapted.curvature(
             self._tensor(meta), episodes, self._tensor(it), self._tensor(vector)
         )
@@ -261,7 +251,7 @@ class TaskShard:
     def _episodes(self, it: int, meta: np.ndarray) -> Episode:
         """The episodes of `it`; on-policy, those that the policies of `meta` live through."""
         if not self._work.source.on_policy:
-            return self._given(it)
+            return self._blocks.of(it)
         if self._seen is None or self._seen[0] != it or not np.array_equal(self._seen[1], meta):
             episodes = self.live(meta, self._named(it), it, steps=self._work.learner.steps)
             self._seen = it, np.array(meta), episodes
@@ -280,28 +270,6 @@ class TaskShard:
             assert self._out is not None
         counts = torch.tensor([task not in self._out[2] for task in tasks], device=self._device)
         return chosen(episodes, counts), [task for task in tasks if task not in self._out[2]]
-
-    def _given(self, it: int) -> Episode:
-        """The episodes of `it`, collected with those of a block of iterations.
-
-        Collecting that takes its time (files, simulators) goes on ahead in a thread; where it is
-        quick, the thread would cost more than it saves.
-        """
-        if not self._per_block:
-            clock = time.monotonic()
-            one = self._collect(it, 1)[0]
-            self._waits = time.monotonic() - clock > QUICK
-            numbers = one.query.x.numel() + sum(batch.x.numel() for batch in one.support[:1])
-            self._per_block = min(AT_ONCE, max(1, BLOCK // numbers))
-        first = it - it % self._per_block  # so that a resumed run collects the same blocks
-        if first != self._first or not self._block:
-            ready = self._next.pop(first, None)
-            self._block = ready.result() if ready else self._collect(first, self._per_block)
-            self._first = first
-            if self._waits:
-                after = first + self._per_block
-                self._next = {after: self._ahead.submit(self._collect, after, self._per_block)}
-        return self._block[it - first]
 
     def _collect(self, first: int, count: int) -> list[Episode]:
         """The episodes of each of `count` iterations from `first` on."""
@@ -324,26 +292,3 @@ class TaskShard:
         if isinstance(value, int):
             return torch.full((), float(value), device=self._device)
         return self._move(torch.from_numpy(value.copy()))  # ten times faster than torch.tensor
-
-
-def _ends(episodes: Episode) -> dict[str, torch.Tensor]:
-    """On-policy: the scores before adapting and after it, each [task]."""
-    found = {}
-    for name, value in (episodes.scores or {}).items():
-        found[f"{name}/after"] = value[:, -1]
-        if value.shape[1] > 1:
-            found[f"{name}/before"] = value[:, 0]
-    return found
-
-
-def _part(episodes: Episode, share: float, support_share: float) -> Episode:
-    """A share of the rollouts of each stacked task: [task, episode, …] -> fewer episodes."""
-
-    def fewer(batch: Batch, share: float) -> Batch:
-        count = max(1, round(share * batch.x.shape[1]))
-        if count == batch.x.shape[1]:
-            return batch
-        return map_tensors(lambda tensor: tensor[:, :count].contiguous(), batch)
-
-    support = tuple(fewer(batch, support_share) for batch in episodes.support)
-    return episodes._replace(support=support, query=fewer(episodes.query, share))

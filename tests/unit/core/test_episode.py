@@ -8,6 +8,7 @@ from maml_dist.core.episode import (
     map_tensors,
     split,
     supervised,
+    thinned,
 )
 from maml_dist.core.random import fold, keys
 
@@ -78,3 +79,16 @@ def test_without_a_key_there_is_nothing_to_key():
     assert keyed(one, None, 1) is one
     counts = torch.arange(2).unbind()
     assert all_keyed(supervised(one, one, steps=1), counts).query.key is None
+
+
+def test_a_share_of_equal_rollouts_has_the_curvature_of_all():
+    """Half of what is there twice; and the support is thinned by its own share alone."""
+
+    once = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0))
+    twice = Batch(torch.cat([once, once], 1), (torch.cat([once, once], 1),))
+    episodes = Episode((twice,), twice)
+    half = thinned(episodes, 0.5, 1.0)
+    assert torch.equal(half.query.x, once) and torch.equal(half.query.y[0], once)
+    assert half.support[0].x is twice.x
+    assert thinned(episodes, 1.0, 0.5).support[0].x.shape == once.shape
+    assert thinned(episodes, 0.01, 1.0).query.x.shape == (2, 1, 5)

@@ -122,6 +122,18 @@ def test_all_steps_lived_are_counted():
     assert shard.gradient(meta.numpy(), 0).metrics["steps/after"] == 4 * 10 * (5 * 6 + 4 + 2)
 
 
+def test_what_was_lived_is_summed_where_the_losses_are(monkeypatch):
+    """On a GPU these are elsewhere than the environments: all is put on the shard's device."""
+    work, meta = setting()
+    shard, moved = TaskShard(work, rank=0, shards=1), []
+    move = shard._move
+    monkeypatch.setattr(shard, "_move", lambda value: moved.append(value.clone()) or move(value))
+    sums = shard.gradient(meta, 0).metrics
+    lived = {name: value for name, value in sums.items() if not name.startswith("loss/")}
+    there = [float(value.double().sum()) for value in moved if value.shape == (4,)]
+    assert lived and sorted(there) == pytest.approx(sorted(lived.values()), rel=1e-6)
+
+
 @pytest.mark.parametrize("hidden", [(), (9,)])
 @pytest.mark.parametrize("episodes", [1, 4])
 @pytest.mark.parametrize("counts", [(1, 10), (4, 4, 3)])

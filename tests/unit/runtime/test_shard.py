@@ -3,14 +3,14 @@ import pytest
 import torch
 
 from maml_dist.core.engine import Engine
-from maml_dist.core.episode import Batch, Episode, map_tensors
+from maml_dist.core.episode import map_tensors
 from maml_dist.core.outer import Adam
 from maml_dist.core.params import flatten, layout
 from maml_dist.core.source import TaskKey
 from maml_dist.learners.maml import MAML
 from maml_dist.models.mlp import MLP
 from maml_dist.runtime.server import ParameterServer
-from maml_dist.runtime.shard import TaskShard, Work, _part
+from maml_dist.runtime.shard import TaskShard, Work
 from maml_dist.tasks.sinusoid import Sinusoid
 
 
@@ -152,16 +152,3 @@ def test_the_server_takes_the_mean_over_tasks_and_can_be_restored():
     other = ParameterServer(np.zeros_like(meta), Adam(beta=0.01))
     other.restore(saved)
     assert np.array_equal(other.update(*parts)[0], expected)
-
-
-def test_a_share_of_equal_rollouts_has_the_curvature_of_all():
-    """Half of what is there twice; and the support is thinned by its own share alone."""
-
-    once = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0))
-    twice = Batch(torch.cat([once, once], 1), (torch.cat([once, once], 1),))
-    episodes = Episode((twice,), twice)
-    half = _part(episodes, 0.5, 1.0)
-    assert torch.equal(half.query.x, once) and torch.equal(half.query.y[0], once)
-    assert half.support[0].x is twice.x
-    assert _part(episodes, 1.0, 0.5).support[0].x.shape == once.shape
-    assert _part(episodes, 0.01, 1.0).query.x.shape == (2, 1, 5)

@@ -1,0 +1,24 @@
+"""What torch and a user's code raise, in one line and in words for this place."""
+
+# Not `Exception`: what is none of these is a mistake of this package, and keeps its traceback.
+FAILURES = (RuntimeError, AttributeError, TypeError, KeyError, IndexError, ValueError)
+
+SAID = {  # what torch says, in words for this place
+    "access data pointer": "model or loss hand a tensor to numpy, or to an operation of torch that "
+    "reads its memory: compute with other operations of torch",
+    "calling .item()": "model, loss or learner read a tensor as a number or decide by it, which "
+    "vmap cannot follow: use torch.where",
+    "custom_function_call": "a custom autograd.Function cannot be traced",
+    "support saved tensor hooks": "torch.utils.checkpoint cannot be used; engine.memory=steps "
+    "saves memory too",
+}
+
+
+def in_words(error: Exception) -> str:
+    """What an error says, in one line, not without end."""
+    for part, words in SAID.items():
+        if part in str(error):
+            return words
+    lines = (line.strip() for line in str(error).splitlines())
+    line = next((line for line in lines if line), repr(error))
+    return line if len(line) <= 200 else f"{line[:200]} …"
