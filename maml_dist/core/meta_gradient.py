@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from maml_dist.core.carries import most_held
 from maml_dist.core.engine import Engine
 from maml_dist.core.episode import Episode
 from maml_dist.core.form import Form, pack
@@ -90,9 +91,9 @@ def task_bytes(
 ) -> int:
     """The most bytes that one task's meta-gradient holds at once, by its trace.
 
-    Step by step, it is the trace of a single step, and the carries of all.
+    Step by step, it is the trace of a single step, and the carries that are held.
     """
-    carries = len(episodes.support) * meta.nbytes if engine.memory == "steps" else 0
+    carries = most_held(len(episodes.support)) * meta.nbytes if engine.memory == "steps" else 0
     if engine.memory == "steps":
         episodes = episodes._replace(support=episodes.support[:1])
         learner = replace(learner, steps=min(1, learner.steps))

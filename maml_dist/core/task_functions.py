@@ -4,8 +4,8 @@ Step by step (the adjoint recurrence), with phi_{k+1} = Phi_k(phi_k):
 
     lambda_K = grad L_query(phi_K),     lambda_k = (d Phi_k / d phi_k)^T lambda_{k+1}
 
-only the K carries (phi and the inner rule's state) are stored, one step at a time is computed
-again, and one trace serves all steps. It is the same gradient to rounding.
+only carries (phi and the inner rule's state) are stored, of many steps a few (`carries`), one step
+at a time is computed again, and one trace serves all steps. It is the same gradient to rounding.
 
 Legend: task = stacked tasks, size = elements of the flat meta-parameters, carry = of phi and state;
 a part is what the engine differentiates at once: stacked tasks, or a single one.
@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.func import vjp
 from torch.utils import _pytree as pytree
 
+from maml_dist.core.carries import Carries
 from maml_dist.core.engine import Engine
 from maml_dist.core.episode import all_keyed
 from maml_dist.core.form import Form, leaves, unpack
@@ -153,17 +154,23 @@ class TaskFunctions:
             asked = (*leaves(episode.query), tensors[-1])
             counts = torch.arange(steps + 1, device=it.device).unbind()
             carry, before = over["start"](vector, it, counts[0], *(batches or [asked])[0])
-            carries = [carry]
-            for k, batch in zip(counts, batches, strict=False):
-                carries.append(over["step"](vector, it, k, carries[-1], *batch))
+            carries = Carries(
+                lambda k, carry: over["step"](vector, it, counts[k], carry, *batches[k]),
+                carry,
+                steps,
+                back=learner.differentiates,
+                kept=self._kept_steps(steps) if self._objective.kept else (),
+            )
+            del carry
             if not learner.differentiates:
-                gradient, after = over["end"](vector, it, counts[-1], carries[-1], *tensors)
+                gradient, after = over["end"](vector, it, counts[-1], carries[steps], *tensors)
             else:
                 shares = _shares(learner.judged(it), steps)
-                gradient, along, after = over["query"](vector, it, counts[-1], carries[-1], *asked)
+                ended = carries[steps]
+                gradient, along, after = over["query"](vector, it, counts[-1], ended, *asked)
                 gradient, along = shares[-1] * gradient, shares[-1] * along
                 for number, batch in reversed([*enumerate(batches)]):
-                    at = (vector, it, counts[number], carries[number])
+                    at = (vector, it, counts[number], carries.pop(number))
                     of_meta, along = over["pull"](*at, along, *batch)
                     gradient = gradient + of_meta
                     if shares[number]:

@@ -199,6 +199,8 @@ QUICK = {  # the others take minutes
     *(("mlp", 5, rule, "vmap-eager-steps") for rule in RULES),
     *(("mlp", 5, rule, "task-eager-graph") for rule in RULES),
     ("mlp", 5, "adam", "vmap-traced-steps"),
+    ("mlp", 11, "adam", "vmap-traced-steps"),  # carries made again
+    ("mlp", 11, "momentum", "task-eager-steps"),
 }
 ALL = {
     *product(["mlp", *MODELS], (1, 5), ["descent"], ENGINES),
@@ -240,6 +242,17 @@ def over(engines):
             ),
         ],
     )
+
+
+def test_losses_after_every_one_of_many_steps_of_which_some_are_taken_again():
+    model, source, *_ = case("mlp")
+    learner = MAMLPlusPlus(10, ALPHA, multi_step_iterations=10)
+    episode, meta = episode_of("mlp", 10), learner.init(learned(model))
+    summed = engine_gradient("vmap-eager-steps", learner, model, source, meta)(
+        flatten(meta), episode, IT
+    )
+    shares = [0.0, *9 * [0.06], 0.46]  # at iteration 4 of 10
+    assert_equal(summed, by_hand(model, source, episode, shares=shares))
 
 
 @over(SOME)
