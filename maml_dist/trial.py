@@ -17,8 +17,7 @@ from maml_dist.core.learner import Learner
 from maml_dist.core.meta_gradient import MetaGradient
 from maml_dist.core.objective import Objective
 from maml_dist.core.params import Params, flatten, layout
-from maml_dist.core.random import keys
-from maml_dist.core.source import Adapt, TaskKey
+from maml_dist.core.source import Adapt, TaskKey, keys_of
 from maml_dist.core.trajectories import Trajectories
 from maml_dist.experiment import Experiment
 from maml_dist.runtime.rollout_worker import RolloutWorker
@@ -105,11 +104,12 @@ def objective_of(experiment: Experiment, engine: Engine) -> Objective:
 
 def one_task(experiment: Experiment, steps: int, task: int) -> Episode:
     """One training task, stacked, in the engine's precision; what it raises is the data's."""
-    source, seed, dtype = experiment.task, experiment.seed, experiment.engine.dtype
-    sampled = [source.sample(TaskKey(seed, "train", 0, task))]
+    source, dtype = experiment.task, experiment.engine.dtype
+    named = [TaskKey(experiment.seed, "train", 0, task)]
+    sampled = [source.sample(key) for key in named]
     episodes = source.collect(sampled, steps=steps, adapt=_unadapted(experiment, sampled))
     episodes = map_tensors(lambda t: t.to(dtype) if t.is_floating_point() else t, episodes)
-    return episodes._replace(key=keys(seed, "train", 0, [task]))
+    return episodes._replace(key=keys_of(named))
 
 
 def _unadapted(experiment: Experiment, tasks: list[Any]) -> Adapt | None:

@@ -17,7 +17,8 @@ from maml_dist.core.learner import Learner
 from maml_dist.core.objective import Mode, Objective
 from maml_dist.core.params import Layout
 from maml_dist.core.replay import peak_bytes, trace
-from maml_dist.core.task_functions import Summed, TaskFunctions
+from maml_dist.core.summed import Summed, added
+from maml_dist.core.task_functions import TaskFunctions
 
 
 class MetaGradient:
@@ -39,19 +40,8 @@ class MetaGradient:
                 if self._engine.memory == "steps"
                 else self._engine.run(self._tasks.in_one_graph(form))
             )
-        parts = [self._functions[form](meta, it, *part) for part in self._engine.parts(tensors)]
-        if len(parts) == 1:
-            return parts[0]
-        gradient = parts[0].gradient
-        for part in parts[1:]:
-            gradient = gradient + part.gradient
-        fine = torch.cat([part.fine for part in parts])
-        names = parts[0].metrics
-        return Summed(
-            gradient,
-            fine,
-            {name: torch.cat([part.metrics[name] for part in parts]) for name in names},
-        )
+        parts = self._engine.parts(tensors)
+        return added([self._functions[form](meta, it, *part) for part in parts])
 
 
 class PathScores:
@@ -93,8 +83,10 @@ def task_bytes(
 
     Step by step, it is the trace of a single step, and the carries that are held.
     """
-    carries = most_held(len(episodes.support)) * meta.nbytes if engine.memory == "steps" else 0
+    carries = 0
     if engine.memory == "steps":
+        steps = len(episodes.support)  # the statistics of every step are taken at its carry
+        carries = (steps + 1 if learner.keeps_steps else most_held(steps)) * meta.nbytes
         episodes = episodes._replace(support=episodes.support[:1])
         learner = replace(learner, steps=min(1, learner.steps))
     form, tensors = pack(episodes)

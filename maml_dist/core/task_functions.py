@@ -12,7 +12,7 @@ a part is what the engine differentiates at once: stacked tasks, or a single one
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,14 +27,7 @@ from maml_dist.core.inner import at_step
 from maml_dist.core.learner import Learner
 from maml_dist.core.objective import Mode, Objective
 from maml_dist.core.params import Layout, Params, flatten, unflatten
-
-
-class Summed(NamedTuple):
-    """What a batch of tasks gives to one meta-update."""
-
-    gradient: Tensor  # [size], summed over the fine tasks; for what is kept, its new values
-    fine: Tensor  # [task]: the task's loss and gradient are finite
-    metrics: dict[str, Tensor]  # each [task]
+from maml_dist.core.summed import Summed, summed
 
 
 class TaskFunctions:
@@ -79,7 +72,7 @@ class TaskFunctions:
         over = self._engine.over(one, shared=2)
 
         def part(vector: Tensor, it: Tensor, *tensors: Tensor) -> Summed:
-            return _sum(*self._stacked(over(vector, it, *tensors)))
+            return summed(*self._stacked(over(vector, it, *tensors)))
 
         return part
 
@@ -189,7 +182,7 @@ class TaskFunctions:
                 )
                 new = torch.cat([row.reshape(*row.shape[:axis], -1) for row in rows.values()], -1)
                 gradient = torch.cat([gradient[..., : -new.shape[-1]], new], -1)
-            return _sum(*self._stacked((gradient, {"loss/before": before, "loss/after": after})))
+            return summed(*self._stacked((gradient, {"loss/before": before, "loss/after": after})))
 
         return part
 
@@ -296,12 +289,6 @@ class TaskFunctions:
         if self._engine.batching == "vmap":
             return tree
         return pytree.tree_map(lambda value: value.unsqueeze(0), tree)
-
-
-def _sum(gradients: Tensor, metrics: dict[str, Tensor]) -> Summed:
-    fine = gradients.isfinite().all(1) & metrics["loss/after"].isfinite()
-    gradient = torch.where(fine.unsqueeze(1), gradients, 0).sum(0)
-    return Summed(gradient, fine, metrics)
 
 
 def _shares(judged: Tensor | None, steps: int) -> list[float]:

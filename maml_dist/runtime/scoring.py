@@ -17,7 +17,7 @@ from maml_dist.core.episode import Batch, Episode
 from maml_dist.core.learner import Learner
 from maml_dist.core.params import Layout, Params, unflatten
 from maml_dist.core.source import TaskKey, TaskSource, keys_of
-from maml_dist.core.task_functions import Summed
+from maml_dist.core.summed import Summed, summed
 from maml_dist.core.trajectories import Trajectories
 
 # (weights [candidate, …], the task of each, stage=) -> mean return and steps lived [2, candidate]
@@ -32,7 +32,7 @@ class Scoring:
 
     def __init__(self, returns: Returns, tasks: Sequence[Any], *, into: Layout) -> None:
         self._returns = returns
-        self._tasks = tasks
+        self.tasks = tasks
         self._into = into
         self.lived = torch.zeros(len(tasks))  # control steps of each task's candidates so far
 
@@ -45,10 +45,10 @@ class Scoring:
         for some in torch.arange(lead.numel()).split(at_once):
             places = torch.unravel_index(some, lead)
             weights = {name: value[places].cpu().numpy() for name, value in candidates.items()}
-            tasks = [self._tasks[place] for place in places[0].tolist()]
+            tasks = [self.tasks[place] for place in places[0].tolist()]
             found.append(torch.from_numpy(self._returns(weights, tasks, stage=stage)))
         earned, lived = torch.cat(found, 1).unbind()
-        self.lived += lived.reshape(len(self._tasks), -1).sum(1)
+        self.lived += lived.reshape(len(self.tasks), -1).sum(1)
         return -earned.reshape(lead).to(value.device, value.dtype)
 
 
@@ -82,7 +82,7 @@ class ByScores:
         for phi in self._learner.path_by_scores(score, start, key, steps=steps):
             path.append({name: value[:, 0] for name, value in phi.items()})
             lived.append(score.lived.clone())
-        episodes, _ = self._episodes(named, path, torch.stack(lived, 1))
+        episodes, _ = self._episodes(score.tasks, path, torch.stack(lived, 1))
         return episodes._replace(key=key)
 
     def gradient(self, meta: Tensor, named: Sequence[TaskKey]) -> tuple[Summed, Episode]:
@@ -94,12 +94,10 @@ class ByScores:
         gradients = torch.cat([slopes[name].flatten(1) for name in self._into.names], 1)
         lived = torch.zeros(len(named), len(path))
         lived[:, -1] = score.lived
-        episodes, losses = self._episodes(named, path, lived)
+        episodes, losses = self._episodes(score.tasks, path, lived)
         losses = losses.to(meta.device, meta.dtype)
-        fine = gradients.isfinite().all(1) & losses[:, -1].isfinite()
         metrics = {"loss/before": losses[:, 0], "loss/after": losses[:, -1]}
-        gradient = torch.where(fine.unsqueeze(1), gradients, 0).sum(0)
-        return Summed(gradient, fine, metrics), episodes
+        return summed(gradients, metrics), episodes
 
     def _split(self, meta: Tensor) -> tuple[Params, Params]:
         """What is learned, and what is kept beside it."""
@@ -113,13 +111,12 @@ class ByScores:
         return Scoring(self._returns, tasks, into=Layout(*zip(*learned, strict=True)))
 
     def _episodes(
-        self, named: Sequence[TaskKey], path: list[Params], lived: Tensor
+        self, tasks: Sequence[Any], path: list[Params], lived: Tensor
     ) -> tuple[Episode, Tensor]:
         """What the policies of all stages live through, and their losses [task, stage].
 
         `lived` [task, stage]: the steps of the candidates that were tried before.
         """
-        tasks = [self._source.sample(key) for key in named]
         losses, steps = [], []
 
         def adapt(support: tuple[Batch, ...]) -> Trajectories:
