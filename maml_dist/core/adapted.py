@@ -15,12 +15,13 @@ from torch import Tensor
 from torch.func import grad
 
 from maml_dist.core.curvature import curvature
-from maml_dist.core.engine import Engine
+from maml_dist.core.engine import GIB, Engine
 from maml_dist.core.episode import Batch, Episode, all_keyed, keyed
 from maml_dist.core.form import Form, pack, unpack
 from maml_dist.core.learner import Learner
 from maml_dist.core.objective import Objective
 from maml_dist.core.params import Layout, Params, flatten, unflatten
+from maml_dist.core.prepared import Prepare
 
 
 class Adapted:
@@ -34,6 +35,7 @@ class Adapted:
         self._objective = objective
         self._into = into
         self._functions: dict[tuple[str, Form], Callable[..., Params]] = {}
+        self._products: dict[Form, Prepare] = {}
 
     def policies(self, meta: Tensor, support: tuple[Batch, ...], key: Tensor, it: Tensor) -> Params:
         """The model's parameters [task, …] after a step on each support batch."""
@@ -60,21 +62,40 @@ class Adapted:
 
         return self._over(one, episodes, meta, it)
 
-    def curvature(self, meta: Tensor, episodes: Episode, it: Tensor, vector: Tensor) -> Tensor:
-        """The product [size] of `vector` [size] with the curvature, summed over the tasks."""
+    def curvature(self, meta: Tensor, episodes: Episode, it: Tensor) -> Callable[[Tensor], Tensor]:
+        """A vector [size] -> its product [size] with the curvature, summed over the tasks.
 
-        def one(form: Form, meta: Params, it: Tensor, vector: Params, *tensors: Tensor) -> Params:
-            query = self._adapt(form, meta, it, tensors)[1]
+        What depends on no vector is computed here, and held as far as it fits the engine's budget.
+        """
+        form, tensors = pack(episodes)
+
+        def one(vector: Tensor, meta: Tensor, it: Tensor, *tensors: Tensor) -> Tensor:
+            start = unflatten(meta, self._into)
+            query = self._adapt(form, start, it, tensors)[1]
             image = curvature(
                 lambda meta: self._adapt(form, meta, it, tensors)[0],
                 lambda phi: self._objective.output(phi, query.x, key=query.key),
                 lambda old, new: self._objective.between(old, new, query),
-                meta,
-                vector,
+                start,
+                unflatten(vector, self._into),
             )
-            return {"product": flatten({name: image[name] for name in self._into.names})}
+            return flatten({name: image[name] for name in self._into.names})
 
-        return self._over(one, episodes, meta, it, vector)["product"].sum(0)
+        if form not in self._products:
+            self._products[form] = self._engine.prepared(self._engine.over(one, shared=3))
+        prepared, room = [], self._engine.budget * GIB
+        for part in self._engine.parts(tensors):
+            product, held = self._products[form](meta, it, *part, like=meta, room=room)
+            prepared.append(product)
+            room -= held
+
+        def summed(vector: Tensor) -> Tensor:
+            parts = [product(vector) for product in prepared]
+            if self._engine.batching == "vmap":
+                return torch.cat(parts).sum(0)
+            return torch.stack(parts).sum(0)
+
+        return summed
 
     def departure(self, meta: Tensor, episodes: Episode, it: Tensor) -> Tensor:
         """The gradient [size] of the divergence on what phi_0 lived through, summed over tasks."""
@@ -102,19 +123,20 @@ class Adapted:
         counts = torch.arange(form.steps + 1, device=it.device).unbind()
         return phi, all_keyed(episode, counts).query
 
-    def _over(self, one: Callable[..., Params], episodes: Episode, *shared: Tensor) -> Params:
-        """`one` over all tasks; `shared`: meta [size], it, and perhaps a vector [size]."""
+    def _over(
+        self, one: Callable[..., Params], episodes: Episode, meta: Tensor, it: Tensor
+    ) -> Params:
+        """`one` over all tasks, at meta [size]."""
         form, tensors = pack(episodes)
         name = one.__qualname__
 
-        def flat(meta: Tensor, it: Tensor, *rest: Tensor) -> Params:
-            vectors = [unflatten(vector, self._into) for vector in rest[: len(shared) - 2]]
-            return one(form, unflatten(meta, self._into), it, *vectors, *rest[len(vectors) :])
+        def flat(meta: Tensor, it: Tensor, *tensors: Tensor) -> Params:
+            return one(form, unflatten(meta, self._into), it, *tensors)
 
         if (name, form) not in self._functions:
-            function = self._engine.over(flat, shared=len(shared))
+            function = self._engine.over(flat, shared=2)
             self._functions[name, form] = self._engine.run(function)
         run = self._functions[name, form]
-        parts = [run(*shared, *part) for part in self._engine.parts(tensors)]
+        parts = [run(meta, it, *part) for part in self._engine.parts(tensors)]
         join = torch.cat if self._engine.batching == "vmap" else torch.stack
         return {name: join([part[name] for part in parts]) for name in parts[0]}

@@ -20,6 +20,7 @@ from torch.func import vmap
 
 from maml_dist.core.bounds import check_least, check_positive
 from maml_dist.core.learner import Learner
+from maml_dist.core.prepared import Prepare, Prepared, unprepared
 from maml_dist.core.replay import Function, Replay
 
 GIB = 1 << 30
@@ -144,3 +145,9 @@ class Engine:
         if self.running == "eager":
             return function
         return Replay(function, compiled=compiled and self.running == "compiled")
+
+    def prepared(self, function: Function) -> Prepare:
+        """`function` of (tensor, *fixed), made ready at the fixed ones for many tensors."""
+        if self.running == "eager":
+            return unprepared(function)
+        return Prepared(function, compiled=self.running == "compiled")

@@ -44,14 +44,19 @@ class Replay:
         key = tuple((tensor.shape, tensor.dtype, tensor.device) for tensor in inputs)
         if key not in self._traces:
             traced, spec = trace(self._function, inputs)
-            run = _compile(traced, inputs) if self._compiled else None
-            if run is None and all(tensor.device.type == "cpu" for tensor in inputs):
-                arrange(traced.graph)
-                traced.recompile()
-            self._traces[key] = (run or traced, spec)
+            self._traces[key] = ready(traced, inputs, compiled=self._compiled), spec
         replay, spec = self._traces[key]
         with torch.no_grad():
             return pytree.tree_unflatten(replay(*inputs), spec)
+
+
+def ready(traced: fx.GraphModule, tensors: list[Tensor], *, compiled: bool) -> Function:
+    """A trace at arguments like these: compiled, or as fast as a replay of it gets."""
+    run = _compile(traced, tensors) if compiled else None
+    if run is None and all(tensor.device.type == "cpu" for tensor in tensors):
+        arrange(traced.graph)
+        traced.recompile()
+    return run or traced
 
 
 def trace(function: Function, tensors: list[Tensor]) -> tuple[fx.GraphModule, Any]:

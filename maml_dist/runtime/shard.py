@@ -5,7 +5,7 @@ sum of their meta-gradients. It keeps nothing that it cannot compute again, so a
 gives the same bits.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, get_args
 
 import numpy as np
@@ -27,6 +27,9 @@ from maml_dist.runtime.rollout_worker import RolloutWorker
 from maml_dist.runtime.scoring import ByScores, Returns, Roll
 
 SCORED_AT_ONCE = 4_000_000  # input numbers of held-out tasks in one vmap; bounds memory
+
+Shares = tuple[float, float]  # of the episodes after adapting, and of those adapted to
+Product = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Contribution(NamedTuple):
@@ -98,6 +101,7 @@ class TaskShard:
                 kept=objective.kept,
             )
         self._seen: tuple[int, np.ndarray, Episode] | None = None  # on-policy: the last episodes
+        self._product: tuple[Shares, Product] | None = None  # with the curvature over those shares
         self._out: tuple[int, np.ndarray, tuple[int, ...]] | None = None  # tasks left out at meta
 
     def gradient(self, meta: np.ndarray, it: int, at: np.ndarray | None = None) -> Contribution:
@@ -156,6 +160,7 @@ class TaskShard:
     def objective(self, meta: np.ndarray, it: int, at: np.ndarray) -> Contribution:
         """The summed outer loss and divergence of the tasks of `it`, at parameters `at` [size]."""
         episodes, tasks = self._counted(it, meta)
+        self._product = None  # of the direction that is now followed
         if not tasks:
             return Contribution(np.zeros(0, np.float32), 0, {})
         found = self._adapted.objective(self._tensor(at), episodes, self._tensor(it))
@@ -178,19 +183,20 @@ class TaskShard:
         episodes, tasks = self._counted(it, meta)
         if not tasks:
             return Contribution(np.zeros_like(vector), 0, {})
-        episodes = thinned(episodes, share, support_share)
-        product = self._adapted.curvature(
-            self._tensor(meta), episodes, self._tensor(it), self._tensor(vector)
-        )
-        return Contribution(product.cpu().numpy(), len(tasks), {})
+        shares = share, support_share
+        if self._product is None or self._product[0] != shares:
+            self._product = None  # what it holds makes room first
+            thin = thinned(episodes, *shares)
+            found = self._adapted.curvature(self._tensor(meta), thin, self._tensor(it))
+            self._product = shares, found
+        return Contribution(self._product[1](self._tensor(vector)).cpu().numpy(), len(tasks), {})
 
     def live(self, meta: np.ndarray, named: Sequence[TaskKey], it: int, *, steps: int) -> Episode:
         """On-policy: episodes of policies that adapt to them, stage by stage, at meta [size]."""
         source, number, start = self._work.source, self._tensor(it), self._tensor(meta)
         if self._by_scores:
             return self._by_scores.live(start, named, steps=steps)
-        tasks = [source.sample(key) for key in named]
-        drawn = keys_of(named).to(self._device)
+        tasks, drawn = [source.sample(key) for key in named], keys_of(named).to(self._device)
 
         def adapt(support: tuple[Batch, ...]) -> Trajectories:
             moved = tuple(self._here(batch) for batch in support)
@@ -254,7 +260,7 @@ class TaskShard:
             return self._blocks.of(it)
         if self._seen is None or self._seen[0] != it or not np.array_equal(self._seen[1], meta):
             episodes = self.live(meta, self._named(it), it, steps=self._work.learner.steps)
-            self._seen = it, np.array(meta), episodes
+            self._seen, self._product = (it, np.array(meta), episodes), None
         return self._seen[2]
 
     def _counted(self, it: int, meta: np.ndarray) -> tuple[Episode, list[int]]:

@@ -192,7 +192,7 @@ def test_the_curvature_is_the_hessian_of_the_mean_divergence(steps, batching):
         engine(batching=batching), learner, Objective(model, given), into=layout(meta_of(model))
     )
     vector = torch.randn(meta.shape, generator=torch.Generator().manual_seed(3)).double()
-    product = adapted.curvature(meta, episodes, IT, vector)
+    product = adapted.curvature(meta, episodes, IT)(vector)
     true = hessian(by_hand(model, given, learner, episodes, "divergence"))(meta) @ vector
     assert torch.allclose(product, true, rtol=1e-8, atol=1e-10 * true.abs().max())
 
