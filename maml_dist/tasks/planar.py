@@ -1,6 +1,7 @@
 """The centre of mass of a body that moves in the plane, and its velocity.
 
     centre = root + sum_b R(phi_b) c_b,    c_b = (m_b own_b + sum_{k hangs on b} M_k joint_k) / M
+    R(phi_b) c_b = r_b (sin, cos)(phi_b + delta_b)    along x and z
 
 phi_b is the angle of part b about y against the world; own_b its centre of mass and joint_k where k
 hangs on it, both in b's frame; m_b its mass and M_k the mass of k with all that hangs on it.
@@ -35,20 +36,21 @@ class Planar:
         for part, parent in self.hangs:
             offset[parent] += reach[part] * model.body_pos[part + 1]
         offset /= reach[0]
-        self.x, self.z = offset[:, 0, None, None], offset[:, 2, None, None]
+        x, z = offset[:, 0, None, None], offset[:, 2, None, None]
+        self.radius, self.delta = np.hypot(x, z), np.arctan2(x, z)
         self.root = model.body_pos[1] + [0, offset[:, 1].sum(), 0]
 
     def __call__(self, qpos: np.ndarray, qvel: np.ndarray) -> Centre:
         """Of positions and velocities [task, episode, x and z and the angles]."""
-        angle, turn = qpos.transpose(2, 0, 1)[2:].copy(), qvel.transpose(2, 0, 1)[2:].copy()
+        turned = np.empty((2, len(self.radius), *qpos.shape[:-1]))  # angles and their velocities
+        for motion, given in zip(turned, (qpos, qvel), strict=True):
+            motion[:] = given.transpose(2, 0, 1)[2:]
         for part, parent in self.hangs:
-            angle[part] += angle[parent]
-            turn[part] += turn[parent]
-        turned = torch.from_numpy(angle)  # [part, task, episode]; five times as fast as numpy's
-        cos, sin = turned.cos().numpy(), turned.sin().numpy()
-        up = self.z * cos - self.x * sin
+            turned[:, part] += turned[:, parent]
+        angle = torch.from_numpy(turned[0] + self.delta)  # five times as fast as numpy's
+        along, up = angle.sin().numpy() * self.radius, angle.cos().numpy() * self.radius
         position = np.empty((*qpos.shape[:-1], 3))
         position[:] = self.root
-        position[..., 0] += qpos[..., 0] + (self.x * cos + self.z * sin).sum(0)
+        position[..., 0] += qpos[..., 0] + along.sum(0)
         position[..., 2] += qpos[..., 1] + up.sum(0)
-        return Centre(position, qvel[..., 0] + (turn * up).sum(0))
+        return Centre(position, qvel[..., 0] + (turned[1] * up).sum(0))

@@ -99,6 +99,7 @@ class Rollouts(TaskSource):
         """What each task draws the starts of its episodes from, at this stage."""
         return [task.key.rng(2 * stage + 1) for task in tasks]
 
+    @torch.no_grad()
     def roll(self, policy: Policy, tasks: Sequence[Goal], *, stage: int) -> Trajectories:
         """`episodes` episodes of each task, up to `horizon` steps; zeros after an episode's end.
 
@@ -110,7 +111,7 @@ class Rollouts(TaskSource):
             ValueError: an environment failed, gives arrays of other shapes than it must, or an
                 observation or a reward is not finite; names task, iteration, stage and step.
         """
-        noise, sensed = self._noise(tasks, stage), self.sensed
+        noise, sensed, distribution = self._noise(tasks, stage), self.sensed, self.distribution
         now = torch.zeros(len(tasks), self.episodes, self.observations)
         if self.oracle:
             now[..., sensed:] = torch.tensor([task.value for task in tasks])[:, None]
@@ -129,23 +130,22 @@ class Rollouts(TaskSource):
                 simulator = self.simulator(tasks, stage=stage)
                 senses[:] = _finite("observations", simulator.reset(), senses.shape, running)
             for step in range(self.horizon):
-                with torch.no_grad():
-                    output = policy(now)
-                    if step == 0:
-                        self._must_fit(output)
-                    action = self.distribution.sample(output, noise[:, step])
-                chosen = action.numpy()
-                wild = running & ~(_sound(output.numpy(), count) & _sound(chosen, count))
+                output = policy(now)
                 if step == 0:
+                    self._must_fit(output)
                     outputs = output.new_zeros(*lasting, output.shape[-1])
+                action = distribution.sample(output, noise[:, step])
+                chosen = action.numpy()
                 seen[:, step], outputs[:, step], acted[:, step] = now, output, action
-                if not np.isfinite(chosen).all():
-                    chosen = np.where(np.isfinite(chosen), chosen, 0)
                 alive[:, step] = running
+                sound = _sound(output.numpy(), count) & _sound(chosen, count)
+                if not sound.all():
+                    chosen = np.where(np.isfinite(chosen), chosen, 0)
+                wild = running & ~sound
                 with _blamed():
                     observed, paid, ended = simulator.step(chosen)
-                    paid = _finite("rewards", paid, count, running & ~wild)
-                    rewards[:, step] = np.where(wild, np.nan, paid)
+                    rewards[:, step] = _finite("rewards", paid, count, running & sound)
+                    rewards[:, step][wild] = np.nan
                     running &= ~(_shaped("ended", ended, count).astype(bool) | wild)
                     if not running.any():
                         break
