@@ -13,6 +13,8 @@ from torch.utils import _pytree as pytree
 
 from maml_dist.core.episode import Batch, Episode, keyed
 
+_PAIR = pytree.tree_structure((0, 0))  # of x and a y that is a single tensor
+
 
 class Form(NamedTuple):
     """What the tensors alone do not say."""
@@ -30,6 +32,8 @@ class Form(NamedTuple):
 
 def leaves(batch: Batch) -> list[Tensor]:
     """The tensors of a batch, without its key."""
+    if isinstance(batch.y, Tensor):  # as nearly always, and at every iteration
+        return [batch.x, batch.y]
     flat: list[Tensor] = pytree.tree_leaves((batch.x, batch.y))
     return flat
 
@@ -43,7 +47,7 @@ def pack(episodes: Episode) -> tuple[Form, list[Tensor]]:
         key = torch.zeros(len(query.x), dtype=torch.int64, device=query.x.device)
     shown = support[:1] if same else support
     tensors = [tensor for batch in (*shown, query) for tensor in leaves(batch)]
-    tree = pytree.tree_structure((query.x, query.y))
+    tree = _PAIR if isinstance(query.y, Tensor) else pytree.tree_structure((query.x, query.y))
     return Form(len(support), same, tree), [*tensors, key]
 
 

@@ -12,8 +12,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from maml_dist.core.episode import Episode
 
 QUICK = 0.005  # seconds within which a meta-batch is collected inline
-AT_ONCE = 16  # iterations collected together at the most
-BLOCK = 20_000  # input numbers collected together, about
+AT_ONCE = 64  # iterations collected together at the most
+BLOCK = 40_000  # input numbers collected together, about
 
 
 class Blocks:

@@ -127,7 +127,7 @@ class TaskShard:
             if not tasks:
                 return Contribution(np.zeros_like(meta), 0, {})
             gradient, fine, metrics = self._gradient(point, episodes, self._tensor(it))
-        metrics = metrics | self._here(ends(episodes))
+        metrics = metrics | (self._here(ends(episodes)) if episodes.scores else {})
         judged = zip(tasks, fine.tolist(), strict=True)
         skipped = tuple(task for task, is_fine in judged if not is_fine)
         if skipped and not self._work.skip:
@@ -233,7 +233,7 @@ class TaskShard:
         some = max(1, steps)  # the inductive score needs a support set, adapted to or not
         one = work.source.collect([work.source.sample(named[0])], steps=some)
         size = one.support[0].x.numel() + one.query.x.numel()
-        at_once = min(500, max(1, SCORED_AT_ONCE // size))
+        at_once = min(250, max(1, SCORED_AT_ONCE // size))
         parts = []
         for start in range(0, len(named), at_once):
             shown = named[start : start + at_once]
