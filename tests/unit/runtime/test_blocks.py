@@ -27,6 +27,13 @@ class Collecting:
         return [supervised(batch, batch, steps=1) for batch in batches]
 
 
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    """Blocks of 20,000 numbers, of 16 iterations at the most."""
+    monkeypatch.setattr(blocks, "BLOCK", 20_000)
+    monkeypatch.setattr(blocks, "AT_ONCE", 16)
+
+
 @pytest.fixture
 def quick(monkeypatch):
     """Collecting is quick, however busy the machine is."""
