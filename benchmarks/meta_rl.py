@@ -1,14 +1,14 @@
 """The time of a meta-iteration of policy search, part by part, as multiples of its raw physics.
 
-    python benchmarks/meta_rl.py [--recipe half-cheetah-direction] [--share 1.0,0.1] [--rounds 3]
-                                 [--json] [key=value …]
+    python benchmarks/meta_rl.py [--recipe half-cheetah-direction] [--share 1.0,0.1,0.1/1.0]
+                                 [--rounds 3] [--json] [key=value …]
 
 The recipe is one of the half-cheetah's in its `paper` profile, whose physics is the unit, by TRPO.
 One shard with all tasks, in this process and on one thread. Physics: `Batch.step` alone for as many
 control steps, in the same run; each part is divided by it. The update is one of TRPO: ten products
-with the curvature, over a share of the episodes (those before and those after adapting), and as
-many steps of the line search as it takes. Seconds are the processor's, so that what else the
-machine does counts for little.
+with the curvature, over a share of the episodes (0.1/1.0: a tenth of those after adapting, all of
+those adapted to), and as many steps of the line search as it takes. Seconds are the processor's, so
+that what else the machine does counts for little.
 """
 
 import argparse
@@ -81,7 +81,7 @@ def main() -> None:
     physics = rollouts.physics(plan)
     found: dict[str, list[dict[str, float]]] = {share: [] for share in options.share}
     raw: list[float] = []
-    cases = {share: case(run, float(share)) for share in found}
+    cases = {share: case(run, told) for share, told in options.share.items()}
     for turn in range(options.rounds + 1):
         begun = time.process_time()
         for _ in range(stages):
@@ -106,7 +106,9 @@ def main() -> None:
     steps = stages * tasks * source.episodes * source.horizon
     print(f"{options.recipe}: {steps:,} control steps an iteration, physics alone {unit:.2f} s")
     for share, parts in results.items():
-        print(f"\ncurvature over {float(share):.0%} of the episodes")
+        told = options.share[share]
+        after, before = told["share"], told["support_share"]
+        print(f"\ncurvature over {after:.0%} of the episodes, {before:.0%} of those adapted to")
         for name, seconds in parts.items():
             print(f"  {name:12}{seconds:8.2f} s{seconds / unit:8.2f} × physics")
 
@@ -116,7 +118,7 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--recipe", default="half-cheetah-direction")
     parser.add_argument(
-        "--share", type=shares, default="1.0,0.1", help="of the episodes for the curvature"
+        "--share", type=shares, default="1.0,0.1,0.1/1.0", help="of the episodes for the curvature"
     )
     parser.add_argument("--rounds", type=int, default=3, help="iterations measured (3)")
     parser.add_argument("--json", action="store_true", help="print all numbers as JSON")
@@ -127,19 +129,22 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     return options, options.words
 
 
-def shares(text: str) -> list[str]:
-    """Shares of the episodes, as they are written."""
-    written = text.split(",")
-    try:
-        fine = all(0 < float(share) <= 1 for share in written)
-    except ValueError:
-        fine = False
-    if not fine:
-        raise argparse.ArgumentTypeError(f"{text!r}: must be numbers above 0 and up to 1")
+def shares(text: str) -> dict[str, dict[str, float]]:
+    """What the curvature is told, by the shares as they are written: AFTER or AFTER/BEFORE."""
+    written = {}
+    for word in text.split(","):
+        after, _, before = word.partition("/")
+        try:
+            told = {"share": float(after), "support_share": float(before or after)}
+        except ValueError:
+            told = {}
+        if not told or not all(0 < share <= 1 for share in told.values()):
+            raise argparse.ArgumentTypeError(f"{word!r}: must be numbers above 0 and up to 1")
+        written[word] = told
     return written
 
 
-def case(run: Run, share: float) -> Callable[[int], dict[str, float]]:
+def case(run: Run, shares: dict[str, float]) -> Callable[[int], dict[str, float]]:
     """Does a meta-iteration, and tells the seconds of its parts."""
     work, outer = run.work, run.experiment.outer
     meta = flatten(run.initial)
@@ -151,7 +156,7 @@ def case(run: Run, share: float) -> Callable[[int], dict[str, float]]:
         "adaptation", shard._adapted.policies
     )
     credit = PolicyGradient.credit
-    fewer = {"curvature": {"share": share, "support_share": share}}
+    fewer = {"curvature": shares}
     methods = {"curvature": shard.curvature, "objective": shard.objective}
     names = {"curvature": "curvature", "objective": "line search"}
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from maml_dist.core.replay import Function, ready, trace
+from maml_dist.core.replay import Function, Replay, plain, ready, trace
 
 # (*fixed, like=, room=) -> the function of the tensor, and the bytes that it holds
 Prepare = Callable[..., tuple[Callable[[Tensor], Any], int]]
@@ -23,7 +23,8 @@ class Prepared:
     def __init__(self, function: Function, *, compiled: bool = False) -> None:
         self._function = function
         self._compiled = compiled
-        self._traces: dict[Any, _Cut] = {}
+        self._cuts: dict[Any, _Cut] = {}
+        self._whole = Replay(function, compiled=compiled)  # where nothing is held
 
     def __call__(
         self, *fixed: Tensor, like: Tensor, room: float
@@ -33,17 +34,14 @@ class Prepared:
         Returns:
             The function, and the bytes that it holds besides its arguments.
         """
-        inputs = [tensor.contiguous() for tensor in (like, *fixed)]
-        key = tuple((tensor.shape, tensor.dtype, tensor.device) for tensor in inputs)
-        if key not in self._traces:
-            self._traces[key] = _Cut(self._function, inputs, compiled=self._compiled)
-        cut = self._traces[key]
-        with torch.no_grad():
-            kept = cut.first(inputs[1:])
-        held = _bytes(kept, besides=inputs)
-        if held > room:
-            return lambda tensor: cut.both(tensor.contiguous(), inputs[1:]), 0
-        return lambda tensor: cut.second(tensor.contiguous(), inputs[1:], kept), held
+        inputs, key = plain((like, *fixed))
+        if key not in self._cuts:
+            self._cuts[key] = _Cut(self._function, inputs, compiled=self._compiled)
+        halves = self._cuts[key]
+        if halves.held > room:
+            return lambda tensor: self._whole(tensor, *fixed), 0
+        kept = halves.first(inputs[1:])
+        return lambda tensor: halves.second(tensor, inputs[1:], kept), halves.held
 
 
 def unprepared(function: Function) -> Prepare:
@@ -61,24 +59,23 @@ class _Cut:
     def __init__(self, function: Function, inputs: list[Tensor], *, compiled: bool) -> None:
         traced, self._spec = trace(function, inputs)
         first, second = cut(traced)
+        self._dense = compiled  # compiled code is made for one memory layout
         self._first = ready(first, inputs[1:], compiled=compiled)
-        with torch.no_grad():
-            kept = self.first(inputs[1:])
+        kept = self.first(inputs[1:])
+        self.held = _bytes(kept, besides=inputs)
         self._second = ready(second, [*inputs, *kept], compiled=compiled)
 
     def first(self, fixed: list[Tensor]) -> list[Tensor]:
         """What is held."""
-        return list(self._first(*fixed))
+        with torch.no_grad():
+            kept = self._first(*fixed)
+            return [tensor.contiguous() for tensor in kept] if self._dense else list(kept)
 
     def second(self, tensor: Tensor, fixed: list[Tensor], kept: list[Tensor]) -> Any:
         """The function's result, by what is held."""
         with torch.no_grad():
-            return pytree.tree_unflatten(self._second(tensor, *fixed, *kept), self._spec)
-
-    def both(self, tensor: Tensor, fixed: list[Tensor]) -> Any:
-        """The function's result, everything computed."""
-        with torch.no_grad():
-            return self.second(tensor, fixed, self.first(fixed))
+            results = self._second(tensor.contiguous(), *fixed, *kept)
+        return pytree.tree_unflatten(results, self._spec)
 
 
 def cut(traced: fx.GraphModule) -> tuple[fx.GraphModule, fx.GraphModule]:

@@ -5,7 +5,7 @@ function reads as numbers are baked in, so what changes between calls must be a 
 """
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from unittest import mock
@@ -40,14 +40,19 @@ class Replay:
         self._traces: dict[Any, tuple[Function, Any]] = {}
 
     def __call__(self, *tensors: Tensor) -> Any:
-        inputs = [tensor.contiguous() for tensor in tensors]  # a trace holds for one memory layout
-        key = tuple((tensor.shape, tensor.dtype, tensor.device) for tensor in inputs)
+        inputs, key = plain(tensors)
         if key not in self._traces:
             traced, spec = trace(self._function, inputs)
             self._traces[key] = ready(traced, inputs, compiled=self._compiled), spec
         replay, spec = self._traces[key]
         with torch.no_grad():
             return pytree.tree_unflatten(replay(*inputs), spec)
+
+
+def plain(tensors: Sequence[Tensor]) -> tuple[list[Tensor], Any]:
+    """The tensors in the one memory layout that a trace holds for, and what it is kept by."""
+    inputs = [tensor.contiguous() for tensor in tensors]
+    return inputs, tuple((tensor.shape, tensor.dtype, tensor.device) for tensor in inputs)
 
 
 def ready(traced: fx.GraphModule, tensors: list[Tensor], *, compiled: bool) -> Function:

@@ -13,6 +13,7 @@ from maml_dist.core.episode import Episode
 
 QUICK = 0.005  # seconds within which a meta-batch is collected inline
 AT_ONCE = 64  # iterations collected together at the most
+AHEAD = 16  # where collecting takes its time: a start or a resumed run waits for a whole block
 BLOCK = 40_000  # input numbers collected together, about
 
 
@@ -49,4 +50,5 @@ class Blocks:
         one = self._collect(it, 1)[0]
         self._waits = time.monotonic() - clock > QUICK
         numbers = one.query.x.numel() + sum(batch.x.numel() for batch in one.support[:1])
-        self._size = min(AT_ONCE, max(1, BLOCK // numbers))
+        most = AHEAD if self._waits else AT_ONCE
+        self._size = min(most, max(1, BLOCK // numbers))

@@ -27,6 +27,7 @@ from maml_dist.runtime.rollout_worker import RolloutWorker
 from maml_dist.runtime.scoring import ByScores, Returns, Roll
 
 SCORED_AT_ONCE = 4_000_000  # input numbers of held-out tasks in one vmap; bounds memory
+SCORED_TASKS = 250  # in one vmap: small tasks' weights stay in the cache
 
 Shares = tuple[float, float]  # of the episodes after adapting, and of those adapted to
 Product = Callable[[torch.Tensor], torch.Tensor]
@@ -186,9 +187,8 @@ class TaskShard:
         shares = share, support_share
         if self._product is None or self._product[0] != shares:
             self._product = None  # what it holds makes room first
-            thin = thinned(episodes, *shares)
-            found = self._adapted.curvature(self._tensor(meta), thin, self._tensor(it))
-            self._product = shares, found
+            thin, number = thinned(episodes, *shares), self._tensor(it)
+            self._product = shares, self._adapted.curvature(self._tensor(meta), thin, number)
         return Contribution(self._product[1](self._tensor(vector)).cpu().numpy(), len(tasks), {})
 
     def live(self, meta: np.ndarray, named: Sequence[TaskKey], it: int, *, steps: int) -> Episode:
@@ -233,7 +233,7 @@ class TaskShard:
         some = max(1, steps)  # the inductive score needs a support set, adapted to or not
         one = work.source.collect([work.source.sample(named[0])], steps=some)
         size = one.support[0].x.numel() + one.query.x.numel()
-        at_once = min(250, max(1, SCORED_AT_ONCE // size))
+        at_once = min(SCORED_TASKS, max(1, SCORED_AT_ONCE // size))
         parts = []
         for start in range(0, len(named), at_once):
             shown = named[start : start + at_once]
@@ -259,8 +259,9 @@ class TaskShard:
         if not self._work.source.on_policy:
             return self._blocks.of(it)
         if self._seen is None or self._seen[0] != it or not np.array_equal(self._seen[1], meta):
+            self._product = None  # what it holds makes room first
             episodes = self.live(meta, self._named(it), it, steps=self._work.learner.steps)
-            self._seen, self._product = (it, np.array(meta), episodes), None
+            self._seen = it, np.array(meta), episodes
         return self._seen[2]
 
     def _counted(self, it: int, meta: np.ndarray) -> tuple[Episode, list[int]]:

@@ -99,7 +99,6 @@ class Rollouts(TaskSource):
         """What each task draws the starts of its episodes from, at this stage."""
         return [task.key.rng(2 * stage + 1) for task in tasks]
 
-    @torch.no_grad()
     def roll(self, policy: Policy, tasks: Sequence[Goal], *, stage: int) -> Trajectories:
         """`episodes` episodes of each task, up to `horizon` steps; zeros after an episode's end.
 
@@ -130,11 +129,12 @@ class Rollouts(TaskSource):
                 simulator = self.simulator(tasks, stage=stage)
                 senses[:] = _finite("observations", simulator.reset(), senses.shape, running)
             for step in range(self.horizon):
-                output = policy(now)
-                if step == 0:
-                    self._must_fit(output)
-                    outputs = output.new_zeros(*lasting, output.shape[-1])
-                action = distribution.sample(output, noise[:, step])
+                with torch.no_grad():
+                    output = policy(now)
+                    if step == 0:
+                        self._must_fit(output)
+                        outputs = output.new_zeros(*lasting, output.shape[-1])
+                    action = distribution.sample(output, noise[:, step])
                 chosen = action.numpy()
                 seen[:, step], outputs[:, step], acted[:, step] = now, output, action
                 alive[:, step] = running

@@ -13,6 +13,7 @@ from maml_dist.core.episode import Batch, supervised
 from maml_dist.core.meta_gradient import MetaGradient
 from maml_dist.core.objective import Objective
 from maml_dist.core.params import flatten, layout
+from maml_dist.core.prepared import Prepared
 from maml_dist.core.source import TaskSource
 from maml_dist.learners.maml import MAML
 from maml_dist.learners.maml_plus_plus import MAMLPlusPlus
@@ -109,3 +110,19 @@ def test_compiled_is_eager(setting, learner, batching, memory):
         assert (ours.gradient - eager.gradient).norm() <= 1e-8 * eager.gradient.norm()
         assert ours.fine.tolist() == eager.fine.tolist() == [True] * TASKS
         torch.testing.assert_close(ours.metrics, eager.metrics, rtol=1e-8, atol=1e-10)
+
+
+def test_what_is_prepared_and_compiled_is_eager():
+    def function(tensor, a):
+        held = (a @ a.T).exp()
+        sliced, row = held[:, :2], held[0].expand(4, 4)  # views that are not dense
+        return sliced.T @ tensor + (row * tensor)[:2] + held.T[:2]
+
+    torch.manual_seed(0)
+    a, *tensors = (normal(4, 4) for _ in range(3))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="engine.running=compiled")
+        product, held = Prepared(function, compiled=True)(a, like=a, room=1e9)
+    assert held
+    for tensor in tensors:
+        torch.testing.assert_close(product(tensor), function(tensor, a), rtol=1e-12, atol=1e-12)

@@ -197,6 +197,22 @@ def test_the_curvature_is_the_hessian_of_the_mean_divergence(steps, batching):
     assert torch.allclose(product, true, rtol=1e-8, atol=1e-10 * true.abs().max())
 
 
+@pytest.mark.parametrize("held", [0, 12_000, 1 << 20])
+def test_the_curvature_is_the_same_however_much_is_held(held, monkeypatch):
+    model, given, learner = policy(), source(), MAML(alpha=0.3, steps=1)
+    episodes, meta = on_policy(model, learner, given), flatten(meta_of(model))
+
+    def product():
+        into = layout(meta_of(model))
+        some = engine(batching="vmap", chunk=1)
+        adapted = Adapted(some, learner, Objective(model, given), into=into)
+        return adapted.curvature(meta, episodes, IT)(meta.cos())
+
+    expected = product()
+    monkeypatch.setattr("maml_dist.core.adapted.HELD", held)
+    assert torch.allclose(product(), expected, rtol=1e-13)
+
+
 def test_the_objective_elsewhere_and_the_departure_from_the_first_policy():
     model, learner, given = policy(), MAML(alpha=0.3), source()
     episodes = on_policy(model, learner, given)

@@ -32,13 +32,14 @@ def test_many_tensors_and_many_fixed_ones_give_the_same_bits_as_the_whole(room):
 
 def test_what_is_held_is_counted_and_no_more_than_there_is_room_for():
     def doubled(tensor: Tensor, a: Tensor) -> Tensor:
-        return (a * 2).T * tensor  # two views of what is held, or of an argument, take nothing
+        held = a * 2
+        return held.T * tensor + held @ tensor  # two views of what is held take as much as one
 
     prepare = Prepared(doubled)
     size = numbers(1).nbytes
     assert prepare(numbers(1), like=numbers(0), room=size)[1] == size
     assert prepare(numbers(1), like=numbers(0), room=size - 1)[1] == 0
-    views = Prepared(lambda tensor, a: a.T * tensor)
+    views = Prepared(lambda tensor, a: a.T * tensor)  # nor does one of an argument
     assert views(numbers(1), like=numbers(0), room=size)[1] == 0
 
 
@@ -51,11 +52,14 @@ def test_the_part_of_the_fixed_tensors_is_computed_once_for_all_tensors(monkeypa
         return x * 2
 
     heavy.register_fake(torch.empty_like)
-    held, _ = Prepared(lambda tensor, a: heavy(a) + tensor)(numbers(1), like=numbers(0), room=1e9)
-    computed.clear()
-    for seed in range(3):
-        assert torch.equal(held(numbers(seed)), 2 * numbers(1) + numbers(seed))
-    assert not computed
+    prepare = Prepared(lambda tensor, a: heavy(a) + tensor)
+    for room, times in ((1e9, 0), (0, 3)):
+        product, _ = prepare(numbers(1), like=numbers(0), room=room)
+        product(numbers(0))
+        computed.clear()
+        for seed in range(3):
+            assert torch.equal(product(numbers(seed)), 2 * numbers(1) + numbers(seed))
+        assert len(computed) == times
 
 
 def test_unprepared_computes_all_of_it_each_time():
