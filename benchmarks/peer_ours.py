@@ -24,7 +24,7 @@ from maml_dist.experiment import Experiment
 from maml_dist.learners.maml import MAML
 from maml_dist.runtime.launch import Asked, OnRay
 from maml_dist.runtime.memory import keep_freed
-from maml_dist.runtime.shard import Work
+from maml_dist.runtime.work import Work
 from maml_dist.train import loop
 
 AHEAD = 8  # meta-iterations submitted before their metrics are read: the default of a recipe

@@ -23,7 +23,7 @@ from maml_dist.recipe import Config, read_yaml
 from maml_dist.runtime import metrics
 from maml_dist.runtime.checkpoint import Checkpoints, Entry
 from maml_dist.runtime.server import Saved
-from maml_dist.runtime.shard import Work
+from maml_dist.runtime.work import Work
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from maml_dist.core.objective import Objective
 from maml_dist.core.params import Layout, Params, flatten, unflatten
 from maml_dist.core.prepared import Prepare
 
-HELD = 2 * GIB  # that the products with the curvature may hold; the half-cheetah's take 0.2
+HELD = 2 * GIB  # that the products with the curvature may hold; the half-cheetah's take a tenth
 
 
 class Adapted:

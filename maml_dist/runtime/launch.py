@@ -19,7 +19,8 @@ import torch
 from maml_dist.core.outer import Outer
 from maml_dist.runtime.ray_actors import RayShard, RayWorker
 from maml_dist.runtime.server import ParameterServer
-from maml_dist.runtime.shard import TaskShard, Work
+from maml_dist.runtime.shard import TaskShard
+from maml_dist.runtime.work import Work
 
 PLACED_WITHIN = 120  # seconds for the cluster to place all actors
 RETRIES = 3  # of one call; a task that kills every process that tries it ends the run

@@ -11,7 +11,8 @@ import torch
 from maml_dist.core.params import Params
 from maml_dist.core.trajectories import Trajectories
 from maml_dist.runtime.rollout_worker import RolloutWorker, Weights
-from maml_dist.runtime.shard import Contribution, TaskShard, Work
+from maml_dist.runtime.shard import TaskShard
+from maml_dist.runtime.work import Contribution, Work
 
 
 class RayShard(TaskShard):

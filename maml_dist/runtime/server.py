@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from maml_dist.core.outer import Outer, State, Talk, Told
-from maml_dist.runtime.shard import Contribution
+from maml_dist.runtime.work import Contribution
 
 Saved = tuple[int, np.ndarray, dict[str, np.ndarray]]  # iteration, meta [size], the rule's state
 

@@ -6,56 +6,28 @@ gives the same bits.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, get_args
+from typing import get_args
 
 import numpy as np
 import torch
-from torch import nn
 
 from maml_dist.core.adapted import Adapted
-from maml_dist.core.engine import Engine
 from maml_dist.core.episode import Batch, Episode, Tree, chosen, ends, map_tensors, split, thinned
-from maml_dist.core.learner import Learner
 from maml_dist.core.meta_gradient import MetaGradient, PathScores
 from maml_dist.core.objective import Mode, Objective
-from maml_dist.core.params import Layout
-from maml_dist.core.source import TaskKey, TaskSource, keys_of
+from maml_dist.core.source import TaskKey, keys_of
 from maml_dist.core.trajectories import Trajectories
 from maml_dist.runtime.blocks import Blocks
 from maml_dist.runtime.memory import keep_freed
 from maml_dist.runtime.rollout_worker import RolloutWorker
 from maml_dist.runtime.scoring import ByScores, Returns, Roll
+from maml_dist.runtime.work import Contribution, Work
 
 SCORED_AT_ONCE = 4_000_000  # input numbers of held-out tasks in one vmap; bounds memory
 SCORED_TASKS = 250  # in one vmap: small tasks' weights stay in the cache
 
 Shares = tuple[float, float]  # of the episodes after adapting, and of those adapted to
 Product = Callable[[torch.Tensor], torch.Tensor]
-
-
-class Contribution(NamedTuple):
-    """What a shard gives to one meta-update: sums over its tasks."""
-
-    gradient: np.ndarray  # [size], summed; for what is kept (running statistics) its new values
-    tasks: int  # that were summed
-    metrics: dict[str, float]  # summed
-    skipped: tuple[int, ...] = ()  # tasks left out: their loss or gradient is not finite
-    said: tuple[str, ...] = ()  # by the engine, to the user
-
-
-class Work(NamedTuple):
-    """What every shard of a run is given."""
-
-    source: TaskSource
-    model: nn.Module
-    learner: Learner
-    engine: Engine
-    layout: Layout
-    seed: int
-    meta_batch: int
-    learned: int  # elements of the vector that are meta-learned; the rest is kept
-    skip: bool = False  # leave a task that is not finite out, instead of stopping
-    environments: int | None = None  # that are simulated at once at the most; null: all
 
 
 class TaskShard:
@@ -187,16 +159,19 @@ class TaskShard:
         shares = share, support_share
         if self._product is None or self._product[0] != shares:
             self._product = None  # what it holds makes room first
-            thin, number = thinned(episodes, *shares), self._tensor(it)
-            self._product = shares, self._adapted.curvature(self._tensor(meta), thin, number)
-        return Contribution(self._product[1](self._tensor(vector)).cpu().numpy(), len(tasks), {})
+            thin = thinned(episodes, *shares)
+            found = self._adapted.curvature(self._tensor(meta), thin, self._tensor(it))
+            self._product = shares, found
+        product = self._product[1](self._tensor(vector))
+        return Contribution(product.cpu().numpy(), len(tasks), {})
 
     def live(self, meta: np.ndarray, named: Sequence[TaskKey], it: int, *, steps: int) -> Episode:
         """On-policy: episodes of policies that adapt to them, stage by stage, at meta [size]."""
         source, number, start = self._work.source, self._tensor(it), self._tensor(meta)
         if self._by_scores:
             return self._by_scores.live(start, named, steps=steps)
-        tasks, drawn = [source.sample(key) for key in named], keys_of(named).to(self._device)
+        tasks = [source.sample(key) for key in named]
+        drawn = keys_of(named).to(self._device)
 
         def adapt(support: tuple[Batch, ...]) -> Trajectories:
             moved = tuple(self._here(batch) for batch in support)

@@ -21,7 +21,8 @@ from maml_dist.core.params import flatten, layout, unflatten
 from maml_dist.core.random import keys
 from maml_dist.core.source import TaskSource
 from maml_dist.learners.maml import MAML
-from maml_dist.runtime.shard import TaskShard, Work
+from maml_dist.runtime.shard import TaskShard
+from maml_dist.runtime.work import Work
 from maml_dist.tasks.sinusoid import Sinusoid
 
 TASKS, STEPS, ALPHA = 2, 2, 0.1

@@ -11,7 +11,8 @@ from maml_dist.core.trust_region import TrustRegion
 from maml_dist.experiment import compose
 from maml_dist.run import Run
 from maml_dist.runtime.server import ParameterServer
-from maml_dist.runtime.shard import Contribution, TaskShard
+from maml_dist.runtime.shard import TaskShard
+from maml_dist.runtime.work import Contribution
 from maml_dist.tasks.navigation import Navigation
 
 SMALL = {"iterations": 3, "meta_batch": 3, "checkpoint_every": 2, "validation_tasks": 3}

@@ -15,7 +15,8 @@ from maml_dist.learners.evolution import ESMAML
 from maml_dist.models.categorical_policy import CategoricalPolicy
 from maml_dist.models.gaussian_policy import GaussianPolicy
 from maml_dist.runtime.rollout_worker import RolloutWorker
-from maml_dist.runtime.shard import TaskShard, Work
+from maml_dist.runtime.shard import TaskShard
+from maml_dist.runtime.work import Work
 from maml_dist.tasks.grid import Grid
 from maml_dist.tasks.navigation import Navigation
 

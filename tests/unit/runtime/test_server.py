@@ -3,7 +3,7 @@ import pytest
 
 from maml_dist.core.outer import SGD, Adam
 from maml_dist.runtime.server import ParameterServer
-from maml_dist.runtime.shard import Contribution
+from maml_dist.runtime.work import Contribution
 
 
 def contribution(*values):

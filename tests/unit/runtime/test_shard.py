@@ -10,7 +10,8 @@ from maml_dist.core.source import TaskKey
 from maml_dist.learners.maml import MAML
 from maml_dist.models.mlp import MLP
 from maml_dist.runtime.server import ParameterServer
-from maml_dist.runtime.shard import TaskShard, Work
+from maml_dist.runtime.shard import TaskShard
+from maml_dist.runtime.work import Work
 from maml_dist.tasks.sinusoid import Sinusoid
 
 
