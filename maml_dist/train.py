@@ -5,6 +5,7 @@ shards. Only references pass through this process, which submits several iterati
 """
 
 import argparse
+import gc
 import math
 import signal
 import sys
@@ -15,6 +16,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from maml_dist.command import guarded
+from maml_dist.runtime.memory import spare
 
 if TYPE_CHECKING:
     from maml_dist.experiment import Experiment
@@ -62,6 +64,8 @@ def loop(
             scores = _validate(experiment, crew, it)
             saved = crew.server.state.remote()
         unread.append(Report(it + 1, metrics, scores, saved))
+        if it == start:
+            spare()  # in this process it has compiled
         if last:
             break
         if len(unread) == 2 * experiment.ahead:
@@ -178,6 +182,7 @@ def train(
     """Train a run from its last checkpoint to its end, or to a checkpoint when interrupted."""
     from maml_dist.runtime.metrics import Metrics
 
+    spare()
     saved = run.saved()
     start = saved[0] if saved else 0
     if saved:
@@ -193,6 +198,7 @@ def train(
             run.save(last, None)
         raise
     finally:
+        gc.unfreeze()
         metrics.close()
 
 

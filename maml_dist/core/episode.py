@@ -61,11 +61,29 @@ def all_keyed(episode: Episode, counts: Sequence[Tensor]) -> Episode:
 
 def split(episodes: Episode, tasks: int) -> list[Episode]:
     """Stacked episodes as several, of so many tasks each; what is one tensor stays one."""
-    leaves, spec = pytree.tree_flatten(episodes)
     count = -(-len(episodes.query.x) // tasks)
-    parts = {id(leaf): leaf.split(tasks) for leaf in leaves if isinstance(leaf, Tensor)}
-    rows = zip(*(parts.get(id(leaf), (leaf,) * count) for leaf in leaves), strict=True)
-    return [pytree.tree_unflatten(row, spec) for row in rows]
+    found: dict[int, Sequence[Any]] = {}
+
+    def pieces(tree: Any) -> Sequence[Any]:
+        if id(tree) not in found:
+            if isinstance(tree, Tensor):
+                found[id(tree)] = tree.split(tasks)
+            elif isinstance(tree, Batch):  # apart from other trees, which cost four times as much
+                found[id(tree)] = list(map(Batch, pieces(tree.x), pieces(tree.y)))
+            else:
+                leaves, spec = pytree.tree_flatten(tree)
+                rows = zip(
+                    *(
+                        pieces(leaf) if isinstance(leaf, Tensor) else (leaf,) * count
+                        for leaf in leaves
+                    ),
+                    strict=True,
+                )
+                found[id(tree)] = [pytree.tree_unflatten(row, spec) for row in rows]
+        return found[id(tree)]
+
+    support = zip(*map(pieces, episodes.support), strict=True) if episodes.support else [()] * count
+    return list(map(Episode, support, pieces(episodes.query), pieces(episodes.key)))
 
 
 def chosen(episodes: Episode, tasks: Tensor) -> Episode:
