@@ -34,7 +34,7 @@ class Metrics:
         numbers = {name: value if _is_sound(value) else None for name, value in row.items()}
         self._file.write(json.dumps(numbers) + "\n")  # JSON has no infinity
         for name, value in row.items():
-            if name != "iteration" and not isinstance(value, str):
+            if name != "iteration" and not isinstance(value, str) and _is_sound(value):
                 self._events.add_scalar(name, value, row["iteration"])
         now = time.monotonic()
         validated = any(name.startswith("val/") for name in row)  # its checkpoint comes next

@@ -42,6 +42,17 @@ def test_split_leaves_what_is_one_tensor_one():
         assert part.support[0].x is not part.support[1].x
 
 
+def test_split_cuts_an_answer_of_several_tensors_and_keeps_what_is_none():
+    one = batch(0)
+    many = one._replace(y={"value": one.y, "also": (one.x, 3)})
+    parts = split(supervised(many, many, steps=1), 2)
+    assert [part.query.y["value"].tolist() for part in parts] == [
+        piece.tolist() for piece in one.y.split(2)
+    ]
+    for part in parts:
+        assert part.support[0].y["also"] == (part.query.x, 3)
+
+
 def test_split_into_one_is_the_whole():
     episodes = supervised(batch(0), batch(100), steps=1)
     (only,) = split(episodes, 5)

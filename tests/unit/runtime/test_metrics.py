@@ -34,3 +34,13 @@ def test_without_a_terminal_there_are_plain_lines(tmp_path, capsys):
     metrics.log({"iteration": 1, "loss/after": 1.0, "it_per_s": 0.5, "val/mse": 0.25})
     metrics.close()
     assert capsys.readouterr().err == "1/2  0.5 it/s  1 after  val/mse 0.25  2 s left\n"
+
+
+def test_what_is_not_finite_is_null_and_no_complaint(tmp_path, caplog):
+    metrics = Metrics(tmp_path, start=0, total=2, quiet=True)
+    metrics.log({"iteration": 1, "val/mse": float("inf"), "loss/after": 1.0})
+    metrics.close()
+    assert read(tmp_path / "metrics.jsonl") == [
+        {"iteration": 1, "val/mse": None, "loss/after": 1.0}
+    ]
+    assert not caplog.records
