@@ -145,7 +145,7 @@ def main(arguments: list[str]) -> int:
     if options.json:
         print(json.dumps(evaluation))
     else:
-        show(evaluation, run.experiment.paper)
+        show(evaluation, run.experiment.published)
     return 0
 
 

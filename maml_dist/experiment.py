@@ -81,6 +81,11 @@ class Experiment:
             )
 
     @property
+    def published(self) -> dict[int, float]:
+        """The paper's scores to compare with; the untrained weights have none."""
+        return self.paper if self.iterations else {}
+
+    @property
     def asked(self) -> Asked:
         """What each shard is to have."""
         return Asked(

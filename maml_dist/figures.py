@@ -81,7 +81,7 @@ def steps(drawn: Sequence[Drawn]) -> Picture | None:
                 axes.axhline(mean[0], color=each.colour, linewidth=1)
     styles = styles if len(styles) > 1 else {}
     for each in drawn:
-        for count, score in each.run.experiment.paper.items():
+        for count, score in each.run.experiment.published.items():
             axes.plot(count, score, color=each.colour, zorder=3, **PAPER)
             styles["the paper"] = PAPER
     _finish(axes, drawn, styles, falls=not drawn[0].run.experiment.task.maximize)

@@ -280,7 +280,7 @@ def _conclude(run: "Run") -> int:
     if not run.finished:
         print(f"stopped at iteration {_reached(run)}; go on with --resume {run.path}")
         return 130
-    show(run.evaluate(), run.experiment.paper)
+    show(run.evaluate(), run.experiment.published)
     report(run)
     print(f"run: {run.path}  pictures: {run.path / 'report.html'}")
     return 0

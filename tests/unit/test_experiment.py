@@ -74,6 +74,11 @@ def test_every_recipe_is_complete_and_cites_the_paper(recipe):
     build(config)
 
 
+def test_untrained_weights_are_not_compared_with_the_paper():
+    assert build(compose("sinusoid")).published == {1: 0.38}
+    assert build(compose("sinusoid", {"iterations": 0})).published == {}
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
