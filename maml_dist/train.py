@@ -182,13 +182,13 @@ def train(
     """Train a run from its last checkpoint to its end, or to a checkpoint when interrupted."""
     from maml_dist.runtime.metrics import Metrics
 
-    spare()
     saved = run.saved()
     start = saved[0] if saved else 0
     if saved:
         crew.get(crew.server.restore.remote(saved))
     metrics = Metrics(run.path, start=start, total=run.experiment.iterations, quiet=not progress)
     try:
+        spare()
         with _interruptible() as stop:
             batches = loop(run.experiment, crew, start=start, stop=stop)
             record(run, crew, batches, log=metrics.log, on_validation=on_validation)
