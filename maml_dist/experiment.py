@@ -83,7 +83,7 @@ class Experiment:
     @property
     def published(self) -> dict[int, float]:
         """The paper's scores to compare with; the untrained weights have none."""
-        return self.paper if self.iterations else {}
+        return self.paper if self.iterations or self.init else {}
 
     @property
     def asked(self) -> Asked:

@@ -65,7 +65,7 @@ def loop(
             saved = crew.server.state.remote()
         unread.append(Report(it + 1, metrics, scores, saved))
         if it == start:
-            spare()  # in this process it has compiled
+            spare()  # with --local the first iteration has compiled here
         if last:
             break
         if len(unread) == 2 * experiment.ahead:

@@ -60,30 +60,37 @@ def all_keyed(episode: Episode, counts: Sequence[Tensor]) -> Episode:
 
 
 def split(episodes: Episode, tasks: int) -> list[Episode]:
-    """Stacked episodes as several, of so many tasks each; what is one tensor stays one."""
+    """Stacked episodes as several, of so many tasks each; what is one tensor stays one.
+
+    Without keys of the batches and scores: those of collected examples have none.
+    """
     count = -(-len(episodes.query.x) // tasks)
     found: dict[int, Sequence[Any]] = {}
+    *support, query, key = (
+        _pieces(tree, tasks, count, found)
+        for tree in (*episodes.support, episodes.query, episodes.key)
+    )
+    batches = zip(*support, strict=True) if support else [()] * count
+    return [Episode(*row) for row in zip(batches, query, key, strict=True)]
 
-    def pieces(tree: Any) -> Sequence[Any]:
-        if id(tree) not in found:
-            if isinstance(tree, Tensor):
-                found[id(tree)] = tree.split(tasks)
-            elif isinstance(tree, Batch):  # apart from other trees, which cost four times as much
-                found[id(tree)] = list(map(Batch, pieces(tree.x), pieces(tree.y)))
-            else:
-                leaves, spec = pytree.tree_flatten(tree)
-                rows = zip(
-                    *(
-                        pieces(leaf) if isinstance(leaf, Tensor) else (leaf,) * count
-                        for leaf in leaves
-                    ),
-                    strict=True,
-                )
-                found[id(tree)] = [pytree.tree_unflatten(row, spec) for row in rows]
-        return found[id(tree)]
 
-    support = zip(*map(pieces, episodes.support), strict=True) if episodes.support else [()] * count
-    return list(map(Episode, support, pieces(episodes.query), pieces(episodes.key)))
+def _pieces(tree: Any, tasks: int, count: int, found: dict[int, Sequence[Any]]) -> Sequence[Any]:
+    """A tree in `count` pieces; not a closure, whose cycle would keep them from being freed."""
+    if id(tree) not in found:
+        if isinstance(tree, Tensor):
+            found[id(tree)] = tree.split(tasks)
+        elif isinstance(tree, Batch):  # not by pytree, which takes four times as long
+            x, y = (_pieces(part, tasks, count, found) for part in (tree.x, tree.y))
+            found[id(tree)] = [Batch(*row) for row in zip(x, y, strict=True)]
+        else:
+            leaves, spec = pytree.tree_flatten(tree)
+            parts = [
+                _pieces(leaf, tasks, count, found) if isinstance(leaf, Tensor) else (leaf,) * count
+                for leaf in leaves
+            ]
+            rows = zip(*parts, strict=True) if parts else [()] * count
+            found[id(tree)] = [pytree.tree_unflatten(row, spec) for row in rows]
+    return found[id(tree)]
 
 
 def chosen(episodes: Episode, tasks: Tensor) -> Episode:

@@ -1,3 +1,6 @@
+import gc
+import weakref
+
 import torch
 
 from maml_dist.core.episode import (
@@ -51,6 +54,22 @@ def test_split_cuts_an_answer_of_several_tensors_and_keeps_what_is_none():
     ]
     for part in parts:
         assert part.support[0].y["also"] == (part.query.x, 3)
+
+
+def test_what_was_split_is_freed_without_the_collector():
+    gc.disable()
+    try:
+        parts = split(supervised(batch(0), batch(100), steps=1), 2)
+        piece = weakref.ref(parts[0].query.x)
+        del parts
+        assert piece() is None
+    finally:
+        gc.enable()
+
+
+def test_split_keeps_an_answer_of_nothing():
+    one = batch(0)._replace(y=())
+    assert [part.query.y for part in split(supervised(one, one, steps=0), 2)] == [()] * 3
 
 
 def test_split_into_one_is_the_whole():
