@@ -5,7 +5,6 @@ shards. Only references pass through this process, which submits several iterati
 """
 
 import argparse
-import gc
 import math
 import signal
 import sys
@@ -16,7 +15,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from maml_dist.command import guarded
-from maml_dist.runtime.memory import spare
+from maml_dist.runtime.memory import sparing
 
 if TYPE_CHECKING:
     from maml_dist.experiment import Experiment
@@ -64,8 +63,6 @@ def loop(
             scores = _validate(experiment, crew, it)
             saved = crew.server.state.remote()
         unread.append(Report(it + 1, metrics, scores, saved))
-        if it == start:
-            spare()  # with --local the first iteration has compiled here
         if last:
             break
         if len(unread) == 2 * experiment.ahead:
@@ -188,9 +185,8 @@ def train(
         crew.get(crew.server.restore.remote(saved))
     metrics = Metrics(run.path, start=start, total=run.experiment.iterations, quiet=not progress)
     try:
-        spare()
         with _interruptible() as stop:
-            batches = loop(run.experiment, crew, start=start, stop=stop)
+            batches = sparing(loop(run.experiment, crew, start=start, stop=stop))
             record(run, crew, batches, log=metrics.log, on_validation=on_validation)
     except FloatingPointError:  # nothing since the last good update has changed the server
         last = crew.get(crew.server.state.remote())
@@ -198,7 +194,6 @@ def train(
             run.save(last, None)
         raise
     finally:
-        gc.unfreeze()
         metrics.close()
 
 

@@ -33,8 +33,8 @@ class Metrics:
         """One flat row; its `iteration` says when."""
         numbers = {name: value if _is_sound(value) else None for name, value in row.items()}
         self._file.write(json.dumps(numbers) + "\n")  # JSON has no infinity
-        for name, value in row.items():
-            if name != "iteration" and not isinstance(value, str) and _is_sound(value):
+        for name, value in numbers.items():
+            if name != "iteration" and not isinstance(value, str | None):
                 self._events.add_scalar(name, value, row["iteration"])
         now = time.monotonic()
         validated = any(name.startswith("val/") for name in row)  # its checkpoint comes next
