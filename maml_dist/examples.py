@@ -51,7 +51,8 @@ def waves(drawn: Sequence[Drawn]) -> Picture | None:
     for axes in grid[:, 0]:
         axes.set_ylabel("y")
     handles = {line.get_label(): line for axes in grid.flat for line in axes.lines}
-    figure.legend(handles=handles.values(), loc="outside upper center", ncols=5, frameon=False)
+    fits = 5 if shape[1] > 2 else 3  # entries beside each other
+    figure.legend(handles=handles.values(), loc="outside upper center", ncols=fits, frameon=False)
     caption = f"{WAVES} test tasks, and what is fitted to their support points."
     return Picture("waves", caption, figure)
 

@@ -127,6 +127,16 @@ def test_long_learning_curves_are_averaged(sinusoid, tmp_path):
     assert np.array_equal(before, after * [1, 2])
 
 
+@pytest.mark.parametrize("runs", [1, 2, 3])
+def test_the_legend_of_waves_stays_within_the_picture(sinusoid, oracle, runs):
+    figure = examples.waves(drawn(sinusoid, *[oracle] * (runs - 1))).figure
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    assert {text.get_text() for text in legend.get_texts()} >= {"true curve", "support points"}
+    assert figure.bbox.containsx(legend.get_window_extent().x0)
+    assert figure.bbox.containsx(legend.get_window_extent().x1)
+
+
 def test_waves_are_those_of_the_task_and_of_the_model(sinusoid, oracle):
     grid = figures_grid(examples.waves(drawn(sinusoid, oracle)).figure)
     wave = sinusoid.experiment.task.sample(TaskKey(0, "test", 0, 1))
