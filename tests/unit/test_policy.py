@@ -92,7 +92,7 @@ def slopes_of(policy, source, rolled):
 @pytest.mark.parametrize("precision", ["float32", "float64"])
 def test_what_the_inner_rule_carries_is_carried_over_the_steps(tmp_path, precision):
     momentum = {"learner.inner.class_path": "maml_dist.core.inner.Momentum"}
-    momentum |= {"learner.inner.decay": 0.5, "engine.precision": precision}
+    momentum |= {"learner.inner.decay": 0.5, "learner.alpha": 0.1, "engine.precision": precision}
     settings = {**SMALL, **momentum, "iterations": 1}
     run = maml_dist.meta_train("navigation", run=tmp_path / "run", **settings)
     policy, source, task = maml_dist.load(run.path), run.experiment.task, goal(run)
