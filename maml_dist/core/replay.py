@@ -4,7 +4,6 @@ The trace holds plain tensor operations: no autograd, no Python of the model. Va
 function reads as numbers are baked in, so what changes between calls must be a tensor.
 """
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -20,6 +19,7 @@ from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
+from maml_dist.core import compiler
 from maml_dist.core.convolutions import arrange
 
 Function = Callable[..., Any]
@@ -57,7 +57,7 @@ def plain(tensors: Sequence[Tensor]) -> tuple[list[Tensor], Any]:
 
 def ready(traced: fx.GraphModule, tensors: list[Tensor], *, compiled: bool) -> Function:
     """A trace at arguments like these: compiled, or as fast as a replay of it gets."""
-    run = _compile(traced, tensors) if compiled else None
+    run = compiler.compiled(traced, tensors) if compiled else None
     if run is None and all(tensor.device.type == "cpu" for tensor in tensors):
         arrange(traced.graph)
         traced.recompile()
@@ -140,59 +140,6 @@ def peak_bytes(graph: fx.Graph) -> int:
 def _is_view(node: fx.Node) -> bool:
     schema = getattr(node.target, "_schema", None)
     return bool(schema and schema.returns and schema.returns[0].alias_info is not None)
-
-
-_said: set[str] = set()
-
-
-def _compile(traced: fx.GraphModule, tensors: list[Tensor]) -> Function | None:
-    """The graph compiled by inductor; None, said once, where there is no compiler."""
-    import torch._inductor as inductor
-
-    on_gpu = any(tensor.is_cuda for tensor in tensors)
-    # What a processor can do is known from its name: trying it out costs ten seconds.
-    options: dict[str, Any] = {"triton.cudagraphs" if on_gpu else "cpp.vec_isa_ok": True}
-    options["realize_opcount_threshold"] = 12  # a hash used twice is not computed twice: seconds
-    _own_buffers(traced.graph)
-    traced.recompile()
-    patches = {"config_patches": options}
-    clones: list[Any] = [tensor.clone() for tensor in tensors]
-    try:
-        with torch.no_grad():
-            run: Function = inductor.standalone_compile(
-                traced, clones, dynamic_shapes="from_example_inputs", options=patches
-            )
-            run(*clones)
-    except Exception as error:  # noqa: BLE001 - whatever a compiler or its absence raises
-        line = next((line for line in str(error).splitlines() if line.strip()), repr(error))
-        if line not in _said:
-            _said.add(line)
-            warnings.warn(
-                f"engine.running=compiled: inductor cannot compile here ({line.strip()[:200]}); "
-                "the trace is replayed instead",
-                stacklevel=2,
-            )
-        return None
-    if not on_gpu:
-        return run
-
-    def fresh(*tensors: Tensor) -> list[Tensor]:
-        """The results, copied: those of a CUDA graph are overwritten by its next replay."""
-        torch.compiler.cudagraph_mark_step_begin()
-        return [result.clone() for result in run(*tensors)]
-
-    return fresh
-
-
-def _own_buffers(graph: fx.Graph) -> None:
-    """Copy what is scattered into: inductor (2.13) writes into expanded zeros as one element."""
-    for node in list(graph.nodes):
-        name = getattr(node.target, "__name__", "")
-        if name.startswith(("index_add", "index_put", "scatter", "index_copy")):
-            with graph.inserting_before(node):
-                form: dict[str, Any] = {"memory_format": torch.contiguous_format}
-                own = graph.call_function(torch.ops.aten.clone.default, (node.args[0],), form)
-            node.args = (own, *node.args[1:])
 
 
 def _refuse(graph: fx.Graph) -> None:

@@ -1,11 +1,7 @@
-import warnings
-
 import pytest
 import torch
-import torch._inductor
 from torch.func import vmap
 
-from maml_dist.core import replay
 from maml_dist.core.replay import Replay, peak_bytes, trace
 
 
@@ -133,19 +129,3 @@ def test_results_of_many_tensors_are_counted():
     values = torch.arange(100.0)
     assert peak_of(lambda a: a.sort(), values) == 400 + 800  # float32 and int64
     assert peak_of(lambda a: torch.var_mean(a, 0), values) == 8
-
-
-def test_without_a_compiler_the_trace_is_replayed_and_that_is_said_once(monkeypatch):
-    def broken(*args, **kwargs):
-        raise RuntimeError("No working C++ compiler found\nand a long explanation")
-
-    for name in ("compile", "standalone_compile"):
-        monkeypatch.setattr(torch._inductor, name, broken)
-    monkeypatch.setattr(replay, "_said", set())
-    run = Replay(lambda a: a * 2, compiled=True)
-    with pytest.warns(UserWarning, match="engine.running=compiled: .*No working C.. compiler"):
-        assert run(torch.ones(2)).tolist() == [2, 2]
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert run(torch.ones(3)).tolist() == [2, 2, 2]
-        assert Replay(lambda a: a * 3, compiled=True)(torch.ones(2)).tolist() == [3, 3]
