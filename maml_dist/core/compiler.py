@@ -58,7 +58,10 @@ def compiled(traced: fx.GraphModule, tensors: list[Tensor]) -> Callable[..., Any
 
 
 def knows(instructions: Any, code: str) -> bool:
-    """Whether the C++ compiler knows a processor's instructions (inductor's VecISA)."""
+    """Whether the C++ compiler knows a processor's instructions (inductor's VecISA).
+
+    Inductor keeps the answer for this process. Which of them the processor has it knows by itself.
+    """
     from torch._inductor.cpp_builder import get_cpp_compiler
 
     flags = instructions.build_arch_flags().split()
