@@ -21,8 +21,10 @@ def compiled(traced: fx.GraphModule, tensors: list[Tensor]) -> Callable[..., Any
     import torch._inductor as inductor
 
     on_gpu = any(tensor.is_cuda for tensor in tensors)
-    options: dict[str, Any] = {"triton.cudagraphs" if on_gpu else "cpp.vec_isa_ok": True}
-    options["realize_opcount_threshold"] = 12  # a hash used twice is not computed twice: seconds
+    options = {
+        "triton.cudagraphs": on_gpu,
+        "realize_opcount_threshold": 12,  # a hash used twice is not computed twice: seconds
+    }
     _own_buffers(traced.graph)
     traced.recompile()
     patches = {"config_patches": options}
@@ -30,7 +32,7 @@ def compiled(traced: fx.GraphModule, tensors: list[Tensor]) -> Callable[..., Any
     try:
         from torch._inductor.cpu_vec_isa import VecISA
 
-        # What a processor can do is known from its name: trying it out takes seconds.
+        # What a processor can do is known from its name: trying it out takes ten seconds.
         with torch.no_grad(), mock.patch.object(VecISA, "check_build", knows):
             run: Callable[..., Any] = inductor.standalone_compile(
                 traced, clones, dynamic_shapes="from_example_inputs", options=patches
