@@ -110,6 +110,21 @@ RULES = [
 ]
 
 
+def test_a_moment_that_decays_ends_at_zero_not_among_the_subnormals():
+    if not torch.set_flush_denormal(False):
+        pytest.skip("this processor cannot")
+    rule = Adam(beta=0.1, decays=(0.5, 0.6))
+    meta, gradient = torch.ones(2), torch.ones(2)
+    smallest = torch.tensor(torch.finfo(torch.float32).tiny)
+    state = rule.init(meta)
+    for _ in range(400):
+        meta, state = rule.update(meta, gradient, state)
+        gradient[1] = 0
+        assert smallest / 2 > 0  # outside, such numbers are
+    assert state["first"].tolist() == state["second"].tolist() == [1, 0]
+    assert meta[0] < -35 and 0 < meta[1] < 1
+
+
 @pytest.mark.parametrize("rule", RULES)
 def test_resumed_is_undisturbed_to_the_bit(rule):
     start, gradients = torch.randn(6), torch.randn(20, 6)
