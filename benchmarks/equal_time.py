@@ -5,12 +5,15 @@
 
 One argument a learner: a recipe and its overrides. Each is a run of its own in DIR, on one core
 (`--local`, one thread); several of these commands may work at once in one DIR. A run that has been
-evaluated is not repeated, so that a broken off comparison goes on. Judged are the last weights.
+evaluated is not repeated for the same argument and minutes, so that a broken off comparison goes
+on. Judged are the last weights.
 """
 
 import argparse
 import json
+import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,7 +24,8 @@ from typing import Any
 from matplotlib.figure import Figure
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)  # not benchmarks/, whose names hide
-from maml_dist.figures import STYLES, plain  # noqa: E402 - found by the path above
+from maml_dist.evaluate import score_text  # noqa: E402 - found by the path above
+from maml_dist.figures import STYLES, plain  # noqa: E402 - the same
 from maml_dist.run import Run  # noqa: E402 - the same
 
 POLL = 2.0  # seconds between looks at the processor time
@@ -56,13 +60,14 @@ def measure(words: list[str], folder: Path, seconds: float) -> Row:
     Raises:
         SystemExit: it cannot be trained or evaluated.
     """
-    path = folder / words[0]
+    name = " ".join(words)
+    path = folder / re.sub(r"[^\w.=-]+", "_", f"{name} {seconds / 60:g}min")
     if not (path / "evaluation.json").exists():
         train(words, path, seconds)
         _run("evaluate", str(path), "--checkpoint", "last")
     last = Run.open(path).checkpoints.last
     evaluation = json.loads((path / "evaluation.json").read_text())
-    row: Row = {"recipe": words[0], "iterations": last.iteration if last else 0}
+    row: Row = {"recipe": name, "iterations": last.iteration if last else 0}
     for result in evaluation["results"]:
         score = result["steps"][-1]
         row[result["mode"]] = {name: score[name] for name in ("mean", "ci95")}
@@ -74,7 +79,7 @@ def train(words: list[str], path: Path, seconds: float) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     again = (path / "recipe.yaml").exists()
     what = ["--resume", str(path)] if again else [*words, "--run", str(path)]
-    spent = path.with_suffix(".seconds")  # by the parts of it that were broken off
+    spent = path.with_name(f"{path.name}.seconds")  # by the parts of it that were broken off
     before = float(spent.read_text()) if again and spent.exists() else 0.0
     with subprocess.Popen(_command("train", *what, "--local"), env=_environment()) as process:
         used = 0.0
@@ -117,24 +122,34 @@ def _environment() -> dict[str, str]:
 
 def show(rows: list[Row]) -> None:
     """The table."""
-    modes = [name for name in rows[0] if isinstance(rows[0][name], dict)]
+    modes = _modes(rows)
     width = max(len(row["recipe"]) for row in rows)
     print(f"{'':{width}}{'iterations':>12}" + "".join(f"{mode:>20}" for mode in modes))
     for row in rows:
-        scores = (f"{row[mode]['mean']:.4g} ± {row[mode]['ci95']:.2g}" for mode in modes)
+        scores = (
+            f"{score_text(row[mode]['mean'])} ± {score_text(row[mode]['ci95'])}" for mode in modes
+        )
         print(
             f"{row['recipe']:{width}}{row['iterations']:>12}" + "".join(f"{s:>20}" for s in scores)
         )
 
 
+def _modes(rows: list[Row]) -> list[str]:
+    """Those that all learners were judged in."""
+    dicts = [{name for name, value in row.items() if isinstance(value, dict)} for row in rows]
+    return [name for name in rows[0] if all(name in each for each in dicts)]
+
+
 def draw(rows: list[Row], path: Path) -> None:
     """Write the picture: a row of points for each learner, with 95% intervals."""
-    modes = [name for name in rows[0] if isinstance(rows[0][name], dict)]
+    modes = _modes(rows)
     figure = Figure((7.0, 0.6 + 0.38 * len(rows)), layout="constrained")
     axes = figure.subplots()
     for mode, (colour, _) in zip(modes, STYLES, strict=False):
-        means = [row[mode]["mean"] for row in rows]
-        bounds = [row[mode]["ci95"] for row in rows]
+        means, bounds = (
+            [math.nan if row[mode][of] is None else row[mode][of] for row in rows]
+            for of in ("mean", "ci95")
+        )
         axes.errorbar(means, range(len(rows)), xerr=bounds, fmt="o", color=colour, label=mode)
     names = (f"{row['recipe']}\n{row['iterations']:,} iterations" for row in rows)
     axes.set_yticks(range(len(rows)), list(names), fontsize=7)

@@ -28,8 +28,10 @@ from maml_dist.said import FAILURES, in_words
 from maml_dist.trial import differentiate, objective_of, one_task
 
 
-def check(experiment: Experiment, meta: Params) -> None:
+def check(experiment: Experiment, meta: Params, device: str = "cpu") -> None:
     """Draw a task of each split; put the training one through model, losses and meta-gradient.
+
+    All of it is computed on the CPU, but as the engine is to run on `device`.
 
     Raises:
         ValueError, OSError: the data is missing, or the experiment cannot be meta-learned.
@@ -77,7 +79,7 @@ def check(experiment: Experiment, meta: Params) -> None:
     if experiment.learner.second_order:
         _refuse_wrong_second_derivative(experiment.learner, objective, params, support)
     if not scored:
-        differentiate(experiment, meta)
+        differentiate(experiment, meta, device)
 
 
 def decide(experiment: Experiment, meta: Params, device: str) -> Engine:

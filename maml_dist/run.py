@@ -119,7 +119,8 @@ class Run:
         learner, kept = self.experiment.learner, running_statistics(self.experiment.model)
         if learner.keeps_steps and not kept:
             raise ValueError(
-                "learner.step_statistics=true: no batch norm of the model keeps running statistics"
+                "learner.step_statistics=true: no batch norm of the model keeps running statistics "
+                "(model.running_statistics=true, where the model has it)"
             )
         rows = (learner.steps + 1,) if learner.keeps_steps else ()
         return {

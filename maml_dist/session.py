@@ -107,6 +107,8 @@ def execute(
         return run
     with InProcess() if local or experiment.iterations == 0 else OnRay(address) as place:
         resources = place.resources(experiment.shards, experiment.asked, most=experiment.meta_batch)
+        if resources.device != "cpu":  # where the engine may run otherwise
+            check(experiment, run.initial, resources.device)
         engine = decide(experiment, run.initial, resources.device)
         decided = {
             "shards": resources.shards,

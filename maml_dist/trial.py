@@ -26,15 +26,17 @@ from maml_dist.said import FAILURES, in_words
 TRACED_LIKE_EAGER = 1e-3  # relative; rounding moves float32 far less, a baked-in number far more
 
 
-def differentiate(experiment: Experiment, meta: Params) -> None:
+def differentiate(experiment: Experiment, meta: Params, device: str) -> None:
     """The meta-gradient: it must be there, be the same again, and the trace must follow it.
+
+    It is computed on the CPU, by the engine that is to run on `device`.
 
     Raises:
         ValueError: one of these does not hold.
     """
     learner = experiment.learner
     on_policy = experiment.task.on_policy
-    engine = experiment.engine.resolve(experiment.model, learner, "cpu", on_policy=on_policy)
+    engine = experiment.engine.resolve(experiment.model, learner, device, on_policy=on_policy)
     engine = replace(engine, chunk=None, budget=Engine.budget)  # of single tasks
     eager, traced = (replace(engine, running=running) for running in ("eager", "traced"))
     if on_policy:  # what an environment does wrong is said as it is
@@ -46,6 +48,11 @@ def differentiate(experiment: Experiment, meta: Params) -> None:
         replayed = second
         if engine.running != "eager":
             _, replayed = _gradients(experiment, meta, learner, traced, [0, 1])
+            if engine.precision == "bfloat16":  # whose rounding alone moves a gradient far
+                single = [replace(each, precision="float32") for each in (eager, traced)]
+                second, replayed = (
+                    _gradients(experiment, meta, learner, each, [0, 1])[1] for each in single
+                )
     except FAILURES as error:
         raise ValueError(
             "the meta-gradient of one task cannot be computed: "

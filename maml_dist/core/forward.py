@@ -163,7 +163,9 @@ def by_batch(x: Tensor, mean: Any, var: Any, weight: Any, bias: Any, eps: float)
     """Batch norm with mean and variance of the current batch."""
     if differentiates_fast(x, weight, bias):
         return normalise(x, weight, bias, eps)
-    return _batch_norm(x, None, None, weight, bias, training=True, eps=eps)
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))  # vmap has none in mixed precision
+    y: Tensor = _batch_norm(wide, None, None, weight, bias, training=True, eps=eps)
+    return y.to(x.dtype)
 
 
 def by_first(n: int) -> Normalise:

@@ -130,7 +130,7 @@ def test_what_policy_search_cannot_be_measured_by_is_refused(words, said, monkey
     with pytest.raises(SystemExit) as end:
         meta_rl.main()
     assert end.value.code not in (0, None)
-    assert said in f"{end.value.code} {capsys.readouterr().err}"
+    assert said in f"{end.value.code} {capfd.readouterr().err}"
 
 
 def test_the_command_prints_its_rows_and_draws_them(tmp_path):
@@ -147,16 +147,31 @@ def test_the_command_prints_its_rows_and_draws_them(tmp_path):
     assert (tmp_path / "peers.png").stat().st_size > 1000
 
 
-def test_learners_are_compared_at_equal_time_and_not_twice(tmp_path, monkeypatch):
+def test_learners_are_compared_at_equal_time_and_not_twice(tmp_path, monkeypatch, capfd):
     words = ["sinusoid", "iterations=3", "meta_batch=2", "validation_tasks=2", "test_tasks=5"]
-    row = equal_time.measure([*words, "engine.running=eager"], tmp_path, 600)
-    said = json.loads((tmp_path / "sinusoid" / "evaluation.json").read_text())
+    words += ["engine.running=eager"]
+    row = equal_time.measure(words, tmp_path, 600)
+    said = json.loads(next(tmp_path.glob("*/evaluation.json")).read_text())
     score = said["results"][0]["steps"][-1]
-    assert row["iterations"] == 3
+    assert row["recipe"] == " ".join(words) and row["iterations"] == 3
     assert row["default"] == {"mean": score["mean"], "ci95": score["ci95"]}
-    monkeypatch.setattr(subprocess, "Popen", None)  # nothing is run again
+
+    def trains(words, path, seconds):
+        raise SystemExit("it is trained")
+
+    monkeypatch.setattr(equal_time, "train", trains)
     assert equal_time.measure(words, tmp_path, 600) == row
-    equal_time.draw([row], tmp_path / "picture.png")
+    for changed in (([*words, "alpha=0.02"], 600), (words, 660)):
+        with pytest.raises(SystemExit, match="it is trained"):
+            equal_time.measure(changed[0], tmp_path, changed[1])
+    diverged = row | {"recipe": "other", "default": {"mean": None, "ci95": None}}
+    more = row | {"running": score}
+    capfd.readouterr()
+    equal_time.show([more, diverged])
+    shown = capfd.readouterr().out.splitlines()
+    assert "running" not in shown[0] and f"{score['mean']:.4f}" in shown[1]
+    assert shown[2].endswith("– ± –")
+    equal_time.draw([more, diverged], tmp_path / "picture.png")
     assert (tmp_path / "picture.png").stat().st_size > 1000
 
 

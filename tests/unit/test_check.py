@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.nn import functional as F
 from torch.nn.functional import dropout as bound_before
 from torch.utils.checkpoint import checkpoint
@@ -161,9 +162,9 @@ def experiment(model, *, engine=None, learner=None, **options):
     )
 
 
-def checked(trial):
+def checked(trial, device="cpu"):
     params = {name: p.detach() for name, p in trial.model.named_parameters()}
-    check(trial, trial.learner.init(params) | running_statistics(trial.model))
+    check(trial, trial.learner.init(params) | running_statistics(trial.model), device)
 
 
 ENGINES = [
@@ -173,10 +174,10 @@ ENGINES = [
 ]
 
 
-def refused(trial):
+def refused(trial, device="cpu"):
     """The one line that refuses it."""
     with pytest.raises(ValueError) as caught:
-        checked(trial)
+        checked(trial, device)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -274,6 +275,45 @@ def test_what_can_be_meta_learned_passes(engine):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     checked(experiment(model, engine=engine))
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())
+
+
+def convolutional():
+    """With batch norm, as the networks of the paper."""
+    return nn.Sequential(
+        nn.Unflatten(1, (1, 1)), nn.Conv1d(1, 8, 1), nn.BatchNorm1d(8), nn.ReLU(),
+        nn.Conv1d(8, 8, 1), nn.BatchNorm1d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8, 1),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("engine", ENGINES, ids=lambda each: f"{each.batching}-{each.running}")
+def test_rounding_to_bfloat16_is_not_taken_for_a_wrong_trace(engine):
+    checked(experiment(convolutional(), engine=replace(engine, precision="bfloat16")))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_trace_that_computes_something_else_is_refused(precision):
+    engine = Engine("task", running="traced", precision=precision)
+    trial = experiment(lambda _, h: h * (2 if get_proxy_mode() else 1), engine=engine)
+    assert "the traced meta-gradient of a task differs from the eager one" in refused(trial)
+
+
+class Written(nn.Conv1d):
+    """Computes into a tensor of its own, which a vmap refuses."""
+
+    def __init__(self):
+        super().__init__(1, 1, 1)
+
+    def forward(self, x):
+        h = super().forward(x[:, :, None])
+        out = torch.zeros(h.shape)
+        out[:, :, :] = h
+        return out.flatten(1)
+
+
+def test_what_runs_on_another_device_is_tried():
+    trial = experiment(Written(), engine=Engine(running="eager"))
+    checked(trial)  # one task at a time
+    assert refused(trial, device="cuda").endswith("; engine.batching=task computes it")
 
 
 class Halves(nn.Linear):
