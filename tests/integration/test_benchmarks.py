@@ -130,7 +130,7 @@ def test_what_policy_search_cannot_be_measured_by_is_refused(words, said, monkey
     with pytest.raises(SystemExit) as end:
         meta_rl.main()
     assert end.value.code not in (0, None)
-    assert said in f"{end.value.code} {capfd.readouterr().err}"
+    assert said in f"{end.value.code} {capsys.readouterr().err}"
 
 
 def test_the_command_prints_its_rows_and_draws_them(tmp_path):

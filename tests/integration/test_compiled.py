@@ -10,16 +10,20 @@ from torch.nn.functional import cross_entropy, mse_loss
 
 from maml_dist.core.engine import Engine
 from maml_dist.core.episode import Batch, supervised
+from maml_dist.core.inner import Adam
 from maml_dist.core.meta_gradient import MetaGradient
 from maml_dist.core.objective import Objective
 from maml_dist.core.params import flatten, layout
 from maml_dist.core.prepared import Prepared
 from maml_dist.core.source import TaskSource
+from maml_dist.learners.imaml import IMAML
 from maml_dist.learners.maml import MAML
 from maml_dist.learners.maml_plus_plus import MAMLPlusPlus
+from maml_dist.learners.meta_sgd import MetaSGD
 from maml_dist.models.mlp import MLP
 
 TASKS = 3
+SLOW = pytest.mark.slow
 IT = torch.tensor(4.0)
 
 
@@ -89,8 +93,11 @@ def images():
         ),
         (words, MAML(1, 0.1), "vmap", "graph"),
         (images, MAML(1, 0.1), "task", "graph"),
+        pytest.param(regression, MAML(2, 0.1, inner=Adam()), "vmap", "steps", marks=SLOW),
+        pytest.param(regression, MetaSGD(2, 0.1, each="layer-step"), "vmap", "steps", marks=SLOW),
+        pytest.param(regression, IMAML(2, 1.0, solver="hessian-free"), "vmap", "graph", marks=SLOW),
     ],
-    ids=["mlp", "mlp-steps", "attention", "conv"],
+    ids=["mlp", "mlp-steps", "attention", "conv", "adam", "layer-step rates", "imaml"],
 )
 def test_compiled_is_eager(setting, learner, batching, memory):
     torch.manual_seed(0)
