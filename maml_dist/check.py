@@ -42,6 +42,12 @@ def check(experiment: Experiment, meta: Params, device: str = "cpu") -> None:
             f"outer={type(experiment.outer).__name__}: needs the policies of rollouts, and "
             f"task={type(source).__name__} has none; use maml_dist.core.outer.Adam"
         )
+    for name in ("rollout_workers", "environments"):
+        value = getattr(experiment, name)
+        if not source.on_policy and value != getattr(Experiment, name):
+            raise ValueError(
+                f"{name}={value}: task={type(source).__name__} has no rollouts; leave {name} out"
+            )
     scored = source.on_policy and experiment.learner.by_scores
     if scored:
         _refuse_derivatives(experiment)
@@ -49,6 +55,11 @@ def check(experiment: Experiment, meta: Params, device: str = "cpu") -> None:
         raise ValueError(
             "engine.precision=bfloat16: rollouts act in float32, so that the policies judged would "
             "not be those that acted; use float32, or float64"
+        )
+    if source.on_policy and source.penalty and experiment.outer.epochs == 1 and not scored:
+        raise ValueError(
+            f"task.policy_gradient.penalty={source.penalty}: does nothing in a first epoch, where "
+            "the policy is the one that acted; use outer.epochs=2 or more, or 0"
         )
     for split in ("val", "test"):
         source.sample(TaskKey(experiment.seed, split, 0, 0))

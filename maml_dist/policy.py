@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from gymnasium.spaces import Box, Discrete, flatten
 
 from maml_dist.adaptable import Adaptable
 from maml_dist.core.episode import Batch, map_tensors
@@ -14,6 +15,7 @@ from maml_dist.core.source import TaskKey, keys_of
 from maml_dist.core.trajectories import Trajectories
 from maml_dist.runtime.rollout_worker import RolloutWorker, Weights
 from maml_dist.runtime.scoring import Returns, Scoring
+from maml_dist.tasks.gym import given
 from maml_dist.tasks.rollout import Goal, Rollouts
 
 
@@ -53,14 +55,19 @@ class Policy(Adaptable):
         a learner that compares returns lives as many with every candidate.
 
         Args:
-            env: a Gymnasium environment whose observations are those of the task source. Actions
-                are handed to it as `act` gives them, clipped to its bounds.
-            steps: adaptation steps.
+            env: a Gymnasium environment whose observations, flattened, are those of the task
+                source. It is given actions as in training: those for [-1, 1] are scaled and clipped
+                to its bounds, discrete ones count from its start.
+            steps: adaptation steps; 0: none.
             seed: of the environment's starts and of what the policy draws.
 
         Raises:
-            ValueError: the environment's observations are not those that the policy takes.
+            ValueError: `steps` is negative, the environment's observations or actions are not those
+                of the policy, or it gives what is not finite.
         """
+        if steps < 0:
+            raise ValueError(f"steps={steps}: must be 0 or more")
+        _check_actions(env, self._source)
         if self._learner.by_scores:
             task = Goal(TaskKey(seed, "adapt", 0, 0), ())
             return self._climbed(self._returns_in(env, seed), task, steps)
@@ -82,7 +89,7 @@ class Policy(Adaptable):
         All steps are taken again with each new one, so that what the inner rule carries from step
         to step (momentum, Adam's moments) is carried here too.
         """
-        adapted: Adaptable = self
+        adapted: Adaptable = self if steps else copy.deepcopy(self)
         like = next(self.parameters())
         support: tuple[Batch, ...] = ()
         for step in range(steps):
@@ -150,13 +157,13 @@ class Policy(Adaptable):
             obs, _ = env.reset(seed=int(generator.integers(2**31)))
             for time in range(source.horizon):
                 here = (0, episode, time)
-                seen = np.asarray(obs, dtype=np.float32).reshape(-1)
+                seen = np.asarray(flatten(env.observation_space, obs), np.float32)
                 if seen.shape != (source.observations,):
                     raise ValueError(
                         f"the environment gives {len(seen)} numbers to observe; the policy takes "
                         f"{source.observations}"
                     )
-                observations[here] = torch.from_numpy(seen)
+                observations[here] = torch.from_numpy(_finite(seen, "observation", here))
                 with torch.no_grad():
                     output = self._outputs(observations[here])
                     noise = self._noise(generator, output)
@@ -164,16 +171,31 @@ class Policy(Adaptable):
                 if not outputs.shape[-1]:
                     outputs = torch.zeros(*shape, output.shape[-1])
                 outputs[here], actions[here], mask[here] = output, action, 1
-                obs, reward, terminated, truncated, _ = env.step(_given(env, action))
-                rewards[here] = float(reward)
+                obs, reward, terminated, truncated, _ = env.step(
+                    given(action.numpy(), env.action_space)
+                )
+                rewards[here] = _finite(float(reward), "reward", here)
                 if terminated or truncated:
                     break
         return Trajectories(observations, actions, rewards, mask, outputs)
 
 
-def _given(env: Any, action: torch.Tensor) -> Any:
-    """The action as the environment takes it."""
+def _check_actions(env: Any, source: Rollouts) -> None:
+    """Raise ValueError where an environment takes other actions than the policy's."""
     space = env.action_space
-    if not hasattr(space, "low"):
-        return int(action)
-    return np.clip(action.numpy(), space.low, space.high).astype(space.dtype)
+    if source.discrete:
+        fits = isinstance(space, Discrete) and int(space.n) == source.actions
+    else:
+        fits = isinstance(space, Box) and int(np.prod(space.shape)) == source.actions
+    if not fits:
+        own = "one of {} actions" if source.discrete else "{} numbers"
+        raise ValueError(
+            f"the environment takes {space}; the policy acts by {own.format(source.actions)}"
+        )
+
+
+def _finite(value: Any, what: str, here: tuple[int, int, int]) -> Any:
+    if not np.isfinite(value).all():
+        _, episode, time = here
+        raise ValueError(f"episode {episode}, step {time}: the environment's {what} is not finite")
+    return value

@@ -10,7 +10,8 @@ box(x) = exp(x - stopgrad(x)) is 1; c_t = log pi_0 + … + log pi_t of an episod
 have one gradient. They differ in the second, which the meta-gradient takes: the credit that early
 actions have in what was sampled is lost to the first, kept step by step in the second, kept whole
 (unbiased, but of larger variance) in the third. At the policy that acted `ratio` is low_variance
-with all its derivatives; elsewhere (ProMP's later epochs) it alone still weighs what was sampled.
+with all its derivatives; elsewhere (TRPO's line search, ProMP's later epochs) it alone still weighs
+what was sampled, where the boxes are 1 and the inner gradient is the first's.
 Each takes one task: output [episode, time, out].
 """
 

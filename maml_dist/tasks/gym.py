@@ -191,12 +191,7 @@ class Environments(Simulator):
 
     def step(self, actions: np.ndarray) -> Stepped:
         """One step; an episode also ends at the environment's own time limit."""
-        space = self.vector.single_action_space
-        if isinstance(space, Discrete):
-            chosen = actions.ravel() + space.start
-        else:
-            assert isinstance(space, Box)
-            chosen = _scaled(actions.reshape(self.vector.num_envs, *space.shape), space)
+        chosen = given(actions, self.vector.single_action_space, self.vector.num_envs)
         observations, rewards, terminated, truncated, _ = self.vector.step(chosen)
         paid = rewards.reshape(self.seeds.shape)
         return Stepped(
@@ -217,8 +212,17 @@ def _maker(name: str) -> Callable[..., Env]:
     return partial(gymnasium.make, name, disable_env_checker=True)
 
 
-def _scaled(actions: np.ndarray, space: Box) -> np.ndarray:
-    """Actions for [-1, 1] in the bounds of the space; as they are where a bound is infinite."""
+def given(actions: np.ndarray, space: gymnasium.Space[Any], *envs: int) -> np.ndarray:
+    """A policy's actions as environments take them, shaped [*envs, …].
+
+    Discrete ones count from the space's start. Those for [-1, 1] are scaled to the bounds of the
+    space, and are as they are where a bound is infinite.
+    """
+    if isinstance(space, Discrete):
+        chosen: np.ndarray = actions.reshape(envs) + space.start
+        return chosen
+    assert isinstance(space, Box)
+    actions = actions.reshape(*envs, *space.shape)
     bounded = np.isfinite(space.low) & np.isfinite(space.high)
     low, high = np.where(bounded, space.low, -1.0), np.where(bounded, space.high, 1.0)
     scaled = (low + high) / 2 + (high - low) / 2 * actions

@@ -167,9 +167,62 @@ def test_by_evolution_every_candidate_lives_in_the_environment(evolved):
     assert not torch.allclose(moves[adapts], torch.zeros(2))
 
 
-def test_another_environment_is_refused(run):
-    with pytest.raises(ValueError, match="gives 4 numbers to observe; the policy takes 2"):
-        maml_dist.load(run.path).adapt(gymnasium.make("CartPole-v1"))
+class Wide(Point):
+    """Its actions are meant for other bounds than the policy's."""
+
+    action_space = gymnasium.spaces.Box(np.float32([-4, -np.inf]), np.float32([2, np.inf]))
+
+    def __init__(self):
+        self.got = []
+
+    def step(self, action):
+        self.got.append(action)
+        return self.position, 0.0, False, False, {}
+
+
+class Faulty(Point):
+    def __init__(self, observation, reward):
+        self.observation, self.reward = observation, reward
+
+    def step(self, action):
+        return self.observation, self.reward, False, False, {}
+
+
+def test_actions_are_scaled_to_the_bounds_as_in_training(run):
+    env = Wide()
+    rolled = maml_dist.load(run.path)._live(env, np.random.default_rng(0))
+    meant = rolled.actions.reshape(-1, 2).numpy()
+    expected = np.stack([np.clip(3 * meant[:, 0] - 1, -4, 2), meant[:, 1]], -1)
+    np.testing.assert_allclose(np.stack(env.got), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("env", "said"),
+    [
+        (gymnasium.make("CartPole-v1"), "takes Discrete\\(2\\); the policy acts by 2 numbers"),
+        (Faulty(np.zeros(3), 0.0), "gives 3 numbers to observe; the policy takes 2"),
+        (
+            Faulty(np.full(2, np.nan), 0.0),
+            "episode 0, step 1: the environment's observation is not",
+        ),
+        (Faulty(np.zeros(2), np.inf), "episode 0, step 0: the environment's reward is not finite"),
+    ],
+)
+def test_an_environment_that_does_not_fit_is_refused(run, env, said):
+    with pytest.raises(ValueError, match=said):
+        maml_dist.load(run.path).adapt(env)
+
+
+@pytest.mark.parametrize("name", ["run", "evolved"])
+def test_no_step_is_a_copy_and_fewer_are_refused(name, request):
+    policy = maml_dist.load(request.getfixturevalue(name).path)
+    same = policy.adapt(Point(), steps=0)
+    assert same is not policy
+    assert all(
+        torch.equal(a, b) for a, b in zip(same.parameters(), policy.parameters(), strict=True)
+    )
+    with pytest.raises(ValueError, match="steps=-1: must be 0 or more"):
+        policy.adapt(Point(), steps=-1)
 
 
 def test_the_walks_are_drawn_to_the_goal(run):
@@ -195,12 +248,19 @@ def test_the_walks_are_drawn_to_the_goal(run):
             {"learner.class_path": "maml_dist.learners.evolution.ESMAML"},
             "outer=TrustRegion: needs derivatives of the policies, and learner=ESMAML takes none",
         ),
+        (
+            "navigation-promp",
+            {"outer.epochs": 1},
+            "task.policy_gradient.penalty=0.0005: does nothing in a first epoch",
+        ),
         ("navigation-es", {"outer.epochs": 3}, "outer.epochs=3: must be 1 with learner=ESMAML"),
         (
             "navigation-es",
             {"task.policy_gradient.penalty": 0.1},
             "task.policy_gradient.penalty=0.1: must be 0 with learner=ESMAML",
         ),
+        ("sinusoid", {"rollout_workers": 1}, "rollout_workers=1: task=Sinusoid has no rollouts"),
+        ("sinusoid", {"environments": 9}, "environments=9: task=Sinusoid has no rollouts"),
         (
             "sinusoid",
             {"outer.class_path": "maml_dist.core.trust_region.TrustRegion"},

@@ -229,3 +229,25 @@ def test_the_objective_elsewhere_and_the_departure_from_the_first_policy():
     assert torch.allclose(
         adapted.departure(there, episodes, IT), torch.func.grad(total)(there), rtol=1e-9
     )
+
+
+@pytest.mark.parametrize("inner", ["log-likelihood", "ratio"])
+def test_what_a_line_search_looks_at_is_what_gradient_and_curvature_are_of(inner):
+    """At other meta-parameters too: the boxes of low-variance and dice are 1 there."""
+    model, learner, given = policy(), MAML(alpha=0.3), source(inner_surrogate=inner)
+    episodes = on_policy(model, learner, given)
+    meta, into = flatten(meta_of(model)), layout(meta_of(model))
+    objective = Objective(model, given)
+    adapted = Adapted(engine(), learner, objective, into=into)
+    along = torch.randn(meta.shape, generator=torch.Generator().manual_seed(3)).double()
+
+    def looked(step):
+        found = adapted.objective(meta + step * along, episodes, IT)
+        return found["loss/after"].sum(), found["divergence"].sum()
+
+    step = 1e-4
+    (more, far), (less, back), (_, here) = (looked(s) for s in (step, -step, 0.0))
+    gradient = MetaGradient(engine(), learner, objective, into=into)(meta, episodes, IT).gradient
+    assert torch.allclose(gradient @ along, (more - less) / (2 * step), rtol=1e-5)
+    product = adapted.curvature(meta, episodes, IT)(along)
+    assert torch.allclose(along @ product, (far + back - 2 * here) / step**2, rtol=1e-4)

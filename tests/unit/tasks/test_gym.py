@@ -9,9 +9,12 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+import yaml
 from gymnasium.spaces import Box, Dict, Discrete
 
+import maml_dist
 from maml_dist.core.source import TaskKey
+from maml_dist.report import report
 from maml_dist.tasks.gym import GymTasks
 
 
@@ -247,3 +250,42 @@ def test_what_cannot_be_drawn_is_named(split):
 def test_settings_that_are_not(settings, says):
     with pytest.raises(ValueError, match=says):
         GymTasks(**settings)
+
+
+def test_a_trained_policy_adapts_in_the_environment_and_is_reported(tmp_path, monkeypatch):
+    """Dict observations, discrete actions that count from 5, tasks that are dicts."""
+    small = {"iterations": 1, "meta_batch": 2, "validation_tasks": 2, "test_tasks": 2}
+    small |= {"test_steps": 1, "episodes": 2, "horizon": 4, "local": True, "progress": False}
+    small |= {"running": "eager"}
+    policies = {
+        "worlds.Coin": ("CategoricalPolicy", "categorical_policy", 2),
+        "worlds.Walk": ("GaussianPolicy", "gaussian_policy", 2),
+    }
+    for env, (name, module, actions) in policies.items():
+        task = {"class_path": "maml_dist.tasks.gym.GymTasks", "init_args": {"env": env}}
+        observations = 4 if env == "worlds.Coin" else 3
+        sizes = {"observations": observations, "actions": actions}
+        model = {"class_path": f"maml_dist.models.{module}.{name}", "init_args": sizes}
+        file = tmp_path / f"{env}.yaml"
+        file.write_text(
+            yaml.safe_dump(
+                {
+                    "task": task,
+                    "model": model,
+                    "learner": {"class_path": "maml_dist.learners.maml.MAML"},
+                    "outer": {"class_path": "maml_dist.core.trust_region.TrustRegion"},
+                }
+            )
+        )
+        run = maml_dist.meta_train(file, run=tmp_path / env, **small)
+        run.evaluate()
+        report(run)
+        assert (run.path / "report.html").exists()
+        policy = maml_dist.load(run.path)
+        world = getattr(sys.modules["worlds"], env.rpartition(".")[2])()
+        world.set_task({"length": 3} if env == "worlds.Walk" else 1)
+        rolled = policy._live(world, np.random.default_rng(0))
+        if env == "worlds.Coin":  # one-hot side, then heat: what was played is seen next
+            seen, played = rolled.observations[0, :, 1:, -2:], rolled.actions[0, :, :-1]
+            assert torch.equal(seen.argmax(-1), played) and played.unique().tolist() == [0, 1]
+        policy.adapt(world, steps=1)
