@@ -24,6 +24,7 @@ from benchmarks import (  # noqa: E402 - not installed
     peer_ours,
     peer_process,
     peers,
+    rollouts,
 )
 
 TINY = {
@@ -182,3 +183,29 @@ def test_processor_time_is_read_as_ps_says_it(said, seconds, monkeypatch):
     done = subprocess.CompletedProcess([], 0, stdout=f"  {said}\n")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
     assert equal_time.processor_seconds(1) == seconds
+
+
+def test_a_meta_iteration_is_split_into_its_parts(monkeypatch, capsys):
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
+    small = ["meta_batch=2", "task.episodes=2", "task.horizon=6"]
+    arguments = ["meta_rl.py", "--rounds=1", "--share=1.0,0.5/1.0", "--json", *small]
+    monkeypatch.setattr(sys, "argv", arguments)
+    meta_rl.main()
+    said = json.loads(capsys.readouterr().out)
+    assert said["physics"] > 0 and said["seconds"].keys() == {"1.0", "0.5/1.0"}
+    for parts in said["seconds"].values():
+        whole = parts.pop("all")
+        assert {"simulation", "gradient", "curvature", "line search"} <= parts.keys()
+        assert all(part > 0 for part in parts.values()) and sum(parts.values()) <= whole
+
+
+def test_rollouts_are_measured_beside_the_physics_and_gymnasium(monkeypatch, capsys):
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
+    sizes = ["--tasks=2", "--episodes=2", "--horizon=6", "--rounds=1", "--workers=2"]
+    monkeypatch.setattr(sys, "argv", ["rollouts.py", *sizes, "--json"])
+    rollouts.main()
+    said = json.loads(capsys.readouterr().out)
+    rates = said["rounds"]
+    assert rates.keys() == {"rollout", "physics", "gymnasium"}
+    for name, ratio in said["ratios"].items():
+        assert ratio == pytest.approx(rates["rollout"][0] / rates[name][0])
