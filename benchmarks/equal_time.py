@@ -10,13 +10,14 @@ on. Judged are the last weights.
 """
 
 import argparse
+import hashlib
 import json
 import math
 import os
-import re
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,8 @@ def measure(words: list[str], folder: Path, seconds: float) -> Row:
         SystemExit: it cannot be trained or evaluated.
     """
     name = " ".join(words)
-    path = folder / re.sub(r"[^\w.=-]+", "_", f"{name} {seconds / 60:g}min")
+    digest = hashlib.sha256(f"{name} {seconds}".encode()).hexdigest()[:8]
+    path = folder / f"{Path(words[0]).stem}-{digest}"
     if not (path / "evaluation.json").exists():
         train(words, path, seconds)
         _run("evaluate", str(path), "--checkpoint", "last")
@@ -151,7 +153,9 @@ def draw(rows: list[Row], path: Path) -> None:
             for of in ("mean", "ci95")
         )
         axes.errorbar(means, range(len(rows)), xerr=bounds, fmt="o", color=colour, label=mode)
-    names = (f"{row['recipe']}\n{row['iterations']:,} iterations" for row in rows)
+    names = (
+        f"{textwrap.shorten(row['recipe'], 60)}\n{row['iterations']:,} iterations" for row in rows
+    )
     axes.set_yticks(range(len(rows)), list(names), fontsize=7)
     axes.invert_yaxis()
     axes.set_xlabel("score of test tasks after as much processor time")

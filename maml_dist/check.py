@@ -22,6 +22,7 @@ from maml_dist.core.meta_gradient import task_bytes
 from maml_dist.core.objective import Objective, broadcasting_refused
 from maml_dist.core.params import Params, flatten, layout
 from maml_dist.core.source import TaskKey
+from maml_dist.core.trust_region import TrustRegion
 from maml_dist.experiment import Experiment
 from maml_dist.guards import Seeded, unchanged
 from maml_dist.said import FAILURES, in_words
@@ -42,12 +43,6 @@ def check(experiment: Experiment, meta: Params, device: str = "cpu") -> None:
             f"outer={type(experiment.outer).__name__}: needs the policies of rollouts, and "
             f"task={type(source).__name__} has none; use maml_dist.core.outer.Adam"
         )
-    for name in ("rollout_workers", "environments"):
-        value = getattr(experiment, name)
-        if not source.on_policy and value != getattr(Experiment, name):
-            raise ValueError(
-                f"{name}={value}: task={type(source).__name__} has no rollouts; leave {name} out"
-            )
     scored = source.on_policy and experiment.learner.by_scores
     if scored:
         _refuse_derivatives(experiment)
@@ -55,11 +50,6 @@ def check(experiment: Experiment, meta: Params, device: str = "cpu") -> None:
         raise ValueError(
             "engine.precision=bfloat16: rollouts act in float32, so that the policies judged would "
             "not be those that acted; use float32, or float64"
-        )
-    if source.on_policy and source.penalty and experiment.outer.epochs == 1 and not scored:
-        raise ValueError(
-            f"task.policy_gradient.penalty={source.penalty}: does nothing in a first epoch, where "
-            "the policy is the one that acted; use outer.epochs=2 or more, or 0"
         )
     for split in ("val", "test"):
         source.sample(TaskKey(experiment.seed, split, 0, 0))
@@ -110,6 +100,23 @@ def decide(experiment: Experiment, meta: Params, device: str) -> Engine:
         on_policy=experiment.task.on_policy,
         peak=None if experiment.task.on_policy and experiment.learner.by_scores else peak,
     )
+
+
+def refuse_idle(experiment: Experiment) -> None:
+    """Raise ValueError where a setting does nothing here; of new runs, since old ones may go on."""
+    source, outer = experiment.task, experiment.outer
+    for name in ("rollout_workers", "environments"):
+        value = getattr(experiment, name)
+        if not source.on_policy and value != getattr(Experiment, name):
+            raise ValueError(
+                f"{name}={value}: task={type(source).__name__} has no rollouts; leave {name} out"
+            )
+    once = not outer.asks or isinstance(outer, TrustRegion)  # a single gradient an iteration
+    if source.on_policy and source.penalty and once and not experiment.learner.by_scores:
+        raise ValueError(
+            f"task.policy_gradient.penalty={source.penalty}: does nothing in a first epoch, where "
+            "the policy is the one that acted; use outer.epochs=2 or more, or 0"
+        )
 
 
 def _refuse_derivatives(experiment: Experiment) -> None:

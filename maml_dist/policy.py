@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from gymnasium.spaces import Box, Discrete, flatten
+from gymnasium.spaces import Box, Discrete
 
 from maml_dist.adaptable import Adaptable
 from maml_dist.core.episode import Batch, map_tensors
@@ -15,7 +15,7 @@ from maml_dist.core.source import TaskKey, keys_of
 from maml_dist.core.trajectories import Trajectories
 from maml_dist.runtime.rollout_worker import RolloutWorker, Weights
 from maml_dist.runtime.scoring import Returns, Scoring
-from maml_dist.tasks.gym import given
+from maml_dist.tasks.gym import given, seen
 from maml_dist.tasks.rollout import Goal, Rollouts
 
 
@@ -157,13 +157,13 @@ class Policy(Adaptable):
             obs, _ = env.reset(seed=int(generator.integers(2**31)))
             for time in range(source.horizon):
                 here = (0, episode, time)
-                seen = np.asarray(flatten(env.observation_space, obs), np.float32)
-                if seen.shape != (source.observations,):
+                sight = seen(obs, env.observation_space).astype(np.float32)
+                if sight.shape != (source.observations,):
                     raise ValueError(
-                        f"the environment gives {len(seen)} numbers to observe; the policy takes "
+                        f"the environment gives {sight.size} numbers to observe; the policy takes "
                         f"{source.observations}"
                     )
-                observations[here] = torch.from_numpy(_finite(seen, "observation", here))
+                observations[here] = torch.from_numpy(_finite(sight, "observation", here))
                 with torch.no_grad():
                     output = self._outputs(observations[here])
                     noise = self._noise(generator, output)

@@ -6,7 +6,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from maml_dist.check import check, decide
+from maml_dist.check import check, decide, refuse_idle
 from maml_dist.core.params import flatten
 from maml_dist.experiment import compose, override, user_modules
 from maml_dist.run import Run, refuse_used
@@ -102,6 +102,8 @@ def execute(
 ) -> Run:
     """Train a prepared run; returns it with what was decided on these machines."""
     experiment, resumed = run.experiment, (run.path / "recipe.yaml").exists()
+    if not resumed:
+        refuse_idle(experiment)
     check(experiment, run.initial)
     if run.finished:
         return run

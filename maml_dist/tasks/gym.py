@@ -17,7 +17,7 @@ from typing import Any, cast
 
 import gymnasium
 import numpy as np
-from gymnasium.spaces import Box, Discrete
+from gymnasium.spaces import Box, Discrete, flatten
 from gymnasium.utils.seeding import np_random
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import FlattenObservation
@@ -133,8 +133,7 @@ class Once(gymnasium.Wrapper[Any, Any, Any, Any]):
     """One episode for each seed: after its end nothing happens; errors tell whose they are."""
 
     def __init__(self, env: Env) -> None:
-        flat = isinstance(env.observation_space, Box) and len(env.observation_space.shape) == 1
-        super().__init__(env if flat else FlattenObservation(env))
+        super().__init__(env if _is_flat(env.observation_space) else FlattenObservation(env))
         self.place, self.over = 0, False
         self.task: Any = None
         self.last: Any = None
@@ -212,6 +211,15 @@ def _maker(name: str) -> Callable[..., Env]:
     return partial(gymnasium.make, name, disable_env_checker=True)
 
 
+def seen(observation: Any, space: gymnasium.Space[Any]) -> np.ndarray:
+    """An environment's observation as a policy takes it: flattened, if it is not flat."""
+    return np.asarray(observation if _is_flat(space) else flatten(space, observation))
+
+
+def _is_flat(space: gymnasium.Space[Any]) -> bool:
+    return isinstance(space, Box) and len(space.shape) == 1
+
+
 def given(actions: np.ndarray, space: gymnasium.Space[Any], *envs: int) -> np.ndarray:
     """A policy's actions as environments take them, shaped [*envs, …].
 
@@ -222,7 +230,7 @@ def given(actions: np.ndarray, space: gymnasium.Space[Any], *envs: int) -> np.nd
         chosen: np.ndarray = actions.reshape(envs) + space.start
         return chosen
     assert isinstance(space, Box)
-    actions = actions.reshape(*envs, *space.shape)
+    actions = actions.reshape((*envs, *space.shape))
     bounded = np.isfinite(space.low) & np.isfinite(space.high)
     low, high = np.where(bounded, space.low, -1.0), np.where(bounded, space.high, 1.0)
     scaled = (low + high) / 2 + (high - low) / 2 * actions

@@ -207,5 +207,6 @@ def test_rollouts_are_measured_beside_the_physics_and_gymnasium(monkeypatch, cap
     said = json.loads(capsys.readouterr().out)
     rates = said["rounds"]
     assert rates.keys() == {"rollout", "physics", "gymnasium"}
+    assert said["ratios"].keys() == {"physics", "gymnasium"}
     for name, ratio in said["ratios"].items():
         assert ratio == pytest.approx(rates["rollout"][0] / rates[name][0])

@@ -15,7 +15,7 @@ from gymnasium.spaces import Box, Dict, Discrete
 import maml_dist
 from maml_dist.core.source import TaskKey
 from maml_dist.report import report
-from maml_dist.tasks.gym import GymTasks
+from maml_dist.tasks.gym import GymTasks, given, seen
 
 
 class Walk(gymnasium.Env):
@@ -288,4 +288,18 @@ def test_a_trained_policy_adapts_in_the_environment_and_is_reported(tmp_path, mo
         if env == "worlds.Coin":  # one-hot side, then heat: what was played is seen next
             seen, played = rolled.observations[0, :, 1:, -2:], rolled.actions[0, :, :-1]
             assert torch.equal(seen.argmax(-1), played) and played.unique().tolist() == [0, 1]
-        policy.adapt(world, steps=1)
+        else:  # the actions it got are seen next
+            seen = rolled.observations[0, :, 1:3, 1]
+            meant = rolled.actions[0, :, :2, 0]
+            assert torch.allclose(seen, (2 * meant - 1).clamp(-3, 1), atol=1e-5)
+        adapted = policy.adapt(world, steps=1)
+        pairs = zip(adapted.parameters(), policy.parameters(), strict=True)
+        assert any(not torch.equal(one, other) for one, other in pairs)
+
+
+def test_what_is_given_and_seen_has_the_shape_and_values_of_the_space():
+    assert given(np.array([0.5]), Box(0, 1, ())).tolist() == 0.75
+    assert given(np.array([3]), Discrete(4, start=5)).shape == ()
+    fractions = seen([0.25, 0.5], Box(0, 255, (2,), np.uint8))
+    assert fractions.tolist() == [0.25, 0.5]  # as in training, whatever the space declares
+    assert seen([[1], [2]], Box(0, 9, (2, 1))).tolist() == [1, 2]
