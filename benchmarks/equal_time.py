@@ -64,15 +64,19 @@ def measure(words: list[str], folder: Path, seconds: float) -> Row:
     name = " ".join(words)
     digest = hashlib.sha256(f"{name} {seconds}".encode()).hexdigest()[:8]
     path = folder / f"{Path(words[0]).stem}-{digest}"
-    if not (path / "evaluation.json").exists():
-        train(words, path, seconds)
-        _run("evaluate", str(path), "--checkpoint", "last")
+    done = path.with_name(f"{path.name}.json")  # training writes an evaluation, of its best weights
+    if done.exists():
+        kept: Row = json.loads(done.read_text())
+        return kept
+    train(words, path, seconds)
+    _run("evaluate", str(path), "--checkpoint", "last")
     last = Run.open(path).checkpoints.last
     evaluation = json.loads((path / "evaluation.json").read_text())
     row: Row = {"recipe": name, "iterations": last.iteration if last else 0}
     for result in evaluation["results"]:
         score = result["steps"][-1]
         row[result["mode"]] = {name: score[name] for name in ("mean", "ci95")}
+    done.write_text(json.dumps(row))
     return row
 
 
@@ -83,6 +87,8 @@ def train(words: list[str], path: Path, seconds: float) -> None:
     what = ["--resume", str(path)] if again else [*words, "--run", str(path)]
     spent = path.with_name(f"{path.name}.seconds")  # by the parts of it that were broken off
     before = float(spent.read_text()) if again and spent.exists() else 0.0
+    if before >= seconds:
+        return
     with subprocess.Popen(_command("train", *what, "--local"), env=_environment()) as process:
         used = 0.0
         while process.poll() is None and before + used < seconds:

@@ -152,7 +152,8 @@ def test_learners_are_compared_at_equal_time_and_not_twice(tmp_path, monkeypatch
     words = ["sinusoid", "iterations=3", "meta_batch=2", "validation_tasks=2", "test_tasks=5"]
     words += ["engine.running=eager"]
     row = equal_time.measure(words, tmp_path, 600)
-    said = json.loads(next(tmp_path.glob("*/evaluation.json")).read_text())
+    (file,) = tmp_path.glob("*/evaluation.json")
+    said = json.loads(file.read_text())
     score = said["results"][0]["steps"][-1]
     assert row["recipe"] == " ".join(words) and row["iterations"] == 3
     assert row["default"] == {"mean": score["mean"], "ci95": score["ci95"]}

@@ -252,49 +252,43 @@ def test_settings_that_are_not(settings, says):
         GymTasks(**settings)
 
 
-def test_a_trained_policy_adapts_in_the_environment_and_is_reported(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("world", "model", "observations", "task"),
+    [
+        (Coin, "categorical_policy.CategoricalPolicy", 4, 1),
+        (Walk, "gaussian_policy.GaussianPolicy", 3, {"length": 3}),
+    ],
+)
+def test_a_trained_policy_adapts_in_the_environment_and_is_reported(
+    tmp_path, world, model, observations, task
+):
     """Dict observations, discrete actions that count from 5, tasks that are dicts."""
     small = {"iterations": 1, "meta_batch": 2, "validation_tasks": 2, "test_tasks": 2}
     small |= {"test_steps": 1, "episodes": 2, "horizon": 4, "local": True, "progress": False}
     small |= {"running": "eager"}
-    policies = {
-        "worlds.Coin": ("CategoricalPolicy", "categorical_policy", 2),
-        "worlds.Walk": ("GaussianPolicy", "gaussian_policy", 2),
+    env, sizes = f"worlds.{world.__name__}", {"observations": observations, "actions": 2}
+    recipe = {
+        "task": {"class_path": "maml_dist.tasks.gym.GymTasks", "init_args": {"env": env}},
+        "model": {"class_path": f"maml_dist.models.{model}", "init_args": sizes},
+        "learner": {"class_path": "maml_dist.learners.maml.MAML"},
+        "outer": {"class_path": "maml_dist.core.trust_region.TrustRegion"},
     }
-    for env, (name, module, actions) in policies.items():
-        task = {"class_path": "maml_dist.tasks.gym.GymTasks", "init_args": {"env": env}}
-        observations = 4 if env == "worlds.Coin" else 3
-        sizes = {"observations": observations, "actions": actions}
-        model = {"class_path": f"maml_dist.models.{module}.{name}", "init_args": sizes}
-        file = tmp_path / f"{env}.yaml"
-        file.write_text(
-            yaml.safe_dump(
-                {
-                    "task": task,
-                    "model": model,
-                    "learner": {"class_path": "maml_dist.learners.maml.MAML"},
-                    "outer": {"class_path": "maml_dist.core.trust_region.TrustRegion"},
-                }
-            )
-        )
-        run = maml_dist.meta_train(file, run=tmp_path / env, **small)
-        run.evaluate()
-        report(run)
-        assert (run.path / "report.html").exists()
-        policy = maml_dist.load(run.path)
-        world = getattr(sys.modules["worlds"], env.rpartition(".")[2])()
-        world.set_task({"length": 3} if env == "worlds.Walk" else 1)
-        rolled = policy._live(world, np.random.default_rng(0))
-        if env == "worlds.Coin":  # one-hot side, then heat: what was played is seen next
-            seen, played = rolled.observations[0, :, 1:, -2:], rolled.actions[0, :, :-1]
-            assert torch.equal(seen.argmax(-1), played) and played.unique().tolist() == [0, 1]
-        else:  # the actions it got are seen next
-            seen = rolled.observations[0, :, 1:3, 1]
-            meant = rolled.actions[0, :, :2, 0]
-            assert torch.allclose(seen, (2 * meant - 1).clamp(-3, 1), atol=1e-5)
-        adapted = policy.adapt(world, steps=1)
-        pairs = zip(adapted.parameters(), policy.parameters(), strict=True)
-        assert any(not torch.equal(one, other) for one, other in pairs)
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(recipe))
+    run = maml_dist.meta_train(tmp_path / "own.yaml", run=tmp_path / "run", **small)
+    run.evaluate()
+    report(run)
+    assert (run.path / "report.html").exists()
+    policy, env = maml_dist.load(run.path), world()
+    env.set_task(task)
+    rolled = policy._live(env, np.random.default_rng(0))
+    if world is Coin:  # heat, then the side one-hot: what was played is seen next
+        sides, played = rolled.observations[0, :, 1:, 2:], rolled.actions[0, :, :-1]
+        assert torch.equal(sides.argmax(-1), played) and played.unique().tolist() == [0, 1]
+    else:  # the actions it got are seen next
+        got, meant = rolled.observations[0, :, 1:3, 1], rolled.actions[0, :, :2, 0]
+        assert torch.allclose(got, (2 * meant - 1).clamp(-3, 1), atol=1e-5)
+    pairs = zip(policy.adapt(env, steps=1).parameters(), policy.parameters(), strict=True)
+    assert any(not torch.equal(one, other) for one, other in pairs)
 
 
 def test_what_is_given_and_seen_has_the_shape_and_values_of_the_space():
