@@ -8,7 +8,7 @@ from importlib import import_module
 from inspect import isabstract
 from typing import Any, get_type_hints
 
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
 from maml_dist.recipe import nearest
 
@@ -17,10 +17,13 @@ from maml_dist.recipe import nearest
 def explained(root: type) -> Iterator[None]:
     """Inside, what jsonargparse says of arguments of `root` is raised as a ValueError."""
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+    set_parsing_settings(unset_sentinel=True)  # null is a value to be checked, not one left out
     try:
         yield
     except ArgumentError as error:
         raise ValueError(_one_line(error.message, root)) from None
+    finally:
+        set_parsing_settings(unset_sentinel=False)
 
 
 def unknown_name(error: ArgumentError) -> str | None:
@@ -46,6 +49,9 @@ def _one_line(message: str, root: type) -> str:
     if union:
         kinds = re.sub(r"<class '(\w+)'>", r"\1", union.group(1)).replace("NoneType", "null")
         return f"{where}: Expected one of {kinds}. Got value: {union.group(2)}"
+    null = re.search(r"Not a valid subclass of (\w+)\. Got value: None", message)
+    if null:
+        return f"{where}: Expected a {null.group(1)}. Got value: None"
     name = unknown_name(ArgumentError(None, message))
     if name:
         names = _names(_class(within[-1]) if within else root, where.rpartition(".")[2])
