@@ -65,8 +65,7 @@ class Policy(Adaptable):
             ValueError: `steps` is negative, the environment's observations or actions are not those
                 of the policy, or it gives what is not finite.
         """
-        if steps < 0:
-            raise ValueError(f"steps={steps}: must be 0 or more")
+        _check_steps(steps)
         _check_actions(env, self._source)
         if self._learner.by_scores:
             task = Goal(TaskKey(seed, "adapt", 0, 0), ())
@@ -76,7 +75,12 @@ class Policy(Adaptable):
         )
 
     def learn(self, task: Goal, *, steps: int = 1) -> "Policy":
-        """A copy of this policy that has adapted to a task of its own task source."""
+        """A copy of this policy that has adapted to a task of its own task source.
+
+        Raises:
+            ValueError: `steps` is negative.
+        """
+        _check_steps(steps)
         if self._learner.by_scores:
             return self._climbed(RolloutWorker(self._source, self).returns, task, steps)
         return self._taught(
@@ -178,6 +182,11 @@ class Policy(Adaptable):
                 if terminated or truncated:
                     break
         return Trajectories(observations, actions, rewards, mask, outputs)
+
+
+def _check_steps(steps: int) -> None:
+    if steps < 0:
+        raise ValueError(f"steps={steps}: must be 0 or more")
 
 
 def _check_actions(env: Any, source: Rollouts) -> None:

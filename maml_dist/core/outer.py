@@ -99,7 +99,10 @@ class Outer(ABC):
             told = yield Ask("gradient", meta)
             if told.vector is not None:
                 meta, state = self.update(meta, told.vector, state)
-        return meta, state, {}
+        if "return/after" not in scalars:
+            return meta, state, {}
+        told = yield Ask("objective", meta)  # policies: how far all epochs together have gone
+        return meta, state, {"kl": told.scalars["divergence"]}
 
     def update(self, meta: Tensor, gradient: Tensor, state: State) -> tuple[Tensor, State]:
         """One update; returns new tensors and changes none."""

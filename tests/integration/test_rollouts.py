@@ -143,6 +143,8 @@ def test_other_updates_and_surrogates_run(tmp_path):
             "navigation", run=tmp_path / f"{name}-0", local=True, **{**SMALL, "iterations": 0}
         )
         assert np.isfinite(weights(run)).all() and not np.array_equal(weights(run), weights(start))
+        apart = [row["kl"] for row in run.metrics if "return/after" in row and "kl" in row]
+        assert all(kl > 0 for kl in apart) and bool(apart) == (name != "plain")
 
 
 WORLD = """

@@ -7,6 +7,7 @@ import torch
 
 import maml_dist
 from maml_dist.core.random import fold, keys, normal
+from maml_dist.core.source import TaskKey
 from maml_dist.figures import STYLES, Drawn
 from maml_dist.run import Run
 from maml_dist.walks import live, walks
@@ -215,7 +216,8 @@ def test_an_environment_that_does_not_fit_is_refused(run, env, said):
 
 @pytest.mark.parametrize("name", ["run", "evolved"])
 def test_no_step_is_a_copy_and_fewer_are_refused(name, request):
-    policy = maml_dist.load(request.getfixturevalue(name).path)
+    path = request.getfixturevalue(name).path
+    policy = maml_dist.load(path)
     same = policy.adapt(Point(), steps=0)
     assert same is not policy
     assert all(
@@ -223,6 +225,9 @@ def test_no_step_is_a_copy_and_fewer_are_refused(name, request):
     )
     with pytest.raises(ValueError, match="steps=-1: must be 0 or more"):
         policy.adapt(Point(), steps=-1)
+    task = Run.open(path).work.source.sample(TaskKey(0, "test", 0, 0))
+    with pytest.raises(ValueError, match="steps=-1: must be 0 or more"):
+        policy.learn(task, steps=-1)
 
 
 def test_the_walks_are_drawn_to_the_goal(run):

@@ -134,6 +134,20 @@ def test_several_epochs_are_updates_at_new_gradients():
     assert torch.equal(end.value.value[0], three) and float(state["count"]) == 3
 
 
+def test_after_several_epochs_the_divergence_of_policies_is_told():
+    meta, slope = torch.zeros(3), torch.ones(3)
+    rule = Adam(beta=0.1, epochs=2)
+    steps = rule.propose(meta, slope, {"return/after": -3.0}, rule.init(meta))
+    steps.send(None)
+    last = steps.send(Told(slope, {}))
+    one, state = rule.update(meta, slope, rule.init(meta))
+    two, _ = rule.update(one, slope, state)
+    assert last.what == "objective" and torch.equal(last.at, two)
+    with pytest.raises(StopIteration) as end:
+        steps.send(Told(None, {"loss/after": 0.0, "divergence": 0.25}))
+    assert torch.equal(end.value.value[0], two) and end.value.value[2] == {"kl": 0.25}
+
+
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
