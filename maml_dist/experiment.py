@@ -6,6 +6,7 @@ want a second, structured copy of every constructor.)
 """
 
 import copy
+import re
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -203,7 +204,8 @@ def _resolve(config: Config) -> Config:
             _import_rooms()  # jsonargparse knows the classes by name that are imported
             namespace = parser.parse_object(config)
         resolved = parser.dump(namespace, skip_none=False)
-    plain: Config = yaml.safe_load(resolved)
+    # An argument that may be null and has no default is null where it is left out.
+    plain: Config = yaml.safe_load(re.sub(r"(?m)(?<=: )==UNSET==$", "null", resolved))
     return {**plain, "code": sorted({*plain["code"], *_code(plain)})}
 
 

@@ -172,6 +172,22 @@ def test_a_users_own_class_beside_its_recipe(tmp_path):
     assert build(compose(tmp_path / "run" / "recipe.yaml")).learner.gamma == 0.25
 
 
+def test_what_may_be_null_and_has_no_default_is_null_where_left_out(tmp_path):
+    (tmp_path / "heads.py").write_text(
+        "from torch import nn\n\n\nclass Head(nn.Linear):\n"
+        "    def __init__(self, path: str | None, rows: int | None):\n"
+        "        super().__init__(1, 1)\n        self.left_out = path, rows\n"
+    )
+    (tmp_path / "heads.yaml").write_text(
+        yaml.safe_dump({**compose("sinusoid"), "model": {"class_path": "heads.Head"}})
+    )
+    config = compose(tmp_path / "heads.yaml")
+    assert override(config, {}) == config
+    assert build(config).model.left_out == (None, None)
+    given = compose(tmp_path / "heads.yaml", {"model.path": "here"})
+    assert build(given).model.left_out == ("here", None)
+
+
 def test_a_class_is_exchanged_together_with_what_it_requires():
     changed = {
         "outer.schedule.class_path": "maml_dist.core.schedule.Linear",

@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 from torch._inductor.async_compile import AsyncCompile
-from torch._inductor.codecache import CppPythonBindingsCodeCache
+from torch._inductor.codecache import CppPythonBindingsCodeCache, LambdaFuture
 
 from maml_dist.core import compiler, kernels
 from maml_dist.core.kernels import Kernel, built, joined
@@ -73,6 +73,14 @@ def test_a_compiled_graph_is_one_library(monkeypatch):
     assert run is not None and [len(found) > 1 for found in asked if found] == [True]
     for result, expected in zip(run(a, b), two(a, b), strict=True):
         torch.testing.assert_close(result, expected, rtol=1e-12, atol=0)
+
+
+def test_what_else_inductor_waits_for_is_still_waited_for(monkeypatch):
+    monkeypatch.setattr("torch._inductor.async_compile.get_compile_threads", lambda: 2)
+    scope = {"other": LambdaFuture(lambda: "done"), "ours": times(2)}
+    with joined():
+        AsyncCompile().wait(scope)
+    assert scope["other"] == "done" and results([scope["ours"]]) == [[0, 2, 4]]
 
 
 def test_outside_inductor_is_as_it_was():
