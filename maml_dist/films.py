@@ -136,7 +136,7 @@ def _strip(names: Sequence[str], frames: np.ndarray, places: np.ndarray) -> Figu
             each.set_title(label, fontsize=8, loc="left")
             box = {"facecolor": "white", "edgecolor": "none", "pad": 1}
             each.text(
-                WIDE - 8, HIGH - 10, f"x = {x[index]:.1f} m", fontsize=7, ha="right", bbox=box
+                WIDE - 8, HIGH - 10, f"x = {x[index]:z.1f} m", fontsize=7, ha="right", bbox=box
             )
     return figure
 
