@@ -21,11 +21,13 @@ from maml_dist.core.learner import Learner
 from maml_dist.core.meta_gradient import task_bytes
 from maml_dist.core.objective import Objective, broadcasting_refused
 from maml_dist.core.params import Params, flatten, layout
+from maml_dist.core.policy_gradient import PolicyGradient
 from maml_dist.core.source import TaskKey
 from maml_dist.core.trust_region import TrustRegion
 from maml_dist.experiment import Experiment
 from maml_dist.guards import Seeded, unchanged
 from maml_dist.said import FAILURES, in_words
+from maml_dist.tasks.rollout import Rollouts
 from maml_dist.trial import differentiate, objective_of, one_task
 
 
@@ -110,6 +112,13 @@ def refuse_idle(experiment: Experiment) -> None:
         if not source.on_policy and value != getattr(Experiment, name):
             raise ValueError(
                 f"{name}={value}: task={type(source).__name__} has no rollouts; leave {name} out"
+            )
+    if isinstance(source, Rollouts):
+        gradient = source.policy_gradient
+        if gradient.clip != PolicyGradient.clip and gradient.outer_surrogate != "clipped":
+            raise ValueError(
+                f"task.policy_gradient.clip={gradient.clip}: does nothing with "
+                f"outer_surrogate={gradient.outer_surrogate}; use clipped, or leave clip out"
             )
     once = not outer.asks or isinstance(outer, TrustRegion)  # a single gradient an iteration
     if source.on_policy and source.penalty and once and not experiment.learner.by_scores:

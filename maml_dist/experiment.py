@@ -87,6 +87,11 @@ class Experiment:
         return self.paper if self.iterations or self.init else {}
 
     @property
+    def asks(self) -> bool:
+        """Whether an update asks the tasks back: for its step, or how far it led the policies."""
+        return self.outer.asks or (self.task.on_policy and not self.learner.by_scores)
+
+    @property
     def asked(self) -> Asked:
         """What each shard is to have."""
         return Asked(

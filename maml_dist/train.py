@@ -48,12 +48,12 @@ def loop(
     for it in range(start, experiment.iterations):
         try:
             parts = [shard.gradient.remote(meta, it) for shard in crew.shards]
-            if experiment.outer.asks:
+            if experiment.asks:
                 _converse(crew, parts, meta, it)
         except FloatingPointError:
             yield unread
             raise
-        if experiment.outer.asks:
+        if experiment.asks:
             meta, metrics = crew.server.settle.remote()
         else:
             meta, metrics = crew.server.update.remote(*parts)

@@ -80,7 +80,7 @@ class Outer(ABC):
 
     @property
     def asks(self) -> bool:
-        """Whether a meta-iteration is more than one update: then it is a talk, by `propose`."""
+        """Whether one gradient is not enough: a meta-iteration is then a talk, by `propose`."""
         return self.epochs > 1
 
     def propose(

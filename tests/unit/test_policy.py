@@ -264,6 +264,11 @@ def test_the_walks_are_drawn_to_the_goal(run):
             {"task.policy_gradient.penalty": 0.1},
             "task.policy_gradient.penalty=0.1: must be 0 with learner=ESMAML",
         ),
+        (
+            "navigation",
+            {"task.policy_gradient.clip": 0.2},
+            "clip=0.2: does nothing with outer_surrogate=ratio; use clipped",
+        ),
         ("sinusoid", {"rollout_workers": 1}, "rollout_workers=1: task=Sinusoid has no rollouts"),
         ("sinusoid", {"environments": 9}, "environments=9: task=Sinusoid has no rollouts"),
         (
