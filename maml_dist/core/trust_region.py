@@ -26,7 +26,7 @@ class TrustRegion(Outer):
     iterations: int = 10  # of conjugate gradient: products with the curvature
     damping: float = 1e-5  # added to the curvature's diagonal
     share: float = 1.0  # of each task's episodes after adapting that the curvature is taken over
-    support_share: float = 1.0  # of those adapted to; a small one makes the curvature far too large
+    support_share: float = 1.0  # of those adapted to; a small one bends more: beta makes up for it
     shrink: float = 0.8  # from one step tried to the next
     tries: int = 15  # steps tried
 
