@@ -118,7 +118,7 @@ def refuse_idle(experiment: Experiment) -> None:
         if gradient.clip != PolicyGradient.clip and gradient.outer_surrogate != "clipped":
             raise ValueError(
                 f"task.policy_gradient.clip={gradient.clip}: does nothing with "
-                f"outer_surrogate={gradient.outer_surrogate}; use clipped, or leave clip out"
+                f"outer_surrogate={gradient.outer_surrogate}; use clipped, or {PolicyGradient.clip}"
             )
     once = not outer.asks or isinstance(outer, TrustRegion)  # a single gradient an iteration
     if source.on_policy and source.penalty and once and not experiment.learner.by_scores:

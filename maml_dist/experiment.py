@@ -89,7 +89,8 @@ class Experiment:
     @property
     def asks(self) -> bool:
         """Whether an update asks the tasks back: for its step, or how far it led the policies."""
-        return self.outer.asks or (self.task.on_policy and not self.learner.by_scores)
+        led = type(self.task).divergence is not TaskSource.divergence
+        return self.outer.asks or (led and not self.learner.by_scores)
 
     @property
     def asked(self) -> Asked:

@@ -72,7 +72,7 @@ def loop(
 
 
 def _converse(crew: "Crew", parts: list[Any], meta: Any, it: int) -> None:
-    """An update that asks back (TRPO's curvature and line search): until all is answered."""
+    """An update that asks back (TRPO's line search, how far Adam went): until all is answered."""
     while True:
         question, at = crew.server.ask.remote(*parts)
         what, options = crew.get(question)
@@ -160,10 +160,11 @@ def _read(
 
 def _summary(window: list[Row]) -> Row:
     """The means of the metrics since the last row; of tasks that were skipped, count and names."""
-    names = [name for name, value in window[0].items() if not isinstance(value, str)]
+    told = {name: value for each in window for name, value in each.items()}  # some not by each
+    names = [name for name, value in told.items() if not isinstance(value, str)]
     row: Row = {}
     for name in names:
-        numbers = [each[name] for each in window if not math.isnan(each[name])]
+        numbers = [each[name] for each in window if not math.isnan(each.get(name, math.nan))]
         row[name] = sum(numbers) / len(numbers) if numbers else math.nan
     skipped = " ".join(filter(None, (each.get("skipped/tasks", "") for each in window)))
     return row | ({"skipped": len(skipped.split()), "skipped/tasks": skipped} if skipped else {})

@@ -11,7 +11,7 @@ import maml_dist
 from maml_dist.recipe import recipes
 from maml_dist.run import Run
 from maml_dist.tasks.sinusoid import Sinusoid
-from maml_dist.train import main
+from maml_dist.train import _summary, main
 
 SMALL = {"iterations": 6, "checkpoint_every": 2, "log_every": 1, "meta_batch": 3, "local": True}
 SMALL |= {"validation_tasks": 3, "test_tasks": 4, "test_steps": 2, "progress": False}
@@ -237,3 +237,11 @@ def test_or_goes_on_without_the_tasks_that_diverge(tmp_path, monkeypatch):
     assert run.finished
     assert [row.get("skipped") for row in run.metrics[-3:]] == [None, 3, 3]
     assert run.metrics[-1]["skipped/tasks"] == "14:0 14:1 14:2"
+
+
+def test_a_row_takes_what_only_some_of_its_iterations_tell():
+    left_out = {"loss/after": float("nan"), "skipped/tasks": "1:0 1:1"}
+    made = [{"loss/after": 1.0, "kl": kl, "skipped/tasks": ""} for kl in (0.2, 0.4)]
+    for window in ([left_out, *made], [*made, left_out]):
+        row = _summary(window)
+        assert row["kl"] == pytest.approx(0.3) and row["loss/after"] == 1.0 and row["skipped"] == 2
