@@ -46,6 +46,7 @@ def evaluate(
 
     from maml_dist.core.objective import modes
     from maml_dist.core.params import flatten
+    from maml_dist.runtime.launch import InProcess
     from maml_dist.runtime.shard import TaskShard
 
     experiment = run.experiment
@@ -57,18 +58,19 @@ def evaluate(
         raise ValueError(f"tasks={tasks}, steps={steps}: must be at least 2 and 0")
     weights, entry = run.weights(checkpoint)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    shard = TaskShard(run.work, rank=0, shards=1, device=device)
     meta = flatten({name: weights[name] for name in run.layout.names}).numpy()
     results = []
-    for mode in modes(experiment.model) or ("default",):
-        scores = shard.scores(
-            meta, entry.iteration, split=split, tasks=tasks, steps=steps,
-            mode="transductive" if mode == "default" else mode,
-        )  # fmt: skip
-        by_step = scores[experiment.task.metric].T  # [step, task]
-        results.append(
-            {"mode": mode, "steps": [{"step": k, **_statistics(v)} for k, v in enumerate(by_step)]}
-        )
+    with InProcess():
+        shard = TaskShard(run.work, rank=0, shards=1, device=device)
+        for mode in modes(experiment.model) or ("default",):
+            scores = shard.scores(
+                meta, entry.iteration, split=split, tasks=tasks, steps=steps,
+                mode="transductive" if mode == "default" else mode,
+            )  # fmt: skip
+            by_step = enumerate(scores[experiment.task.metric].T)  # [step, task]
+            results.append(
+                {"mode": mode, "steps": [{"step": k, **_statistics(v)} for k, v in by_step]}
+            )
     evaluation = {
         "recipe": experiment.name,
         "split": split,

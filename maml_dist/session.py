@@ -109,6 +109,10 @@ def execute(
         return run
     with InProcess() if local or experiment.iterations == 0 else OnRay(address) as place:
         resources = place.resources(experiment.shards, experiment.asked, most=experiment.meta_batch)
+        if resources.device == "cpu" and experiment.engine.precision == "tf32":
+            raise ValueError(
+                "engine.precision=tf32: is a GPU's, and this run has none; use float32"
+            )
         if resources.device != "cpu":  # where the engine may run otherwise
             check(experiment, run.initial, resources.device)
         engine = decide(experiment, run.initial, resources.device)

@@ -73,10 +73,12 @@ class InProcess:
 
     def __enter__(self) -> "InProcess":
         self._threads = torch.get_num_threads()
+        self._tf32 = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
         return self
 
     def __exit__(self, *exception: object) -> None:
         torch.set_num_threads(self._threads)
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = self._tf32
 
     def resources(self, shards: int | None, asked: Asked, *, most: int) -> Resources:
         """What `shards` and GPUs mean here; null: a single shard, on the GPU if there is one.

@@ -52,6 +52,7 @@ class TaskShard:
             keep_freed()
         model = work.model.to(self._device)
         engine = work.engine.resolve(model, work.learner, device, on_policy=work.source.on_policy)
+        engine.set_rounding()
         objective = Objective(model, work.source, bfloat16=engine.precision == "bfloat16")
         self._dtype = engine.dtype
         self._gradient = MetaGradient(engine, work.learner, objective, into=work.layout)

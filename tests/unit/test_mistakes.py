@@ -72,6 +72,7 @@ def folder(tmp_path, monkeypatch):
         ("sinusoid --address nonsense", "nonsense"),
         ("sinusoid gpus_per_shard=8 shards=2", "need 16 GPUs; there are 0"),
         ("sinusoid --local gpus_per_shard=1", "gpus_per_shard=1: this machine has no GPU"),
+        ("sinusoid --local engine.precision=tf32", "engine.precision=tf32: is a GPU's"),
         ("sinusoid checkpoints=gopher://x", "checkpoints=gopher://x"),
         ("broken.yaml", "broken.yaml is not a plain YAML file"),
         ("empty.yaml", "empty.yaml must hold keys and values"),

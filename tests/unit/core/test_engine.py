@@ -11,6 +11,7 @@ from maml_dist.core.replay import Replay
 from maml_dist.learners.maml import MAML
 from maml_dist.models.conv4 import Conv4
 from maml_dist.models.mlp import MLP
+from maml_dist.runtime.launch import InProcess
 
 
 class Whole(MAML):
@@ -145,3 +146,13 @@ def test_what_auto_leaves_idle_is_dropped_so_that_the_decided_engine_can_be_made
 def test_the_meta_parameters_are_single_unless_double_is_asked_for():
     dtypes = [Engine(precision=name).dtype for name in ("float32", "bfloat16", "float64")]
     assert dtypes == [torch.float32, torch.float32, torch.float64]
+
+
+def test_float32_is_rounded_further_on_a_gpu_only_where_asked():
+    cudnn, products = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, products.allow_tf32
+    with InProcess():
+        for name in ("tf32", "float32", "float64"):
+            Engine(precision=name).set_rounding()
+            assert cudnn.allow_tf32 == products.allow_tf32 == (name == "tf32")
+    assert (cudnn.allow_tf32, products.allow_tf32) == before
