@@ -17,13 +17,13 @@ from pkgutil import iter_modules
 from typing import Any, Literal
 
 import numpy as np
-import torch
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 from torch import nn
 
 from maml_dist import learners, models, tasks
 from maml_dist.core.engine import Engine
+from maml_dist.core.generators import global_generators
 from maml_dist.core.learner import Learner
 from maml_dist.core.outer import Outer
 from maml_dist.core.source import TaskSource
@@ -76,6 +76,8 @@ class Experiment:
             value = getattr(self, name)
             if value is not None and value < bound:
                 raise ValueError(f"{name}={value}: must be {bound} or more")
+        if set(self.name) & set("/\\\0\n") or self.name in (".", ".."):
+            raise ValueError(f"name={self.name!r}: must be the name of a folder, not a path")
         if self.shards is not None and self.shards > self.meta_batch:
             raise ValueError(
                 f"shards={self.shards}: more than the {self.meta_batch} tasks of a meta-batch"
@@ -150,10 +152,10 @@ def build(config: Config) -> Experiment:
     Raises:
         ValueError: a key, type or value is wrong.
     """
-    with explained(Experiment), torch.random.fork_rng(devices=[]):
+    with explained(Experiment), global_generators() as seed:
         parser = _parser(config)
         namespace = parser.parse_object(config)
-        torch.manual_seed(namespace.seed)
+        seed(namespace.seed)
         try:
             experiment = Experiment(**vars(parser.instantiate(namespace)))
             experiment.model.to(experiment.engine.dtype)

@@ -1,6 +1,7 @@
 """A session of meta-training: prepare a run, take the machines that it needs, train it."""
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -11,7 +12,8 @@ from maml_dist.core.params import flatten
 from maml_dist.experiment import compose, override, user_modules
 from maml_dist.run import Run, refuse_used
 from maml_dist.runtime.launch import InProcess, OnRay
-from maml_dist.train import Row, train
+from maml_dist.train import train
+from maml_dist.validation import Row
 
 # What a resumed run may change: the last line changes rounding, the others no bits.
 RESUMABLE = (
@@ -80,6 +82,8 @@ def prepare(
         return Run(before.path, override(before.config, overrides))
     config = compose(recipe, overrides)
     for key in ("init", "checkpoints"):
+        if config[key] is not None and (not config[key].strip() or "\0" in config[key]):
+            raise ValueError(f"{key}={config[key]!r}: must be a folder or a URI, or null")
         if config[key] is not None and "://" not in config[key]:
             config[key] = str(Path(config[key]).absolute())
     stamp = f"{datetime.now():%Y%m%d-%H%M%S-%f}"[:-3]
@@ -101,13 +105,20 @@ def execute(
     on_validation: Callable[[Row], None] = lambda row: None,
 ) -> Run:
     """Train a prepared run; returns it with what was decided on these machines."""
-    experiment, resumed = run.experiment, (run.path / "recipe.yaml").exists()
-    if not resumed:
-        refuse_idle(experiment)
-    check(experiment, run.initial)
-    if run.finished:
-        return run
-    with InProcess() if local or experiment.iterations == 0 else OnRay(address) as place:
+    resumed = (run.path / "recipe.yaml").exists()
+    with ExitStack() as held:
+        if resumed:
+            held.enter_context(run.locked())
+            run = Run(run.path, run.config)  # as the driver before has left it
+        experiment = run.experiment
+        if not resumed:
+            refuse_idle(experiment)
+        check(experiment, run.initial)
+        if run.finished:
+            return run
+        in_process = local or experiment.iterations == 0
+        place: InProcess | OnRay = InProcess() if in_process else OnRay(address)
+        held.enter_context(place)
         resources = place.resources(experiment.shards, experiment.asked, most=experiment.meta_batch)
         if resources.device == "cpu" and experiment.engine.precision == "tf32":
             raise ValueError(
@@ -122,7 +133,6 @@ def execute(
             **{f"engine.{name}": value for name, value in asdict(engine).items()},
         }
         run = Run(run.path, override(run.config, decided))
-        run.write_recipe(new=not resumed)
         crew = place.crew(
             run.work,
             flatten(run.initial).numpy(),
@@ -130,8 +140,9 @@ def execute(
             resources=resources,
             modules=user_modules(run.config),
         )
-        try:
-            train(run, crew, progress=progress, on_validation=on_validation)
-        finally:
-            crew.close()
+        held.callback(crew.close)
+        if not resumed:  # a start that fails before this leaves nothing behind
+            held.enter_context(run.locked())
+        run.write_recipe(new=not resumed)
+        train(run, crew, progress=progress, on_validation=on_validation)
     return run

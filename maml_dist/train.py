@@ -16,13 +16,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from maml_dist.command import guarded
 from maml_dist.runtime.memory import sparing
+from maml_dist.validation import Row, due, keep
 
 if TYPE_CHECKING:
     from maml_dist.experiment import Experiment
     from maml_dist.run import Run
     from maml_dist.runtime.launch import Crew
-
-Row = dict[str, Any]
 
 
 class Report(NamedTuple):
@@ -30,8 +29,8 @@ class Report(NamedTuple):
 
     iteration: int
     metrics: Any
-    scores: list[Any] | None  # validation, of each shard; with it comes a checkpoint
-    saved: Any
+    saved: Any  # the server's state, where a checkpoint is due
+    validate: Callable[[], list[Any]] | None  # then scores that, a result of each shard
 
 
 def loop(
@@ -43,8 +42,6 @@ def loop(
     """
     unread: list[Report] = []
     meta = crew.server.meta.remote()
-    if experiment.iterations == 0:  # nothing to do but to keep the untrained weights
-        yield [Report(0, {}, _validate(experiment, crew, 0), crew.server.state.remote())]
     for it in range(start, experiment.iterations):
         try:
             parts = [shard.gradient.remote(meta, it) for shard in crew.shards]
@@ -57,12 +54,11 @@ def loop(
             meta, metrics = crew.server.settle.remote()
         else:
             meta, metrics = crew.server.update.remote(*parts)
-        scores = saved = None
+        saved = validate = None
         last = it + 1 == experiment.iterations or stop()
         if last or (it + 1) % experiment.checkpoint_every == 0:
-            scores = _validate(experiment, crew, it)
-            saved = crew.server.state.remote()
-        unread.append(Report(it + 1, metrics, scores, saved))
+            saved, validate = due(experiment, crew, it)
+        unread.append(Report(it + 1, metrics, saved, validate))
         if last:
             break
         if len(unread) == 2 * experiment.ahead:
@@ -81,15 +77,6 @@ def _converse(crew: "Crew", parts: list[Any], meta: Any, it: int) -> None:
         parts = [getattr(shard, what).remote(meta, it, at, **options) for shard in crew.shards]
 
 
-def _validate(experiment: "Experiment", crew: "Crew", it: int) -> list[Any]:
-    meta = crew.server.judged.remote()
-    tasks, steps = experiment.validation_tasks, experiment.test_steps
-    return [
-        shard.scores.remote(meta, it, split="val", tasks=tasks, steps=steps)
-        for shard in crew.shards
-    ]
-
-
 def record(
     run: "Run",
     crew: "Crew",
@@ -99,10 +86,7 @@ def record(
     on_validation: Callable[[Row], None],
 ) -> None:
     """Read the loop's reports: rows of metrics, validations, checkpoints."""
-    import numpy as np
-
     experiment = run.experiment
-    metric = experiment.task.metric
     window: list[Row] = []  # the metrics since the last row
     counted, clock = 0, time.monotonic()
     told = {""}
@@ -114,26 +98,18 @@ def record(
         pace = counted / max(time.monotonic() - clock, 1e-9)
         for report, metrics in zip(batch, read, strict=False):
             window.append(metrics)
-            if report.scores is None and report.iteration % experiment.log_every:
+            if report.validate is None and report.iteration % experiment.log_every:
                 continue
             row: Row = {"iteration": report.iteration}
             row |= _summary(window)
             row |= {"it_per_s": pace, "tasks_per_s": pace * experiment.meta_batch}
             if "steps/after" in row:  # of the environments, by one task
                 row["steps_per_s"] = row["steps/after"] * row["tasks_per_s"]
-            if report.scores is not None:
-                parts = [part for part in crew.get(report.scores) if part]
-                scores = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-                row |= {f"val/{name}": float(by[:, -1].mean()) for name, by in scores.items()}
-                row[f"val/{metric}/before"] = float(scores[metric][:, 0].mean())
-                # Judged over the whole path, so that a good last step hides no bad first one.
-                row[f"val/{metric}/path"] = float(
-                    scores[metric][:, -experiment.test_steps :].mean()
-                )
-            log(row)  # before its checkpoint, so that a kill in between loses no row
-            if report.scores is not None:
-                run.save(crew.get(report.saved), row[f"val/{metric}/path"])
-                on_validation(row)
+            if report.validate is None:
+                log(row)
+            else:
+                state = report.saved, report.validate
+                keep(run, crew, *state, row, log=log, on_validation=on_validation)
             window = []
         if not window:
             counted, clock = 0, time.monotonic()
@@ -185,14 +161,20 @@ def train(
     if saved:
         crew.get(crew.server.restore.remote(saved))
     metrics = Metrics(run.path, start=start, total=run.experiment.iterations, quiet=not progress)
+    last = run.checkpoints.last
     try:
         with _interruptible() as stop:
+            # Weights that were never trained, or a checkpoint whose validation failed.
+            if run.experiment.iterations == 0 or (last and not last.validated):
+                state = due(run.experiment, crew, max(0, start - 1))
+                row: Row = {"iteration": start}
+                keep(run, crew, *state, row, log=metrics.log, on_validation=on_validation)
             batches = sparing(loop(run.experiment, crew, start=start, stop=stop))
             record(run, crew, batches, log=metrics.log, on_validation=on_validation)
     except FloatingPointError:  # nothing since the last good update has changed the server
-        last = crew.get(crew.server.state.remote())
-        if last[0] > (run.checkpoints.last.iteration if run.checkpoints.last else -1):
-            run.save(last, None)
+        state = crew.get(crew.server.state.remote())
+        if state[0] > (run.checkpoints.last.iteration if run.checkpoints.last else -1):
+            run.save(state)
         raise
     finally:
         metrics.close()

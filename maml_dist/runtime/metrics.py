@@ -10,7 +10,11 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from maml_dist.core.schema import from_json
+from maml_dist.runtime.folder import read_bounded, replace
+
 FLUSH_EVERY = 1.0  # seconds
+METRICS_BYTES = 2_000_000_000  # at the most
 
 
 class Metrics:
@@ -21,9 +25,7 @@ class Metrics:
 
         self._path = folder / "metrics.jsonl"
         kept = [row for row in read(self._path) if row["iteration"] <= start]
-        part = folder / "metrics.jsonl.part"
-        part.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        part.replace(self._path)
+        replace(self._path, "".join(json.dumps(row) + "\n" for row in kept).encode())
         self._file = self._path.open("a")
         self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
         self._flushed = time.monotonic()
@@ -55,15 +57,29 @@ def _is_sound(value: Any) -> bool:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics file; a last line cut short by a kill is left out."""
+    """The rows of a metrics file, one an iteration; a last line cut short by a kill is left out.
+
+    Raises:
+        ValueError: the file is no such, or a line is not a flat object with its iteration.
+    """
     if not path.exists():
         return []
-    rows = []
-    for line in path.read_text().splitlines():
+    rows: list[dict[str, Any]] = []
+    *lines, cut = read_bounded(path, most=METRICS_BYTES).split(b"\n")
+    for number, line in enumerate((*lines, cut), 1):
+        where = f"{path}, line {number}"
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            row = from_json(line, dict[str, str | int | float | None], where)
+            if type(row.get("iteration")) is not int or row["iteration"] < 0:
+                raise ValueError(f"{where}: must have an iteration, 0 or more")
+        except ValueError as error:
+            if number > len(lines):
+                break
+            raise ValueError(f"{error}; remove that line to go on without it") from None
+        if rows and rows[-1]["iteration"] == row["iteration"]:
+            rows[-1] |= row  # its validation came later
+        else:
+            rows.append(row)
     return rows
 
 

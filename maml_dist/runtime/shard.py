@@ -17,6 +17,7 @@ from maml_dist.core.meta_gradient import MetaGradient, PathScores
 from maml_dist.core.objective import Mode, Objective
 from maml_dist.core.source import TaskKey, keys_of
 from maml_dist.core.trajectories import Trajectories
+from maml_dist.runtime.blame import blamed
 from maml_dist.runtime.blocks import Blocks
 from maml_dist.runtime.memory import keep_freed
 from maml_dist.runtime.rollout_worker import RolloutWorker
@@ -183,6 +184,7 @@ class TaskShard:
         episodes = source.collect(tasks, steps=steps, adapt=adapt)
         return self._here(episodes._replace(key=drawn))
 
+    @blamed()
     def scores(
         self,
         meta: np.ndarray,
@@ -197,6 +199,9 @@ class TaskShard:
 
         Returns:
             Arrays [task, step]; none where this shard has no task.
+
+        Raises:
+            ValueError: a part of the experiment raised; says which.
         """
         work = self._work
         named = [TaskKey(work.seed, split, 0, i) for i in range(self._rank, tasks, self._shards)]
