@@ -6,7 +6,7 @@ import math
 import statistics
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from maml_dist.command import guarded
 
@@ -14,6 +14,34 @@ if TYPE_CHECKING:
     import numpy as np
 
     from maml_dist.run import Run
+
+EVALUATION_BYTES = 50_000_000  # of evaluation.json at the most
+
+
+class Step(TypedDict):
+    """The score after some adaptation steps; None where tasks diverged."""
+
+    step: int
+    mean: float | None
+    ci95: float | None
+    median: float | None
+
+
+class Result(TypedDict):
+    """The scores of one mode of batch norm."""
+
+    mode: Literal["default", "transductive", "inductive", "running"]
+    steps: list[Step]
+
+
+class Evaluation(TypedDict):
+    """The content of evaluation.json."""
+
+    recipe: str
+    split: Literal["train", "val", "test"]
+    tasks: int
+    metric: str
+    results: list[Result]
 
 
 def evaluate(
@@ -79,6 +107,23 @@ def evaluate(
         "results": results,
     }
     run.write("evaluation.json", json.dumps(evaluation, indent=1))
+    return evaluation
+
+
+def read(path: Path) -> dict[str, Any]:
+    """An evaluation that was written.
+
+    Raises:
+        ValueError: it is damaged or of another form.
+        OSError: it cannot be read.
+    """
+    from maml_dist.core.schema import from_json
+    from maml_dist.runtime.folder import read_bounded
+
+    content = read_bounded(path, most=EVALUATION_BYTES)
+    evaluation: dict[str, Any] = from_json(content, Evaluation, str(path))
+    if not evaluation["results"] or not all(each["steps"] for each in evaluation["results"]):
+        raise ValueError(f"{path} holds no results")
     return evaluation
 
 

@@ -2,7 +2,6 @@
 
 import argparse
 import base64
-import json
 import os
 import shlex
 import sys
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maml_dist.command import guarded
-from maml_dist.evaluate import score_text
+from maml_dist.evaluate import read, score_text
 
 if TYPE_CHECKING:
     from maml_dist.figures import Drawn
@@ -34,20 +33,28 @@ def report(run: "Run", compare: Sequence["Run"] = ()) -> Path:
         The page.
 
     Raises:
-        ValueError: the runs have different scores.
+        ValueError: the runs have different scores, or a picture could not be drawn; then the page
+            holds the others.
         OSError: the pictures cannot be written, or the data of the tasks are not there.
     """
     from maml_dist.examples import sheet, waves
     from maml_dist.figures import steps, training, validation
     from maml_dist.films import films
+    from maml_dist.runtime.blame import blamed
     from maml_dist.walks import walks
 
     drawn = _drawn([run, *compare])
     folder = run.path / "figures"
     folder.mkdir(exist_ok=True)
-    pictures = []
+    pictures, failed = [], []
     for draw in (steps, training, validation, waves, sheet, walks, films):
-        if picture := draw(drawn):
+        try:
+            with blamed():
+                picture = draw(drawn)
+        except ValueError as error:
+            failed.append(f"the picture {draw.__name__} cannot be drawn: {error}")
+            continue
+        if picture:
             file = folder / f"{picture.name}.png"
             picture.figure.savefig(file, dpi=DPI)
             pictures.append(
@@ -57,8 +64,11 @@ def report(run: "Run", compare: Sequence["Run"] = ()) -> Path:
                     "data": base64.b64encode(file.read_bytes()).decode(),
                 }
             )
-    run.write("report.html", _page(drawn, pictures))
-    return run.path / "report.html"
+    page = run.path / "report.html"
+    run.write(page.name, _page(drawn, pictures))
+    if failed:
+        raise ValueError(f"{'; '.join(failed)}; {page} shows the rest of the run")
+    return page
 
 
 def _drawn(runs: Sequence["Run"]) -> list["Drawn"]:
@@ -96,9 +106,10 @@ def _evaluation(run: "Run") -> dict[str, Any] | None:
         return None
     file, trained = run.path / "evaluation.json", run.path / "metrics.jsonl"
     if file.exists() and (not trained.exists() or trained.stat().st_mtime <= file.stat().st_mtime):
-        with suppress(json.JSONDecodeError):  # a damaged one is made anew
-            evaluation: dict[str, Any] = json.loads(file.read_text())
-            return evaluation
+        with suppress(ValueError):  # a damaged one is made anew
+            evaluation = read(file)
+            if evaluation["metric"] == run.experiment.task.metric:
+                return evaluation
     return run.evaluate()
 
 

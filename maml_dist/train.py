@@ -258,8 +258,11 @@ def _conclude(run: "Run") -> int:
     if not run.finished:
         print(f"stopped at iteration {_reached(run)}; go on with --resume {run.path}")
         return 130
-    show(run.evaluate(), run.experiment.published)
-    report(run)
+    try:
+        show(run.evaluate(), run.experiment.published)
+        report(run)
+    except ValueError as error:
+        raise ValueError(f"{run.path} is trained and kept, but {error}") from error
     print(f"run: {run.path}  pictures: {run.path / 'report.html'}")
     return 0
 
