@@ -76,8 +76,6 @@ class Experiment:
             value = getattr(self, name)
             if value is not None and value < bound:
                 raise ValueError(f"{name}={value}: must be {bound} or more")
-        if set(self.name) & set("/\\\0\n") or self.name in (".", ".."):
-            raise ValueError(f"name={self.name!r}: must be the name of a folder, not a path")
         if self.shards is not None and self.shards > self.meta_batch:
             raise ValueError(
                 f"shards={self.shards}: more than the {self.meta_batch} tasks of a meta-batch"

@@ -8,7 +8,7 @@ from maml_dist.core.fixed import Held, fixed, kept, restore
 from maml_dist.experiment import Experiment, build
 from maml_dist.recipe import Config
 from maml_dist.runtime.checkpoint import Checkpoints
-from maml_dist.runtime.header import Kind
+from maml_dist.runtime.header import kinds_of
 
 
 def started(config: Config, init: Held | None) -> tuple[Experiment, Held]:
@@ -37,7 +37,7 @@ def restored(config: Config, checkpoints: Checkpoints) -> tuple[Experiment, Held
     held = fixed(experiment.model)
     place = checkpoints.folder.path
     if checkpoints.fixed:
-        kinds = {name: Kind.of(value) for name, value in kept(held).items()}
+        kinds = kinds_of(kept(held))
         restore(held, checkpoints.load_fixed(lambda header: header.expect(kinds, "the model")))
     elif kept(held) and checkpoints.by_this_version:
         raise ValueError(

@@ -12,11 +12,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from torch import Tensor
 
@@ -30,10 +30,11 @@ from maml_dist.restored import restored, started
 from maml_dist.runtime import metrics
 from maml_dist.runtime.checkpoint import Checkpoints
 from maml_dist.runtime.folder import Folder, replace
-from maml_dist.runtime.header import Header, Kind
+from maml_dist.runtime.header import kinds_of
 from maml_dist.runtime.index import Entry
 from maml_dist.runtime.lock import locked
 from maml_dist.runtime.server import ParameterServer, Saved
+from maml_dist.runtime.state import to_saved, to_tensors
 from maml_dist.runtime.work import Work
 
 
@@ -101,21 +102,13 @@ class Run:
     @cached_property
     def checkpoints(self) -> Checkpoints:
         """The run's checkpoints."""
+        elsewhere = self.config["checkpoints"]
         return Checkpoints(
-            self.config["checkpoints"] or self.path / "checkpoints",
+            self.path / "checkpoints" if elsewhere is None else elsewhere,
             keep=self.config["keep"],
             belongs=lambda metadata: refuse_other(self.config, metadata),
-            scores=self._scores,
+            scores=lambda: metrics.scores(self.metrics),
         )
-
-    def _scores(self) -> dict[int, float | None]:
-        """Of the iterations that were validated, the score by which checkpoints are judged."""
-        return {
-            row["iteration"]: score
-            for row in self.metrics
-            for name, score in row.items()
-            if name.startswith("val/") and name.endswith("/path")
-        }
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
@@ -196,36 +189,20 @@ class Run:
         if self.checkpoints.last is None:
             return None
         tensors, entry = self._load("last")
-        meta = {name: tensors[f"meta/{name}"] for name in self.layout.names}
-        outer = {n.removeprefix("outer/"): t for n, t in tensors.items() if n.startswith("outer/")}
-        return entry.iteration, flatten(meta).numpy(), {n: t.numpy() for n, t in outer.items()}
+        return to_saved(tensors, entry.iteration, self.layout)
 
     def _load(self, checkpoint: str) -> tuple[dict[str, Tensor], Entry]:
         """The tensors of a checkpoint: all that this run's state has, all of them numbers."""
-        state = self._tensors(*self._server.state())
-        kinds = {name: Kind.of(value) for name, value in state.items()}
-
-        def expect(header: Header) -> None:
-            header.expect(kinds, f"the run {self.path}")
-
-        tensors, entry = self.checkpoints.load(checkpoint, expect=expect)
+        learned = sum(value.numel() for value in self._learned.values())
+        meta = flatten(self._seeded).numpy()
+        server = ParameterServer(meta, self.experiment.outer, learned=learned)
+        kinds = kinds_of(to_tensors(server.state(), self.layout))
+        tensors, entry = self.checkpoints.load(
+            checkpoint, expect=lambda header: header.expect(kinds, f"the run {self.path}")
+        )
         if wrong := [name for name, value in tensors.items() if not value.isfinite().all()]:
             raise ValueError(f"checkpoint {entry.file}: {wrong[0]} is not finite")
         return tensors, entry
-
-    @property
-    def _server(self) -> ParameterServer:
-        """At the first iteration."""
-        learned = sum(value.numel() for value in self._learned.values())
-        return ParameterServer(
-            flatten(self._seeded).numpy(), self.experiment.outer, learned=learned
-        )
-
-    def _tensors(self, it: int, meta: Any, outer: dict[str, Any]) -> dict[str, Tensor]:
-        """The parameter server's state by names, as a checkpoint holds it."""
-        split = unflatten(torch.tensor(meta), self.layout)
-        named = {f"meta/{name}": value.clone() for name, value in split.items()}
-        return named | {f"outer/{name}": torch.tensor(value) for name, value in outer.items()}
 
     def save(self, saved: Saved) -> None:
         """Write the parameter server's state as a checkpoint; `judge` gives it its score.
@@ -236,8 +213,8 @@ class Run:
             OSError: it cannot be written; what was there before is whole.
         """
         held = self._built[1]
-        if kept(held) and not self.checkpoints.fixed:
-            self.checkpoints.save_fixed(kept(held))
+        if not self.checkpoints.fixed and (fixed := kept(held)):
+            self.checkpoints.save_fixed(fixed)
         if not self.checkpoints.entries and (names := unkept(held)):
             print(
                 f"no checkpoint holds {', '.join(names)} of the model (sparse, or borrowed "
@@ -245,7 +222,7 @@ class Run:
                 file=sys.stderr,
             )
         self.checkpoints.save(
-            self._tensors(*saved),
+            to_tensors(saved, self.layout),
             iteration=saved[0],
             recipe=json.dumps(self.config),
             maximize=self.experiment.task.maximize,
@@ -289,6 +266,22 @@ class Run:
             replace(self.path / name, text.encode(), new=new)
         except FileExistsError:
             raise ValueError(f"{self.path} already holds a run") from None
+
+
+def run_folder(run: str | Path | None, name: str, *, kind: str = "") -> Path:
+    """The folder that is given for a run; if none is, a new one under `runs/`.
+
+    Raises:
+        ValueError: the path is none, or the name would lead out of `runs/`.
+    """
+    if run is not None:
+        if not str(run).strip() or "\0" in str(run):
+            raise ValueError(f"run={str(run)!r}: must be a folder")
+        return Path(run).absolute()
+    if not name or set(name) & set("/\\\0\n") or name in (".", ".."):
+        raise ValueError(f"name={name!r}: must be the name of a folder, not a path")
+    stamp = f"{datetime.now():%Y%m%d-%H%M%S-%f}"[:-3]
+    return Path("runs", f"{kind}{name}-{stamp}").absolute()
 
 
 def refuse_used(path: Path) -> None:

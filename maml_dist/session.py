@@ -3,14 +3,13 @@
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from maml_dist.check import check, decide, refuse_idle
 from maml_dist.core.params import flatten
 from maml_dist.experiment import compose, override, user_modules
-from maml_dist.run import Run, refuse_used
+from maml_dist.run import Run, refuse_used, run_folder
 from maml_dist.runtime.launch import InProcess, OnRay
 from maml_dist.train import train
 from maml_dist.validation import Row
@@ -86,8 +85,7 @@ def prepare(
             raise ValueError(f"{key}={config[key]!r}: must be a folder or a URI, or null")
         if config[key] is not None and "://" not in config[key]:
             config[key] = str(Path(config[key]).absolute())
-    stamp = f"{datetime.now():%Y%m%d-%H%M%S-%f}"[:-3]
-    folder = Path(run or Path("runs") / f"{config['name']}-{stamp}").absolute()
+    folder = run_folder(run, config["name"])
     refuse_used(folder)
     new = Run(folder, config)
     if new.checkpoints.last is not None:

@@ -9,7 +9,6 @@ import logging
 import math
 import os
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -41,12 +40,11 @@ def search(plan: Search, *, run: str | Path | None = None, address: str | None =
     import yaml
 
     from maml_dist.experiment import compose
-    from maml_dist.run import refuse_used
+    from maml_dist.run import refuse_used, run_folder
     from maml_dist.runtime.launch import OnRay
 
     config = compose(plan.recipe, plan.settings)
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    folder = Path(run or Path("runs") / f"tune-{config['name']}-{stamp}").absolute()
+    folder = run_folder(run, config["name"], kind="tune-")
     refuse_used(folder)
     if (folder / "tune").exists():
         raise ValueError(f"{folder} already holds a search")

@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
+from functools import lru_cache
 from pathlib import Path
 
 from safetensors.torch import save
@@ -278,5 +279,6 @@ def _place(path: str) -> tuple[Folder, str]:
     return folder, name
 
 
+@lru_cache  # once a process: a run is opened several times
 def _say(text: str) -> None:
     print(text, file=sys.stderr)

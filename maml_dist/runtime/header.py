@@ -42,6 +42,11 @@ class Kind(NamedTuple):
         return f"{str(self.dtype).removeprefix('torch.')} {list(self.shape)}"
 
 
+def kinds_of(tensors: Mapping[str, Tensor]) -> dict[str, Kind]:
+    """What each tensor is, by name."""
+    return {name: Kind.of(value) for name, value in tensors.items()}
+
+
 @dataclass(frozen=True)
 class Metadata:
     """What we write of a checkpoint beside its tensors; what 0.1.0 did not write is None."""

@@ -4,6 +4,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,16 @@ def read(path: Path) -> list[dict[str, Any]]:
         else:
             rows.append(row)
     return rows
+
+
+def scores(rows: Iterable[dict[str, Any]]) -> dict[int, float | None]:
+    """Of the iterations that were validated, the score by which checkpoints are judged."""
+    return {
+        row["iteration"]: score
+        for row in rows
+        for name, score in row.items()
+        if name.startswith("val/") and name.endswith("/path")
+    }
 
 
 def _progress(start: int, total: int, *, quiet: bool) -> Any:
