@@ -95,7 +95,7 @@ class Run:
     def _built(self) -> tuple[Experiment, Held]:
         """The experiment, and what is fixed of its model: as it was in training, or for `init`."""
         init = self.config["init"]
-        if (self.path / "recipe.yaml").exists() and self.checkpoints.last is not None:
+        if Path(self.path, "recipe.yaml").exists() and self.checkpoints.last is not None:
             return restored(self.config, self.checkpoints)
         return started(self.config, Run.open(init)._built[1] if init else None)
 

@@ -110,16 +110,13 @@ def replace(path: Path, content: bytes, *, part: str | None = None, new: bool = 
     """
     partial = path.with_name(part or f"{path.name}.{os.getpid()}.part")
     try:
-        partial.unlink(missing_ok=True)  # of one that was killed
-        with partial.open("xb") as file:  # x: never through a link
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        _move(partial, path, new=new)
-    except FileExistsError:
-        raise
-    except OSError as error:
-        raise type(error)(error.errno, error.strerror or str(error), str(path)) from error
+        with naming(path):
+            partial.unlink(missing_ok=True)  # of one that was killed
+            with partial.open("xb") as file:  # x: never through a link
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            _move(partial, path, new=new)
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
@@ -158,6 +155,15 @@ def read_bounded(path: Path, *, most: int) -> bytes:
     if found.st_size > most:
         raise ValueError(f"{path} has {found.st_size:,} bytes: must be {most:,} at the most")
     return path.read_bytes()
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Inside, an OSError of writing says the path."""
+    try:
+        yield
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror or str(error), str(path)) from error
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from maml_dist.core.schema import from_json
-from maml_dist.runtime.folder import Folder, made
+from maml_dist.runtime.folder import Folder, made, naming
 
 NAME = "driver.lock"
 MOST = 10_000  # bytes
@@ -108,8 +108,9 @@ def _claim(folder: Folder, held: int | None, mine: Owner) -> None:
     if held is None:
         folder.write(NAME, content)
     else:  # in place: the lock is on this very file
-        os.ftruncate(held, 0)
-        os.pwrite(held, content, 0)
+        with naming(Path(folder.path, NAME)):
+            os.ftruncate(held, 0)
+            os.pwrite(held, content, 0)
 
 
 def _owner(folder: Folder) -> Owner | None:

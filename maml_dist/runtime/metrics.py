@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from maml_dist.core.schema import from_json
-from maml_dist.runtime.folder import read_bounded, replace
+from maml_dist.runtime.events import Events
+from maml_dist.runtime.folder import naming, read_bounded, replace
 
 FLUSH_EVERY = 1.0  # seconds
 METRICS_BYTES = 2_000_000_000  # at the most
@@ -22,35 +23,42 @@ class Metrics:
     """Where the numbers of a run go. Rows after `start` (of a run that was killed) are dropped."""
 
     def __init__(self, folder: Path, *, start: int, total: int, quiet: bool = False) -> None:
-        from tensorboardX import SummaryWriter
-
         self._path = folder / "metrics.jsonl"
         kept = [row for row in read(self._path) if row["iteration"] <= start]
         replace(self._path, "".join(json.dumps(row) + "\n" for row in kept).encode())
         self._file = self._path.open("a")
-        self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
+        self._events = Events(folder / "tensorboard", start=start + 1)
         self._flushed = time.monotonic()
         self._progress = _progress(start, total, quiet=quiet)
 
     def log(self, row: dict[str, Any]) -> None:
-        """One flat row; its `iteration` says when."""
+        """One flat row; its `iteration` says when.
+
+        Raises:
+            OSError: it cannot be written; names the path.
+        """
         numbers = {name: value if _is_sound(value) else None for name, value in row.items()}
-        self._file.write(json.dumps(numbers) + "\n")  # JSON has no infinity
+        with naming(self._path):
+            self._file.write(json.dumps(numbers) + "\n")  # JSON has no infinity
         for name, value in numbers.items():
             if name != "iteration" and not isinstance(value, str | None):
-                self._events.add_scalar(name, value, row["iteration"])
+                self._events.add(name, value, row["iteration"])
         now = time.monotonic()
         validated = any(name.startswith("val/") for name in row)  # its checkpoint comes next
         if validated or now - self._flushed > FLUSH_EVERY:
-            self._file.flush()
+            with naming(self._path):
+                self._file.flush()
             self._flushed = now
         self._progress.show(row)
 
     def close(self) -> None:
         """Flush everything."""
         self._progress.close()
-        self._file.close()
-        self._events.close()
+        try:
+            with naming(self._path):
+                self._file.close()
+        finally:
+            self._events.close()
 
 
 def _is_sound(value: Any) -> bool:
@@ -90,7 +98,7 @@ def scores(rows: Iterable[dict[str, Any]]) -> dict[int, float | None]:
         row["iteration"]: score
         for row in rows
         for name, score in row.items()
-        if name.startswith("val/") and name.endswith("/path")
+        if name.startswith("val/") and name.endswith("/path") and not isinstance(score, str)
     }
 
 
