@@ -71,10 +71,11 @@ def read(path: Path, *, dataset: str) -> dict[str, np.ndarray]:
         # Not closed here: the views keep the map open.
         reader = pa.ipc.open_file(pa.memory_map(str(path)))
         header: Header = from_json((reader.schema.metadata or {})[_KEY], Header, "its header")
-        size = math.prod(header["shape"])
         if min(header["shape"], default=0) < 1 or len(set(header["names"])) < len(header["names"]):
             raise ValueError("its header names no shape of examples, or a class twice")
-        if reader.schema.types != [pa.list_(pa.uint8(), size)]:
+        (kind,) = reader.schema.types
+        size = math.prod(header["shape"])
+        if not pa.types.is_fixed_size_list(kind) or kind.list_size != size:
             raise ValueError(f"it does not hold examples of {header['shape']}")
         views = [_mapped(reader.get_batch(i), path) for i in range(reader.num_record_batches)]
         return {
@@ -90,7 +91,9 @@ def read(path: Path, *, dataset: str) -> dict[str, np.ndarray]:
 def _mapped(batch: pa.RecordBatch, path: Path) -> np.ndarray:
     """The examples of a class, where they lie in the file: every process would unpack its own."""
     column = batch.column(0)
-    if column.null_count or batch.nbytes > path.stat().st_size:
-        raise ValueError("a class is compressed, or has gaps")
+    if column.null_count or column.type.value_type != pa.uint8():
+        raise ValueError("a class has gaps, or other numbers than bytes")
+    if batch.nbytes > path.stat().st_size:
+        raise ValueError("a class is compressed")
     examples: np.ndarray = column.flatten().to_numpy()
     return examples
