@@ -90,6 +90,7 @@ def read(path: Path, *, dataset: str) -> dict[str, np.ndarray]:
 
 def _mapped(batch: pa.RecordBatch, path: Path) -> np.ndarray:
     """The examples of a class, where they lie in the file: every process would unpack its own."""
+    batch.validate()  # that its buffers are as long as it says
     column = batch.column(0)
     if column.null_count or column.type.value_type != pa.uint8():
         raise ValueError("a class has gaps, or other numbers than bytes")
