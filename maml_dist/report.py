@@ -2,6 +2,7 @@
 
 import argparse
 import base64
+import io
 import os
 import shlex
 import sys
@@ -41,6 +42,7 @@ def report(run: "Run", compare: Sequence["Run"] = ()) -> Path:
     from maml_dist.figures import steps, training, validation
     from maml_dist.films import films
     from maml_dist.runtime.blame import blamed
+    from maml_dist.runtime.folder import replace
     from maml_dist.walks import walks
 
     drawn = _drawn([run, *compare])
@@ -55,13 +57,14 @@ def report(run: "Run", compare: Sequence["Run"] = ()) -> Path:
             failed.append(f"the picture {draw.__name__} cannot be drawn: {error}")
             continue
         if picture:
-            file = folder / f"{picture.name}.png"
-            picture.figure.savefig(file, dpi=DPI)
+            png = io.BytesIO()
+            picture.figure.savefig(png, dpi=DPI)
+            replace(folder / f"{picture.name}.png", png.getvalue())
             pictures.append(
                 {
                     "caption": picture.caption,
                     "width": round(96 * picture.figure.get_figwidth()),  # CSS pixels
-                    "data": base64.b64encode(file.read_bytes()).decode(),
+                    "data": base64.b64encode(png.getvalue()).decode(),
                 }
             )
     page = run.path / "report.html"

@@ -18,6 +18,7 @@ from maml_dist.runtime import launch
 from maml_dist.runtime.folder import Folder
 from maml_dist.runtime.header import read_tensors
 from maml_dist.runtime.lock import locked
+from maml_dist.runtime.metrics import Metrics
 from maml_dist.tasks.sinusoid import Sinusoid
 
 SMALL = {"iterations": 4, "checkpoint_every": 2, "log_every": 1, "meta_batch": 2, "local": True}
@@ -441,6 +442,28 @@ def test_a_picture_that_fails_is_named_and_the_others_are_drawn(run, monkeypatch
     assert f"the picture {part} cannot be drawn: RuntimeError: no ink" in said
     assert len(list((run.path / "figures").iterdir())) == 3
     assert (run.path / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("evaluation.json", "report.html", "metrics.jsonl", "figures/steps.png"),
+        *("checkpoints/index.json.part", "checkpoints/00000006.safetensors"),
+    ],
+)
+def test_nothing_is_written_through_a_link_that_a_stranger_left(run, tmp_path, name):
+    victim, link = tmp_path / "victim", run.path / name
+    victim.write_text("mine")
+    link.parent.mkdir(exist_ok=True)
+    link.unlink(missing_ok=True)
+    link.symlink_to(victim)
+    if name.startswith("checkpoints"):
+        maml_dist.meta_train(resume=run.path, iterations=6, local=True, progress=False)
+    else:
+        Metrics(run.path, start=4, total=6, quiet=True).close()
+        report.report(run)
+    run.evaluate()
+    assert victim.read_text() == "mine"
 
 
 def test_a_run_whose_report_fails_is_kept(tmp_path, monkeypatch, capsys):
