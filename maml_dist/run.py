@@ -24,6 +24,7 @@ from maml_dist.runtime import metrics
 from maml_dist.runtime.checkpoint import Checkpoints, Entry
 from maml_dist.runtime.server import Saved
 from maml_dist.runtime.work import Work
+from maml_dist.trust import Trust, allow
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,18 @@ class Run:
     config: Config
 
     @classmethod
-    def open(cls, path: str | Path) -> "Run":
+    def open(cls, path: str | Path, *, trust: Trust = ()) -> "Run":
         """An existing run; nothing in it is executed.
+
+        Args:
+            path: the run's folder.
+            trust: folders whose modules its objects may be of, or files in them. What the run
+                itself names is not loaded unless it is trusted.
 
         Raises:
             ValueError: the folder is not a run.
         """
+        allow(trust)
         path = Path(path).absolute()
         if not (path / "recipe.yaml").is_file():
             raise ValueError(f"{path} is not a run: it holds no recipe.yaml")

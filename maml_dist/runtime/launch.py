@@ -9,7 +9,6 @@ import os
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -97,7 +96,7 @@ class InProcess:
         *,
         outer: Outer,
         resources: Resources,
-        modules: Sequence[str] = (),
+        modules: object = None,
     ) -> Crew:
         """The actors; they compute with as many threads as a shard on Ray."""
         torch.set_num_threads(max(1, int(resources.cpus)))
@@ -183,9 +182,9 @@ class OnRay:
         *,
         outer: Outer,
         resources: Resources,
-        modules: Sequence[str] = (),
+        modules: object = None,
     ) -> Crew:
-        """The actors, all of them up; `modules`, the user's own, travel along by value.
+        """The actors, all of them up; `modules`, the user's own, are unpickled before the rest.
 
         Raises:
             ValueError: the cluster has no room for the actors.
@@ -193,9 +192,7 @@ class OnRay:
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        for module in modules:
-            ray.cloudpickle.register_pickle_by_value(import_module(module))
-        shared = ray.put(work)
+        shared = ray.put(_With(modules, work))
         # A shard can always compute its part again: a lost one is restarted, its call repeated.
         shard_actor = ray.remote(RayShard).options(
             num_cpus=resources.cpus,
@@ -227,7 +224,7 @@ class OnRay:
         server = (
             ray.remote(ParameterServer)
             .options(num_cpus=0, scheduling_strategy=beside)
-            .remote(meta, outer, learned=work.learned)
+            .remote(meta, _With(modules, outer), learned=work.learned)
         )
         rolling = [worker for own in workers for worker in own]
         actors: list[Any] = [*shards, *rolling, server]
@@ -248,6 +245,20 @@ class OnRay:
             )
         _get(pings)
         return Crew(shards, server, _get, close, rolling)
+
+
+class _With:
+    """Arrives as `value`, after `modules`, which make it possible to unpickle that."""
+
+    def __init__(self, modules: object, value: object) -> None:
+        self._both = modules, value
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _second, self._both
+
+
+def _second(modules: object, value: object) -> object:
+    return value
 
 
 def _get(references: Any) -> Any:
