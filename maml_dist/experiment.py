@@ -26,7 +26,14 @@ from maml_dist.core.engine import Engine
 from maml_dist.core.learner import Learner
 from maml_dist.core.outer import Outer
 from maml_dist.core.source import TaskSource
-from maml_dist.explained import Parser, class_named, explained, noted, unknown_name
+from maml_dist.explained import (
+    Parser,
+    class_named,
+    explained,
+    noted,
+    raise_refused,
+    unknown_name,
+)
 from maml_dist.recipe import Config, nearest, read_recipe
 from maml_dist.runtime.launch import Asked
 from maml_dist.trust import Names
@@ -158,6 +165,7 @@ def build(config: Config) -> Experiment:
     with explained(Experiment, names), torch.random.fork_rng(devices=[]):
         parser = _parser()
         namespace = parser.parse_object(config)
+        raise_refused()
         torch.manual_seed(namespace.seed)
         made = parser.instantiate(namespace, instantiators=[(_maker(names), object, True)])
         experiment = Experiment(**vars(made))

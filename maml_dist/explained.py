@@ -34,9 +34,9 @@ def explained(root: type, names: Names) -> Iterator[None]:
         tokens = _names.set(names), _refused.set([])
         try:
             yield
-            _raise_refused()  # what jsonargparse has passed over
+            raise_refused()
         except ArgumentError as error:
-            _raise_refused()
+            raise_refused()
             raise ValueError(spelled(_one_line(error.message, root))) from None
         finally:
             _names.reset(tokens[0])
@@ -45,7 +45,8 @@ def explained(root: type, names: Names) -> Iterator[None]:
                 set_parsing_settings(unset_sentinel=False)
 
 
-def _raise_refused() -> None:
+def raise_refused() -> None:
+    """Inside `explained`: raise what was refused, which jsonargparse may have passed over."""
     for error in _refused.get():
         raise error from error.__cause__
 

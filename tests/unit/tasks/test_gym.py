@@ -1,5 +1,6 @@
 """Environments that hand out tasks: the convention, the masks, the purity and the errors."""
 
+import inspect
 import pickle
 import random
 import sys
@@ -267,6 +268,10 @@ def test_a_trained_policy_adapts_in_the_environment_and_is_reported(
     small |= {"test_steps": 1, "episodes": 2, "horizon": 4, "local": True, "progress": False}
     small |= {"running": "eager"}
     env, sizes = f"worlds.{world.__name__}", {"observations": observations, "actions": 2}
+    (tmp_path / "worlds.py").write_text(
+        "import random\nimport gymnasium\nimport numpy as np\n"
+        f"from gymnasium.spaces import Box, Dict, Discrete\n{inspect.getsource(world)}"
+    )
     recipe = {
         "task": {"class_path": "maml_dist.tasks.gym.GymTasks", "init_args": {"env": env}},
         "model": {"class_path": f"maml_dist.models.{model}", "init_args": sizes},
