@@ -235,4 +235,4 @@ def _sibling(root: str, top: str) -> str | None:
     return None if loose is None or PathFinder.find_spec(top) is not None else loose
 
 
-sys.meta_path.append(_Finder())
+sys.meta_path.insert(0, _Finder())  # before that of Python, whose loader knows no siblings
