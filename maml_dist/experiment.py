@@ -8,7 +8,6 @@ want a second, structured copy of every constructor.)
 import copy
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -212,8 +211,7 @@ def _find_environment(task: Config, names: Names) -> None:
     """Where the environment is that the caller typed: its folder is one of the recipe's then."""
     with_modules = getattr(class_named(task["class_path"]), "with_modules", None)
     if with_modules:
-        with suppress(ModuleNotFoundError):  # which is said when it is made
-            with_modules(task["init_args"], names.path)
+        with_modules(task["init_args"], names.path)
 
 
 def _import_rooms() -> None:

@@ -38,6 +38,10 @@ def explained(root: type, names: Names) -> Iterator[None]:
         except ArgumentError as error:
             raise_refused()
             raise ValueError(spelled(_one_line(error.message, root))) from None
+        except ValueError as error:
+            if spelled(str(error)) == str(error):
+                raise
+            raise ValueError(spelled(str(error))) from error
         finally:
             _names.reset(tokens[0])
             _refused.reset(tokens[1])
