@@ -211,7 +211,7 @@ def _find_environment(task: Config, names: Names) -> None:
     """Where the environment is that the caller typed: its folder is one of the recipe's then."""
     with_modules = getattr(class_named(task["class_path"]), "with_modules", None)
     if with_modules:
-        with_modules(task["init_args"], names.path)
+        with_modules(task.get("init_args", {}), names.path)
 
 
 def _import_rooms() -> None:

@@ -159,7 +159,8 @@ def _one_line(message: str, root: type) -> str:
     lines = [line.strip() for line in message.splitlines()]
     said = [line for line in lines if not re.match(r"[Pp]arser key|Problem with given", line)]
     text = " ".join(said).replace("<class '", "").replace("'>", "").replace("typing.", "")
-    if absent := re.search(r"module '([^']+)' has no attribute '([^']+)'", text):
+    absent = re.search(r"module '([^']+)' has no attribute '([^']+)'", text)
+    if absent and absent.group(1) in sys.modules:
         text += nearest(absent.group(2), list(vars(sys.modules[absent.group(1)])))
     return f"{where}: {text}" if where else text
 

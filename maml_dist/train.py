@@ -282,7 +282,7 @@ def _conclude(run: "Run") -> int:
     from maml_dist.trust import flags
 
     if not run.finished:
-        trusted = flags(run.config)
+        trusted = flags(run.config["code"])
         print(f"stopped at iteration {_reached(run)}; go on with --resume {run.path}{trusted}")
         return 130
     show(run.evaluate(), run.experiment.published)

@@ -9,6 +9,7 @@ import. Never because a run says so, nor because a module is loaded already.
 
 import importlib.util
 import os
+import shlex
 import site
 import sys
 import sysconfig
@@ -18,7 +19,6 @@ from functools import cache
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from maml_dist import user_code
 from maml_dist.user_code import OwnCodeError, find, folder_of, load
@@ -53,9 +53,10 @@ def own(folder: str | Path) -> None:
     _trusted.add(str(Path(folder).resolve()))
 
 
-def flags(config: dict[str, Any]) -> str:
-    """What a command on a run with this configuration must say to use its modules."""
-    return "".join(f" --trust {folder}" for folder in config["code"])
+def flags(code: Iterable[str]) -> str:
+    """What a command must say to use the modules of those folders that this process has used."""
+    used = [f for f in code if any(m.startswith(f"{user_code.package(f)}.") for m in sys.modules)]
+    return "".join(f" --trust {shlex.quote(folder)}" for folder in used)
 
 
 @dataclass
@@ -86,6 +87,8 @@ class Names:
 
     def path(self, name: str) -> str:
         """The name by which it is imported; nothing is executed. Raises as `module` does."""
+        if not all(part.isidentifier() for part in name.split(".")):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
         folder = folder_of(name)
         if folder is not None:
             if str(folder) not in _trusted:

@@ -204,7 +204,7 @@ def test_an_id_that_it_does_not_register_is_said_as_it_was_named(tmp_path):
     (tmp_path / "ids.py").write_text("")
     task = {"class_path": "maml_dist.tasks.gym.GymTasks", "init_args": {"env": "ids:Mine"}}
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump({**compose("navigation"), "task": task}))
-    with pytest.raises(ValueError, match="^task.env=ids:Mine: No registered env with id: Mine$"):
+    with pytest.raises(ValueError, match="^task.env=ids:Mine: [^_]*Mine"):
         build(compose(tmp_path / "mine.yaml"))
 
 
