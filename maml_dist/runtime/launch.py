@@ -7,8 +7,11 @@ both; in this process the call runs at once and its result stands in for the ref
 import math
 import os
 import socket
+import sys
+import sysconfig
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -153,12 +156,12 @@ class OnRay:
             cores, devices = os.cpu_count() or 1, torch.cuda.device_count()
             resources = _decide(asked, shards, cores=cores, devices=devices, most=most)
             declared = max(cores, math.ceil(resources.all_cpus))
-            ray.init(address="local", num_cpus=declared, include_dashboard=False, **QUIET)
+            ray.init(address="local", num_cpus=declared, include_dashboard=False, **_job(), **QUIET)
             return resources
         if not self._joined:
             _must_answer(self._address)
             try:
-                ray.init(address=self._address, **QUIET)
+                ray.init(address=self._address, **_job(), **QUIET)
             except (ConnectionError, RuntimeError) as error:
                 raise ValueError(f"no Ray cluster at {self._address}: {error}") from None
         here = ray.get_runtime_context().gcs_address
@@ -245,6 +248,24 @@ class OnRay:
             )
         _get(pings)
         return Crew(shards, server, _get, close, rolling)
+
+
+def _job() -> dict[str, Any]:
+    """Options of `ray.init` by which actors import from where this process does.
+
+    By itself Ray puts the working directory first for them, whose files may hide others: those
+    that came with a stranger's run, say.
+    """
+    from ray.job_config import JobConfig
+
+    if {"", os.getcwd()} & {*sys.path}:
+        return {}
+    job = JobConfig()
+    job._client_job = True  # for which Ray leaves the path alone
+    here = str(Path(__file__).parents[2])
+    if here not in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):
+        job._py_driver_sys_path = [here]  # a checkout
+    return {"job_config": job}
 
 
 class _With:

@@ -170,7 +170,9 @@ def test_a_killed_driver_resumes_to_the_same_bits(tmp_path, command, local, dela
     assert np.array_equal(weights(run), local[2])
 
 
-def test_ctrl_c_leaves_a_checkpoint(tmp_path, command):
+def test_ctrl_c_leaves_a_checkpoint_and_the_working_directory_hides_nothing(tmp_path, command):
+    for name in ("torch", "typing", "random"):  # from the command, and from the actors
+        (tmp_path / f"{name}.py").write_text("raise RuntimeError('not this one')")
     driver = command("train", "sinusoid", "iterations=1000000", "--run", "run", "shards=1")
     metrics = tmp_path / "run" / "metrics.jsonl"
     deadline = time.monotonic() + 60

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import subprocess
 import sys
 from types import ModuleType
 
@@ -273,6 +274,16 @@ def test_an_installed_module_that_another_hides_is_not_taken(strangers, mark, mo
     monkeypatch.setattr(sys, "path", [str(run), str(site), *sys.path])
     with pytest.raises(ValueError, match="is refused"):
         maml_dist.load(run)
+    assert not mark.exists()
+
+
+def test_a_command_imports_nothing_from_where_it_is_started(strangers, mark):
+    run = strangers()
+    for name in ("torch", "typing", "random", "statistics", "evil"):
+        (run / f"{name}.py").write_text(EVIL.format(mark=str(mark)))
+    words = [sys.executable, "-m", "maml_dist.evaluate", ".", "--json"]
+    done = subprocess.run(words, cwd=run, capture_output=True, text=True)
+    assert done.returncode == 0 and '"recipe": "sinusoid"' in done.stdout, done.stderr
     assert not mark.exists()
 
 
