@@ -243,11 +243,11 @@ RAISES = {
     "assert not 1": "AssertionError",
     "None.legs": "AttributeError: 'NoneType' object has no attribute 'legs'",
 }
-WHERE = ["import", "sibling", "constructor", "sibling's function"]
+WHERE = [(raises, where) for raises in RAISES for where in ("import", "constructor")]
+WHERE += [("1 / 0", "sibling"), ("raise SystemExit(0)", "sibling"), ("1 / 0", "its function")]
 
 
-@pytest.mark.parametrize("where", WHERE)
-@pytest.mark.parametrize("raises", RAISES)
+@pytest.mark.parametrize(("raises", "where"), WHERE)
 def test_what_ones_own_module_raises_is_one_line_with_file_and_line(
     tmp_path, monkeypatch, capsys, raises, where
 ):
