@@ -14,6 +14,7 @@ from maml_dist.core.objective import Objective, broadcasting_refused, running_st
 from maml_dist.core.params import Params
 from maml_dist.core.source import TaskSource
 from maml_dist.run import Run
+from maml_dist.trust import Trust
 
 
 class Adaptable(nn.Module):
@@ -81,7 +82,7 @@ class Adaptable(nn.Module):
         return {name: at_step(rows, k) for name, rows in self._kept.items()}
 
 
-def load(run: str | Path, *, checkpoint: str = "best") -> Adaptable:
+def load(run: str | Path, *, checkpoint: str = "best", trust: Trust = ()) -> Adaptable:
     """The meta-learned model of a run: the user's own module, with `adapt` beside its methods.
 
     Batch norm normalises with the batch that it is given, as in training.
@@ -89,11 +90,13 @@ def load(run: str | Path, *, checkpoint: str = "best") -> Adaptable:
     Args:
         run: the run's folder.
         checkpoint: "best", "last" or a checkpoint file.
+        trust: folders whose modules the run may use, or files in them: where its model's class
+            is, say. Not needed in the process that has trained it.
 
     Raises:
-        ValueError: the folder is no run, or has no such checkpoint.
+        ValueError: the folder is no run, has no such checkpoint, or names what is not trusted.
     """
-    opened = Run.open(run)
+    opened = Run.open(run, trust=trust)
     weights, entry = opened.weights(checkpoint)
     experiment = opened.experiment
     model: Any = experiment.model

@@ -1,5 +1,6 @@
 """How every command ends: a user's mistake is one line on stderr and exit status 2."""
 
+import argparse
 import sys
 from collections.abc import Callable
 
@@ -8,6 +9,17 @@ def fail(message: object, *, status: int) -> int:
     """Print one error line; returns the exit status."""
     print("error:", " ".join(str(message).split()), file=sys.stderr)
     return status
+
+
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """Add `--trust PATH`, which may be given several times."""
+    parser.add_argument(
+        "--trust",
+        metavar="PATH",
+        action="append",
+        default=[],
+        help="a folder of your own (or a file in it) whose modules may be loaded; repeatable",
+    )
 
 
 def guarded(main: Callable[[list[str]], int]) -> int:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
-from maml_dist.command import guarded
+from maml_dist.command import add_trust, guarded
 
 if TYPE_CHECKING:
     import numpy as np
@@ -180,12 +180,13 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--tasks", type=int, metavar="N", help="tasks (default: the recipe's)")
     parser.add_argument("--steps", type=int, metavar="M", help="steps (default: the recipe's)")
     parser.add_argument("--checkpoint", default="best", help="best (default), last or a file")
+    add_trust(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
     options = parser.parse_args(arguments)
 
     from maml_dist.run import Run
 
-    run = Run.open(options.run)
+    run = Run.open(options.run, trust=options.trust)
     evaluation = run.evaluate(
         split=options.split, tasks=options.tasks, steps=options.steps, checkpoint=options.checkpoint
     )

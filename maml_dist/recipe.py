@@ -1,13 +1,14 @@
 """Recipes as plain data: the YAML files that ship with the package, and the user's own."""
 
 import difflib
-import sys
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from maml_dist.trust import Names, own
 
 Config = dict[str, Any]
 
@@ -37,17 +38,22 @@ def read_yaml(path: str | Path) -> Config:
 
 
 def read_recipe(recipe: str | Path) -> Config:
-    """The content of a recipe, by name or by file; a file's folder joins the import path.
+    """The content of a recipe, by name or by file.
+
+    A file is the caller's own: its folder, and the folders that it names in `code:` (from there),
+    are where its class paths lead, and are trusted from now on.
 
     Raises:
         ValueError: there is no such recipe, or its file is not plain YAML.
     """
     path = Path(recipe)
     if path.suffix in (".yaml", ".yml"):
-        folder = str(path.resolve().parent)
-        if folder not in sys.path:
-            sys.path.append(folder)
-        return read_yaml(path)
+        content, here = read_yaml(path), path.resolve().parent
+        code = Names(content.get("code") or ()).code
+        folders = [here, *((here / Path(folder).expanduser()).resolve() for folder in code)]
+        for folder in folders:
+            own(folder)
+        return {**content, "code": list(dict.fromkeys(map(str, folders)))}
     file = str(resources.files("maml_dist") / "recipes" / f"{recipe}.yaml")
     if not Path(file).exists():
         raise ValueError(

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maml_dist.command import guarded
+from maml_dist.command import add_trust, guarded
 from maml_dist.evaluate import read, score_text
 
 if TYPE_CHECKING:
@@ -170,11 +170,13 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--compare", metavar="RUN", type=Path, nargs="+", default=[], help="runs to draw beside it"
     )
+    add_trust(parser)
     options = parser.parse_args(arguments)
 
     from maml_dist.run import Run
 
-    print(report(Run.open(options.run), [Run.open(path) for path in options.compare]))
+    run = Run.open(options.run, trust=options.trust)
+    print(report(run, [Run.open(path) for path in options.compare]))
     return 0
 
 

@@ -36,6 +36,7 @@ from maml_dist.runtime.lock import locked
 from maml_dist.runtime.server import ParameterServer, Saved
 from maml_dist.runtime.state import to_saved, to_tensors
 from maml_dist.runtime.work import Work
+from maml_dist.trust import Trust, allow
 
 
 @dataclass(frozen=True)
@@ -46,12 +47,18 @@ class Run:
     config: Config
 
     @classmethod
-    def open(cls, path: str | Path) -> "Run":
+    def open(cls, path: str | Path, *, trust: Trust = ()) -> "Run":
         """An existing run; nothing in it is executed.
+
+        Args:
+            path: the run's folder.
+            trust: folders whose modules its objects may be of, or files in them. What the run
+                itself names is not loaded unless it is trusted.
 
         Raises:
             ValueError: the folder is not a run, or its recipe.yaml not one of a run.
         """
+        allow(trust)
         path = Path(path).absolute()
         recipe = path / "recipe.yaml"
         if not recipe.is_file():

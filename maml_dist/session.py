@@ -8,10 +8,12 @@ from typing import Any
 
 from maml_dist.check import check, decide, refuse_idle
 from maml_dist.core.params import flatten
-from maml_dist.experiment import compose, override, user_modules
+from maml_dist.experiment import compose, override
 from maml_dist.run import Run, refuse_used, run_folder
 from maml_dist.runtime.launch import InProcess, OnRay
 from maml_dist.train import train
+from maml_dist.trust import Trust, allow
+from maml_dist.user_code import Sources
 from maml_dist.validation import Row
 
 # What a resumed run may change: the last line changes rounding, the others no bits.
@@ -31,6 +33,7 @@ def meta_train(
     local: bool = False,
     progress: bool = True,
     on_validation: Callable[[Row], None] = lambda row: None,
+    trust: Trust = (),
     **overrides: Any,
 ) -> Run:
     """Meta-train a recipe, on Ray or in this process.
@@ -43,17 +46,20 @@ def meta_train(
         local: the same classes in this process, without Ray.
         progress: show a progress line.
         on_validation: called with each row of metrics that holds a validation.
+        trust: folders whose modules may be loaded, or files in them; beside those of `recipe`,
+            where it is a file, and of class paths among the overrides.
         overrides: keys of the recipe, as `alpha=0.1` or `**{"learner.alpha": 0.1}`.
 
     Returns:
         The run, trained; an interrupted one ends at a checkpoint.
 
     Raises:
-        ValueError: a key, value, file or address is wrong, or the machines do not suffice.
+        ValueError: a key, value, file or address is wrong, what a run names is not trusted, or the
+            machines do not suffice.
         OSError: the run's folder cannot be written.
         FloatingPointError: a meta-gradient is not finite; names the tasks.
     """
-    prepared = prepare(recipe, overrides, run=run, resume=resume)
+    prepared = prepare(recipe, overrides, run=run, resume=resume, trust=trust)
     return execute(
         prepared, address=address, local=local, progress=progress, on_validation=on_validation
     )
@@ -65,8 +71,10 @@ def prepare(
     *,
     run: str | Path | None = None,
     resume: str | Path | None = None,
+    trust: Trust = (),
 ) -> Run:
     """The run to do, or to go on with; nothing is written yet. Raises as `meta_train` does."""
+    allow(trust)
     if resume is not None:
         if run is not None:
             raise ValueError(
@@ -136,7 +144,7 @@ def execute(
             flatten(run.initial).numpy(),
             outer=run.experiment.outer,
             resources=resources,
-            modules=user_modules(run.config),
+            modules=Sources(),
         )
         held.callback(crew.close)
         if not resumed:  # a start that fails before this leaves nothing behind

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from maml_dist.command import guarded
+from maml_dist.command import add_trust, guarded
 from maml_dist.runtime.memory import sparing
 from maml_dist.validation import Row, due, keep
 
@@ -217,6 +217,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--resume", metavar="DIR", help="go on with a run; iterations=N extends it")
     parser.add_argument("--address", help="a Ray cluster (default: RAY_ADDRESS, else a local Ray)")
     parser.add_argument("--local", action="store_true", help="all in this process, without Ray")
+    add_trust(parser)
     parser.add_argument("--list", action="store_true", help="list the recipes and leave")
     parser.add_argument(
         "--print-config", action="store_true", help="print the configuration, leave"
@@ -238,7 +239,13 @@ def main(arguments: list[str]) -> int:
         raise ValueError("--local uses no cluster, --address names one: give one of them")
     if options.resume and (recipe or options.run):
         raise ValueError("--resume goes on with a run as it is: no RECIPE and no --run beside it")
-    before = prepare(recipe or "sinusoid", overrides, run=options.run, resume=options.resume)
+    before = prepare(
+        recipe or "sinusoid",
+        overrides,
+        run=options.run,
+        resume=options.resume,
+        trust=options.trust,
+    )
     if options.print_config:
         import yaml
 
@@ -254,9 +261,11 @@ def _conclude(run: "Run") -> int:
     """Evaluate a run and draw it; an interrupted one says how to go on."""
     from maml_dist.evaluate import show
     from maml_dist.report import report
+    from maml_dist.trust import flags
 
     if not run.finished:
-        print(f"stopped at iteration {_reached(run)}; go on with --resume {run.path}")
+        trusted = flags(run.config["code"])
+        print(f"stopped at iteration {_reached(run)}; go on with --resume {run.path}{trusted}")
         return 130
     try:
         show(run.evaluate(), run.experiment.published)

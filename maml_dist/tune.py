@@ -14,9 +14,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maml_dist.command import fail, guarded
+from maml_dist.command import add_trust, fail, guarded
 from maml_dist.recipe import Config, parse_overrides
 from maml_dist.search import Search, Trial, ends, read, show
+from maml_dist.trust import allow, own
 
 if TYPE_CHECKING:
     from maml_dist.experiment import Experiment
@@ -178,6 +179,8 @@ def _trainable(
         from maml_dist.experiment import override
         from maml_dist.session import meta_train
 
+        for trusted in config["code"]:  # by the process of the search
+            own(trusted)
         here = folder / tune.get_context().get_trial_id()
         here.mkdir(parents=True, exist_ok=True)
         recipe = here / "trial.yaml"
@@ -243,7 +246,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("words", nargs="*", metavar="key=value", help="changes to it")
     parser.add_argument("--run", metavar="DIR", help="the folder (default: new, under runs/)")
     parser.add_argument("--address", help="a Ray cluster (default: RAY_ADDRESS, else a local Ray)")
+    add_trust(parser)
     options = parser.parse_intermixed_args(arguments)
+    allow(options.trust)
     plan = read(options.file, parse_overrides(options.words))
     return search(plan, run=options.run, address=options.address)
 

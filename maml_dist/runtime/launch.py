@@ -7,9 +7,11 @@ both; in this process the call runs at once and its result stands in for the ref
 import math
 import os
 import socket
+import sys
+import sysconfig
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import import_module
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -99,7 +101,7 @@ class InProcess:
         *,
         outer: Outer,
         resources: Resources,
-        modules: Sequence[str] = (),
+        modules: object = None,
     ) -> Crew:
         """The actors; they compute with as many threads as a shard on Ray."""
         torch.set_num_threads(max(1, int(resources.cpus)))
@@ -156,12 +158,12 @@ class OnRay:
             cores, devices = os.cpu_count() or 1, torch.cuda.device_count()
             resources = _decide(asked, shards, cores=cores, devices=devices, most=most)
             declared = max(cores, math.ceil(resources.all_cpus))
-            ray.init(address="local", num_cpus=declared, include_dashboard=False, **QUIET)
+            ray.init(address="local", num_cpus=declared, include_dashboard=False, **_job(), **QUIET)
             return resources
         if not self._joined:
             _must_answer(self._address)
             try:
-                ray.init(address=self._address, **QUIET)
+                ray.init(address=self._address, **_job(), **QUIET)
             except (ConnectionError, RuntimeError) as error:
                 raise ValueError(f"no Ray cluster at {self._address}: {error}") from None
         here = ray.get_runtime_context().gcs_address
@@ -185,9 +187,9 @@ class OnRay:
         *,
         outer: Outer,
         resources: Resources,
-        modules: Sequence[str] = (),
+        modules: object = None,
     ) -> Crew:
-        """The actors, all of them up; `modules`, the user's own, travel along by value.
+        """The actors, all of them up; `modules`, the user's own, are unpickled before the rest.
 
         Raises:
             ValueError: the cluster has no room for the actors.
@@ -195,9 +197,7 @@ class OnRay:
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        for module in modules:
-            ray.cloudpickle.register_pickle_by_value(import_module(module))
-        shared = ray.put(work)
+        shared = ray.put(_With(modules, work))
         # A shard can always compute its part again: a lost one is restarted, its call repeated.
         shard_actor = ray.remote(RayShard).options(
             num_cpus=resources.cpus,
@@ -229,7 +229,7 @@ class OnRay:
         server = (
             ray.remote(ParameterServer)
             .options(num_cpus=0, scheduling_strategy=beside)
-            .remote(meta, outer, learned=work.learned)
+            .remote(meta, _With(modules, outer), learned=work.learned)
         )
         rolling = [worker for own in workers for worker in own]
         actors: list[Any] = [*shards, *rolling, server]
@@ -250,6 +250,38 @@ class OnRay:
             )
         _get(pings)
         return Crew(shards, server, _get, close, rolling)
+
+
+def _job() -> dict[str, Any]:
+    """Options of `ray.init` by which actors import from where this process does.
+
+    By itself Ray puts the working directory first for them, whose files may hide others: those
+    that came with a stranger's run, say.
+    """
+    from ray.job_config import JobConfig
+
+    if {"", os.getcwd()} & {*sys.path}:
+        return {}
+    job = JobConfig()
+    job._client_job = True  # for which Ray leaves the path alone
+    here = str(Path(__file__).parents[2])
+    if here not in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):
+        job._py_driver_sys_path = [here]  # a checkout
+    return {"job_config": job}
+
+
+class _With:
+    """Arrives as `value`, after `modules`, which make it possible to unpickle that."""
+
+    def __init__(self, modules: object, value: object) -> None:
+        self._both = modules, value
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _second, self._both
+
+
+def _second(modules: object, value: object) -> object:
+    return value
 
 
 def _get(references: Any) -> Any:
