@@ -26,6 +26,7 @@ from maml_dist import learners, models, tasks
 from maml_dist.core.engine import Engine
 from maml_dist.core.learner import Learner
 from maml_dist.core.outer import Outer
+from maml_dist.core.params import cast
 from maml_dist.core.source import TaskSource
 from maml_dist.explained import explained, unknown_name
 from maml_dist.recipe import Config, nearest, read_recipe
@@ -156,7 +157,7 @@ def build(config: Config) -> Experiment:
         torch.manual_seed(namespace.seed)
         try:
             experiment = Experiment(**vars(parser.instantiate(namespace)))
-            experiment.model.to(experiment.engine.dtype)
+            cast(experiment.model, experiment.engine.dtype)
             return experiment
         except (RuntimeError, TypeError, AssertionError) as error:
             raise ValueError(f"the recipe's objects cannot be made: {error}") from None

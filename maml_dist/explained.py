@@ -10,20 +10,25 @@ from typing import Any, get_type_hints
 
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
+from maml_dist.core.exclusive import EXCLUSIVE
 from maml_dist.recipe import nearest
 
 
 @contextmanager
 def explained(root: type) -> Iterator[None]:
-    """Inside, what jsonargparse says of arguments of `root` is raised as a ValueError."""
+    """Inside, what jsonargparse says of arguments of `root` is raised as a ValueError.
+
+    Its settings are the process's, as the generator is that `build` seeds: one thread at a time.
+    """
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
-    set_parsing_settings(unset_sentinel=True)  # null is a value to be checked, not one left out
-    try:
-        yield
-    except ArgumentError as error:
-        raise ValueError(_one_line(error.message, root)) from None
-    finally:
-        set_parsing_settings(unset_sentinel=False)
+    with EXCLUSIVE:
+        set_parsing_settings(unset_sentinel=True)  # null is a value to be checked, not one left out
+        try:
+            yield
+        except ArgumentError as error:
+            raise ValueError(_one_line(error.message, root)) from None
+        finally:
+            set_parsing_settings(unset_sentinel=False)
 
 
 def unknown_name(error: ArgumentError) -> str | None:
