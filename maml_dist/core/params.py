@@ -1,7 +1,6 @@
 """Parameters as one flat dict, and as the one flat vector that travels between processes."""
 
 import math
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -53,12 +52,10 @@ def complex_of(value: Tensor) -> Tensor:
     return torch.complex(*value.unbind(-1))
 
 
-def like(params: Params, own: Mapping[str, Tensor]) -> Params:
+def own_form(params: Params, model: nn.Module) -> Params:
     """What is learned as the model's own tensors of these names are: complex where they are."""
-    return {
-        name: complex_of(value) if name in own and own[name].is_complex() else value
-        for name, value in params.items()
-    }
+    own = {name for name, value in model.named_parameters() if value.is_complex()}
+    return {name: complex_of(v) if name in own else v for name, v in params.items()}
 
 
 def cast(model: nn.Module, dtype: torch.dtype) -> None:
