@@ -46,7 +46,8 @@ def unchanged(model: nn.Module, params: Params, batch: Batch) -> Iterator[None]:
         if not same.all():
             advice = (
                 "only the running statistics of batch norm are followed (track_running_stats=False "
-                "elsewhere), all else must be computed from the input"
+                "elsewhere), all else must be computed from the input, or its part "
+                "be held in evaluation by the model's own train()"
                 if name in buffers
                 else "work on a copy"
             )

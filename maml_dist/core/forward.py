@@ -3,6 +3,7 @@
     batch norm   normalises with the current batch, or as told (`Normalise`); changes no buffer
     dropout      drawn from the task's random key; without a key nothing is dropped
     attention    by its formula: the fused kernels have no second derivative
+    weight norm  by its formula: that of torch (2.13) has a wrong second derivative
 
 The functions of torch.nn.functional are met where they are called, by whatever name, in the thread
 that the rules hold for: a TorchFunctionMode sees every function of torch. Other functions that draw
@@ -68,9 +69,9 @@ class ForwardRules(TorchFunctionMode):
             if kind is nn.Parameter and value.requires_grad:
                 if not any(value is each for each in self._given):
                     raise ValueError(
-                        f"the model computes with a parameter {list(value.shape)} that it does not "
-                        "hold as one (but in a plain list, say, or a function): use nn.ModuleList "
-                        "or nn.ParameterList, or requires_grad=False for what is not learned"
+                        f"the model computes with a parameter {list(value.shape)} by another way than "
+                        "its module's attribute (a plain list, a function): use nn.ModuleList or "
+                        "nn.ParameterList; requires_grad=False for what is not learned"
                     )
             elif kind is list or kind is tuple:
                 self._refuse_others(value)
@@ -175,6 +176,11 @@ def _rules(
         by = by_batch if normalise is None else normalise
         return by(input, running_mean, running_var, weight, bias, eps)
 
+    def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+        """The norm is taken over all axes but `dim`; over all where that is -1."""
+        over = [axis for axis in range(v.dim()) if dim == -1 or axis != dim % v.dim()]
+        return v * (g / torch.linalg.vector_norm(v, dim=over, keepdim=dim != -1))
+
     def attend(*args: Any, **options: Any) -> Any:
         """What nn.MultiheadAttention calls; a mode does not see what it calls in turn."""
         own: dict[str, Any] = {"dropout": dropout, "scaled_dot_product_attention": attention}
@@ -193,6 +199,7 @@ def _rules(
         torch.ops.aten.scaled_dot_product_attention: attention,
         functional.multi_head_attention_forward: attend,
         functional.batch_norm: batch_norm,
+        torch._weight_norm: weight_norm,
         torch.view_as_complex: lambda x: torch.view_as_complex(x.clone()),  # of any memory layout
         **{function: partial(_without_cudnn, function) for function in _RECURRENT},
     }
