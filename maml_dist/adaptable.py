@@ -1,7 +1,6 @@
 """Adaptable: a trained run as an `nn.Module` that can adapt."""
 
 import copy
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -98,11 +97,13 @@ class Adaptable(nn.Module):
         return {name: at_step(rows, k) for name, rows in self._kept.items()}
 
 
-@cache
+_classes: dict[tuple[type, type], type[Adaptable]] = {}
+
+
 def class_of(adds: type[Adaptable], kind: type[nn.Module]) -> type[Adaptable]:
-    """The user's own class of module, with what is added."""
-    made: type[Adaptable] = type(kind.__name__, (adds, kind), {"__module__": kind.__module__})
-    return made
+    """The user's own class of module, with what is added; one for each."""
+    made = type(kind.__name__, (adds, kind), {"__module__": kind.__module__})
+    return _classes.setdefault((adds, kind), made)
 
 
 def _empty(adds: type[Adaptable], kind: type[nn.Module]) -> Adaptable:

@@ -19,7 +19,7 @@ Memo = dict[int, Any]  # id of what was copied -> its copy
 
 def copied(module: Module, memo: Memo) -> Module:
     """A deep copy, as `copy.deepcopy` with `memo`."""
-    made = []
+    made: list[tuple[CellType, CellType]] = []
     for function in _functions(module):
         before = function.__closure__ or ()
         cells = tuple(CellType() for _ in before)
@@ -30,7 +30,8 @@ def copied(module: Module, memo: Memo) -> Module:
     with _Plain(share=False):
         copied: Module = nn.Module.__new__(type(module))
         memo[id(module)] = copied
-        copied.__setstate__(copy.deepcopy(_state(module), memo))
+        restore: Any = copied.__setstate__
+        restore(copy.deepcopy(_state(module), memo))
         for old, cell in made:
             cell.cell_contents = copy.deepcopy(old.cell_contents, memo)
     return copied

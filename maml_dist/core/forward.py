@@ -69,9 +69,9 @@ class ForwardRules(TorchFunctionMode):
             if kind is nn.Parameter and value.requires_grad:
                 if not any(value is each for each in self._given):
                     raise ValueError(
-                        f"the model computes with a parameter {list(value.shape)} by another way than "
-                        "its module's attribute (a plain list, a function): use nn.ModuleList or "
-                        "nn.ParameterList; requires_grad=False for what is not learned"
+                        f"the model computes with a parameter {list(value.shape)} by another way "
+                        "than its module's attribute (a plain list, a function): hold it by an "
+                        "nn.ModuleList or nn.ParameterList; requires_grad=False if not learned"
                     )
             elif kind is list or kind is tuple:
                 self._refuse_others(value)
@@ -179,7 +179,8 @@ def _rules(
     def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
         """The norm is taken over all axes but `dim`; over all where that is -1."""
         over = [axis for axis in range(v.dim()) if dim == -1 or axis != dim % v.dim()]
-        return v * (g / torch.linalg.vector_norm(v, dim=over, keepdim=dim != -1))
+        y: Tensor = v * (g / torch.linalg.vector_norm(v, dim=over, keepdim=dim != -1))
+        return y
 
     def attend(*args: Any, **options: Any) -> Any:
         """What nn.MultiheadAttention calls; a mode does not see what it calls in turn."""
