@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from maml_dist.copying import copied, plain_state
 from maml_dist.core.episode import Batch
 from maml_dist.core.inner import at_step
 from maml_dist.core.learner import Learner
 from maml_dist.core.objective import Objective, broadcasting_refused, running_statistics
-from maml_dist.core.params import Params
+from maml_dist.core.params import Params, own_form, real_of
 from maml_dist.core.source import TaskSource
 from maml_dist.run import Run
 from maml_dist.trust import Trust
@@ -25,6 +26,21 @@ class Adaptable(nn.Module):
     _learner: Learner
     _source: TaskSource
     _it: torch.Tensor  # the meta-iteration of the checkpoint
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """The class is made again of the user's own, by which alone it can be found."""
+        adds, kind = type(self).__bases__
+        return _empty, (adds, kind), plain_state(self, self._fixed)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Adaptable":
+        memo.update(self._fixed)
+        return copied(self, memo)
+
+    @property
+    def _fixed(self) -> dict[int, Any]:
+        """By id, what nothing changes: copies have the same."""
+        fixed = (self._meta, self._kept, self._learner, self._source, self._it)
+        return {id(each): each for each in fixed}
 
     def adapt(self, x: Any, y: Any, *, steps: int | None = None) -> "Adaptable":
         """A copy of this module, adapted to a support set; the module itself is unchanged.
@@ -42,7 +58,7 @@ class Adaptable(nn.Module):
             ValueError: x and y differ in length, or the model does not take them.
         """
         steps = self._learner.steps if steps is None else steps
-        like = next(self.parameters())
+        like = real_of(next(self.parameters()))
         x, y = torch.as_tensor(x, device=like.device), torch.as_tensor(y, device=like.device)
         x = x.to(like.dtype) if x.is_floating_point() else x
         y = y.to(like.dtype) if y.is_floating_point() else y
@@ -55,9 +71,9 @@ class Adaptable(nn.Module):
 
     def _adapted(self, support: tuple[Batch, ...]) -> "Adaptable":
         """A copy after a step on each support batch."""
-        like = next(self.parameters())
+        like = real_of(next(self.parameters()))
         adapted = copy.deepcopy(self)
-        learned = {name: p.detach() for name, p in self.named_parameters()}
+        learned = {name: real_of(p.detach()) for name, p in self.named_parameters()}
         meta = {
             name: learned.get(name, value.to(like.device, like.dtype))
             for name, value in self._meta.items()
@@ -68,11 +84,11 @@ class Adaptable(nn.Module):
                 key = torch.zeros((), dtype=torch.int64, device=like.device)
                 it = self._it.to(like.device)
                 phi = self._learner.adapt(loss, meta, support, it, key)
-        except (RuntimeError, IndexError, UserWarning) as error:
+        except (RuntimeError, IndexError) as error:
             x, y = list(support[0].x.shape), list(getattr(support[0].y, "shape", ()))
             raise ValueError(f"cannot adapt to x {x}, y {y}: {error}") from None
         kept = self._statistics(torch.tensor(len(support))) if self._learner.keeps_steps else {}
-        adapted.load_state_dict({**adapted.state_dict(), **phi, **kept})
+        adapted.load_state_dict({**adapted.state_dict(), **own_form(phi, adapted), **kept})
         return adapted.train(self.training)
 
     def _statistics(self, k: torch.Tensor) -> Params:
@@ -80,6 +96,21 @@ class Adaptable(nn.Module):
         if not self._learner.keeps_steps:
             return self._kept
         return {name: at_step(rows, k) for name, rows in self._kept.items()}
+
+
+_classes: dict[tuple[type, type], type[Adaptable]] = {}
+
+
+def class_of(adds: type[Adaptable], kind: type[nn.Module]) -> type[Adaptable]:
+    """The user's own class of module, with what is added; one for each."""
+    made = type(kind.__name__, (adds, kind), {"__module__": kind.__module__})
+    return _classes.setdefault((adds, kind), made)
+
+
+def _empty(adds: type[Adaptable], kind: type[nn.Module]) -> Adaptable:
+    """An object of the class before its state is set."""
+    made = class_of(adds, kind)
+    return made.__new__(made)
 
 
 def load(run: str | Path, *, checkpoint: str = "best", trust: Trust = ()) -> Adaptable:
@@ -106,13 +137,14 @@ def load(run: str | Path, *, checkpoint: str = "best", trust: Trust = ()) -> Ada
         from maml_dist.policy import Policy
 
         adds = Policy
-    model.__class__ = type(kind.__name__, (adds, kind), {"__module__": kind.__module__})
+    model.__class__ = class_of(adds, kind)
     model._learner, model._source = experiment.learner, experiment.task
     model._it = torch.tensor(float(entry.iteration))
     model._kept = {name: weights.pop(name) for name in running_statistics(model)}
     model._meta = weights
     learner, zero = experiment.learner, torch.tensor(0)
     start = learner.weights(weights, learner.start(weights)[0], zero)
-    model.load_state_dict({**model.state_dict(), **start, **model._statistics(zero)})
+    own = own_form(start, model) | model._statistics(zero)
+    model.load_state_dict({**model.state_dict(), **own})
     adaptable: Adaptable = model.train()
     return adaptable

@@ -74,6 +74,11 @@ def check(experiment: Experiment, meta: Params, device: str = "cpu") -> None:
             output = _output(objective, params, batch, name)
             judge = source.loss if name == "support" else source.query_loss
             loss = _loss(judge, output, batch)
+        if objective.remembers(params, batch):
+            raise ValueError(
+                "the model's output differs when computed again: it draws random numbers, "
+                "which nothing seeds, or remembers what it computed"
+            )
         if not torch.is_tensor(loss) or loss.dim():
             raise ValueError(f"the loss of one task must be a scalar tensor, not {loss!r}")
     scores = stacked.scores if source.on_policy else source.score(output, query)

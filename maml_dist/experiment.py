@@ -24,6 +24,7 @@ from maml_dist.core.engine import Engine
 from maml_dist.core.generators import global_generators
 from maml_dist.core.learner import Learner
 from maml_dist.core.outer import Outer
+from maml_dist.core.params import cast
 from maml_dist.core.source import TaskSource
 from maml_dist.explained import (
     Parser,
@@ -168,7 +169,7 @@ def build(config: Config) -> Experiment:
         seed(namespace.seed)
         made = parser.instantiate(namespace, instantiators=[(_maker(names), object, True)])
         experiment = Experiment(**vars(made))
-        experiment.model.to(experiment.engine.dtype)
+        cast(experiment.model, experiment.engine.dtype)
         return experiment
 
 

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from inspect import getmro, isabstract, isclass
-from threading import RLock
 from typing import Any, get_type_hints
 
 import jsonargparse._util as jsonargparse_util
@@ -15,20 +14,23 @@ from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 from jsonargparse._common import denying_import_path_entry
 from torch import nn
 
+from maml_dist.core.exclusive import EXCLUSIVE
 from maml_dist.recipe import nearest
 from maml_dist.trust import Names
 from maml_dist.user_code import OwnCodeError, folder_of, spelled
 
-_LOCK = RLock()  # jsonargparse's settings are those of the process
 _names: ContextVar[Names | None] = ContextVar("names", default=None)
 _refused: ContextVar[list[OwnCodeError]] = ContextVar("refused")
 
 
 @contextmanager
 def explained(root: type, names: Names) -> Iterator[None]:
-    """Inside, jsonargparse finds classes by `names`; what it says of `root` is a ValueError."""
+    """Inside, jsonargparse finds classes by `names`; what it says of `root` is a ValueError.
+
+    Its settings are the process's, as the generator is that `build` seeds: one thread at a time.
+    """
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
-    with _LOCK:
+    with EXCLUSIVE:
         outermost = _names.get() is None
         set_parsing_settings(unset_sentinel=True)  # null is checked, it is no value left out
         tokens = _names.set(names), _refused.set([])

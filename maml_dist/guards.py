@@ -41,13 +41,13 @@ def unchanged(model: nn.Module, params: Params, batch: Batch) -> Iterator[None]:
         (name, value, value.detach().clone()) for group in groups for name, value in group.items()
     ]
     yield
-    after = {f"its buffer {name}": value for name, value in model.named_buffers()}
     for name, value, copy in before:
         same = (value == copy) | (value != value)  # not a number is like itself
-        if not same.all() or after.get(name, value) is not value:
+        if not same.all():
             advice = (
                 "only the running statistics of batch norm are followed (track_running_stats=False "
-                "elsewhere), all else must be computed from the input"
+                "elsewhere), all else must be computed from the input, or its part "
+                "be held in evaluation by the model's own train()"
                 if name in buffers
                 else "work on a copy"
             )

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from maml_dist.core.fixed import Held, kept, unkept
 from maml_dist.core.objective import running_statistics
-from maml_dist.core.params import Layout, Params, flatten, layout, unflatten
+from maml_dist.core.params import Layout, Params, flatten, layout, real_of, unflatten
 from maml_dist.experiment import Experiment
 from maml_dist.identity import complete, refuse_other
 from maml_dist.recipe import Config, read_yaml
@@ -168,7 +168,7 @@ class Run:
     @cached_property
     def _learned(self) -> Params:
         named = self.experiment.model.named_parameters()
-        model = {name: p.detach() for name, p in named if p.requires_grad}  # frozen ones stay
+        model = {name: real_of(p.detach()) for name, p in named if p.requires_grad}  # frozen: not
         if not model:
             raise ValueError("the model has no parameter that requires a gradient")
         return self.experiment.learner.init(model)

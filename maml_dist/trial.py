@@ -16,7 +16,7 @@ from maml_dist.core.episode import Batch, Episode, map_tensors
 from maml_dist.core.learner import Learner
 from maml_dist.core.meta_gradient import MetaGradient
 from maml_dist.core.objective import Objective
-from maml_dist.core.params import Params, flatten, layout
+from maml_dist.core.params import Params, flatten, layout, real_of
 from maml_dist.core.source import Adapt, TaskKey, keys_of
 from maml_dist.core.trajectories import Trajectories
 from maml_dist.experiment import Experiment
@@ -124,7 +124,8 @@ def _unadapted(experiment: Experiment, tasks: list[Any]) -> Adapt | None:
     if not experiment.task.on_policy:
         return None
     worker = RolloutWorker(experiment.task, experiment.model)
-    start = {name: p.detach()[None] for name, p in experiment.model.named_parameters()}
+    named = experiment.model.named_parameters()
+    start = {name: real_of(p.detach())[None] for name, p in named}
 
     def adapt(support: tuple[Batch, ...]) -> Trajectories:
         try:

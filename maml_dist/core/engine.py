@@ -4,8 +4,9 @@
     batching   one task at a time for convolutions on a CPU (a vmapped one becomes a slow grouped
                convolution), for rollouts on a CPU (one task's thousands of steps fill a core) and
                for recurrent layers; else all tasks of a chunk in one vmap
-    running    compiled, where there is none of that (dispatch bounds small models); else traced,
-               as is a learner with a meta-gradient of its own (inductor takes minutes for it)
+    running    compiled, where there is none of that (dispatch bounds small models); else traced, as
+               are complex parameters, which inductor has no code for, and a learner with a
+               meta-gradient of its own (inductor takes minutes for it)
     memory     one graph for a single inner step, step by step for more
     chunk      as many tasks as fit `budget`, by the trace of one task
 """
@@ -112,6 +113,7 @@ class Engine:
             engine = engine.singly if alone else replace(engine, batching="vmap")
         if self.running == "auto":
             traced = convolves or on_policy or recurs or whole
+            traced = traced or any(p.is_complex() for p in model.parameters())
             engine = replace(engine, running="traced" if traced else "compiled")
         if self.memory == "auto":
             steps = learner.steps > 1 and not whole

@@ -8,28 +8,31 @@ Batch norm normalises with the current batch while training. At test there are u
                    follow the queries of training at the adapted parameters
 """
 
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from typing import Literal
+from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
 
 from maml_dist.core.episode import Batch, Episode
-from maml_dist.core.forward import Normalise, Seen, by_first, by_running, forward_rules, observing
-from maml_dist.core.params import Params
+from maml_dist.core.forward import ForwardRules, Normalise, Seen, by_first, by_running, observing
+from maml_dist.core.params import Params, complex_of
 from maml_dist.core.source import TaskSource
+from maml_dist.core.stateless import Stateless, training_modes
 
+_OF_EQUAL_SHAPES = {
+    *(functional.mse_loss, functional.l1_loss, functional.smooth_l1_loss, functional.huber_loss)
+}
 Mode = Literal["transductive", "inductive", "running"]  # what batch norm normalises queries by
 
 
 def modes(model: nn.Module) -> tuple[Mode, ...]:
     """The modes in which a model can be scored; none where it has no batch norm."""
-    with _in(training_modes(model)):
-        norms = [part for part in model.modules() if _follows_batch(part)]
+    norms = [part for part, training in training_modes(model) if _follows_batch(part, training)]
     running: tuple[Mode, ...] = ("running",) if running_statistics(model) else ()
     return ("transductive", "inductive", *running) if norms else ()
 
@@ -47,10 +50,10 @@ class Objective:
     """The losses and scores of one task as functions of (parameters, data)."""
 
     def __init__(self, model: nn.Module, source: TaskSource, *, bfloat16: bool = False) -> None:
-        self._model = model
+        self._model = Stateless(model)
         self._source = source
         self._bfloat16 = bfloat16
-        self._recurs = any(isinstance(part, nn.RNNBase) for part in model.modules())
+        self._complex = {name for name, p in model.named_parameters() if p.is_complex()}
         self._norms = _followed(model)
         still = set(self._norms.values())  # so that they leave their own counters alone
         self._training = [(p, mode and p not in still) for p, mode in training_modes(model)]
@@ -125,58 +128,57 @@ class Objective:
         normalise: Normalise | None = None,
     ) -> Tensor:
         """The model's output [n, …] at x [n, …]; dropout is drawn from `key`, or none."""
+        (output,) = self._outputs(params, x, key=key, normalise=normalise)
+        return output
+
+    def remembers(self, params: Params, batch: Batch) -> bool:
+        """Whether the model's output differs where it is called twice in a row."""
+        first, second = self._outputs(params, batch.x, key=batch.key, times=2)
+        return not torch.equal(first.nan_to_num(), second.nan_to_num())
+
+    def _outputs(
+        self,
+        params: Params,
+        x: Tensor,
+        *,
+        key: Tensor | None,
+        normalise: Normalise | None = None,
+        times: int = 1,
+    ) -> list[Tensor]:
+        """Of so many calls in a row: what the model keeps of one, the next sees."""
+        given = {
+            name: complex_of(value) if name in self._complex else value
+            for name, value in params.items()
+        }
         followed = [id(part.running_mean) for part in self._norms.values()]
-        with ExitStack() as rules:
-            rules.enter_context(forward_rules(key=key, normalise=normalise, followed=followed))
-            rules.enter_context(_in(self._training))
-            if self._recurs:  # cuDNN's recurrent layers have no second derivative
-                rules.enter_context(torch.backends.cudnn.flags(enabled=False))
-            if self._bfloat16:
-                cast = torch.autocast(x.device.type, torch.bfloat16, cache_enabled=False)
-                rules.enter_context(cast)
-            output: Tensor = functional_call(self._model, params, (x,))
-        return output.float() if self._bfloat16 else output
+        cast: Any = nullcontext()
+        if self._bfloat16:
+            cast = torch.autocast(x.device.type, torch.bfloat16, cache_enabled=False)
+        outputs = []
+        with self._model.given(given, self._training) as model, cast:
+            for _ in range(times):
+                rules = ForwardRules(
+                    key=key, normalise=normalise, followed=followed, given=given.values()
+                )
+                with rules:
+                    output: Tensor = model(x)
+                outputs.append(output.float() if self._bfloat16 else output)
+        return outputs
 
 
-Modes = list[tuple[nn.Module, bool]]  # modules, and whether each is in training mode
-
-
-def training_modes(model: nn.Module) -> Modes:
-    """The modes of a model's parts after its own `train()`, which may leave some as they are."""
-    before = [(part, part.training) for part in model.modules()]
-    model.train()
-    after = [(part, part.training) for part in model.modules()]
-    for part, mode in before:
-        part.training = mode
-    return after
-
-
-@contextmanager
-def _in(training: Modes) -> Iterator[None]:
-    """Inside, the modules are in these modes."""
-    changed = [part for part, mode in training if part.training != mode]
-    for part in changed:
-        part.training = not part.training
-    try:
-        yield
-    finally:
-        for part in changed:
-            part.training = not part.training
-
-
-def _follows_batch(part: nn.Module) -> bool:
+def _follows_batch(part: nn.Module, training: bool) -> bool:
     """A batch norm that normalises with the batch while it trains: not one held in evaluation."""
-    return isinstance(part, _BatchNorm) and (part.training or part.running_mean is None)
+    return isinstance(part, _BatchNorm) and (training or part.running_mean is None)
 
 
 def _followed(model: nn.Module) -> dict[str, _BatchNorm]:
     """The batch norms whose running statistics follow what is seen in training."""
-    with _in(training_modes(model)):
-        return {
-            name: part
-            for name, part in model.named_modules()
-            if isinstance(part, _BatchNorm) and part.training and part.running_mean is not None
-        }
+    training = dict(training_modes(model))
+    return {
+        name: part
+        for name, part in model.named_modules()
+        if isinstance(part, _BatchNorm) and training[part] and part.running_mean is not None
+    }
 
 
 def _kept(part: _BatchNorm) -> tuple[str, ...]:
@@ -184,9 +186,19 @@ def _kept(part: _BatchNorm) -> tuple[str, ...]:
     return ("running_mean", "running_var", *counts)
 
 
-@contextmanager
-def broadcasting_refused() -> Iterator[None]:
-    """Inside, a loss whose arguments differ in shape raises a UserWarning and computes nothing."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message="Using a target size")
-        yield
+class _EqualShapes(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _OF_EQUAL_SHAPES and args[0].shape != args[1].shape:
+            output, target = (list(each.shape) for each in args[:2])
+            raise RuntimeError(
+                f"Using a target size {target} that is different to the input size {output}"
+            )
+        return func(*args, **(kwargs or {}))
+
+
+def broadcasting_refused() -> TorchFunctionMode:
+    """Inside, in this thread, a loss of two shapes raises a RuntimeError and computes nothing.
+
+    torch warns only, and what is done with a warning is one setting for all threads.
+    """
+    return _EqualShapes()

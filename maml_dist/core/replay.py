@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 
 from maml_dist.core import compiler
 from maml_dist.core.convolutions import arrange
+from maml_dist.core.exclusive import EXCLUSIVE
 
 Function = Callable[..., Any]
 
@@ -81,7 +82,8 @@ def trace(function: Function, tensors: list[Tensor]) -> tuple[fx.GraphModule, An
     clones = [tensor.detach().clone() for tensor in tensors]
     try:
         # A fake mode for all of its nodes: the tracer would make one for each, half of its time.
-        with tracing(TracingContext(FakeTensorMode())), _functional_traced():
+        # Alone: while it traces, torch's tracer replaces methods of nn.Module.
+        with EXCLUSIVE, tracing(TracingContext(FakeTensorMode())), _functional_traced():
             traced = make_fx(functionalize(flat))(*clones)
     except (RuntimeError, TypeError) as error:
         if not any(words in str(error) for words in _READ):

@@ -12,12 +12,14 @@ import sysconfig
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 
+from maml_dist.core.exclusive import EXCLUSIVE
 from maml_dist.core.outer import Outer
 from maml_dist.runtime.ray_actors import RayShard, RayWorker
 from maml_dist.runtime.server import ParameterServer
@@ -73,14 +75,24 @@ class Crew:
 class InProcess:
     """Runs all actors in this process, one after the other."""
 
+    _runs: ClassVar[list[int]] = []  # the threads that each of those under way computes with
+
     def __enter__(self) -> "InProcess":
         self._threads = torch.get_num_threads()
         self._tf32 = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+        self._own: list[int] = []
         return self
 
     def __exit__(self, *exception: object) -> None:
-        torch.set_num_threads(self._threads)
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = self._tf32
+        with EXCLUSIVE:
+            torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = self._tf32
+            torch.set_num_threads(self._threads)
+            for threads in self._own:
+                self._runs.remove(threads)
+            if self._runs:  # OpenMP has a number for each thread, MKL one for all
+                other = Thread(target=torch.set_num_threads, args=(self._runs[0],))
+                other.start()
+                other.join()
 
     def resources(self, shards: int | None, asked: Asked, *, most: int) -> Resources:
         """What `shards` and GPUs mean here; null: a single shard, on the GPU if there is one.
@@ -103,8 +115,21 @@ class InProcess:
         resources: Resources,
         modules: object = None,
     ) -> Crew:
-        """The actors; they compute with as many threads as a shard on Ray."""
-        torch.set_num_threads(max(1, int(resources.cpus)))
+        """The actors; they compute with as many threads as a shard on Ray.
+
+        Raises:
+            ValueError: a run in another thread of this process computes with another number.
+        """
+        threads = max(1, int(resources.cpus))
+        with EXCLUSIVE:
+            if {*self._runs} - {threads}:
+                raise ValueError(
+                    f"cpus_per_shard={resources.cpus:g}: another run in this process computes with "
+                    f"{self._runs[0]}, which is one number for all: use that, or another process"
+                )
+            self._runs.append(threads)
+            self._own.append(threads)
+            torch.set_num_threads(threads)
         shards = [
             TaskShard(work, rank=rank, shards=resources.shards, device=resources.device)
             for rank in range(resources.shards)

@@ -1,3 +1,5 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 import yaml
@@ -63,6 +65,16 @@ def test_the_seed_decides_the_initial_weights():
     one, same, other = (build(compose("sinusoid", {"seed": seed})).model for seed in (1, 1, 2))
     assert torch.equal(one.head.weight, same.head.weight)
     assert not torch.equal(one.head.weight, other.head.weight)
+
+
+def test_threads_build_as_one_after_the_other():
+    def weights(seed):
+        model = build(compose("sinusoid", {"seed": seed, "model.hidden": [8 + seed]})).model
+        return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+    alone = [weights(seed) for seed in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        assert all(map(torch.equal, pool.map(weights, range(4)), alone))
 
 
 @pytest.mark.parametrize("recipe", recipes())
