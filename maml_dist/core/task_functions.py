@@ -27,6 +27,7 @@ from maml_dist.core.inner import at_step
 from maml_dist.core.learner import Learner
 from maml_dist.core.objective import Mode, Objective
 from maml_dist.core.params import Layout, Params, flatten, unflatten
+from maml_dist.core.scored import Scored
 from maml_dist.core.summed import Summed, summed
 
 
@@ -194,19 +195,23 @@ class TaskFunctions:
         def start(vector: Tensor, it: Tensor, like: Tensor) -> Tensor:
             return self._flat(*learner.start(self._split(vector)[0]))
 
-        def score(
+        def answer(
             vector: Tensor, it: Tensor, k: Tensor, carry: Tensor, *tensors: Tensor
-        ) -> dict[str, Tensor]:
+        ) -> Tensor:
             meta, kept = self._split(vector)
             weights = learner.weights(meta, self._tree(carry)[0], k)
             kept = self.kept_at(kept, k)
-            return objective.scores(weights, unpack(form, tensors), mode=mode, kept=kept)
+            return objective.answer(weights, unpack(form, tensors), mode=mode, kept=kept)
+
+        def score(output: Tensor, *tensors: Tensor) -> dict[str, Tensor]:
+            return objective.score(output, unpack(form, tensors).query)
 
         # Not compiled: an evaluation is rare, and bound by arithmetic.
-        start_, step_, score_ = (
+        start_, step_, answer_ = (
             engine.run(engine.over(function, shared=shared), compiled=False)
-            for function, shared in ((start, 2), (self.step(form), 3), (score, 3))
+            for function, shared in ((start, 2), (self.step(form), 3), (answer, 3))
         )
+        score_ = Scored(engine, score)
 
         def part(vector: Tensor, it: Tensor, *tensors: Tensor) -> dict[str, Tensor]:
             self._learn_carry(vector)
@@ -214,8 +219,8 @@ class TaskFunctions:
             carry = start_(vector, it, episode.key)
             results = []
             for k, count in enumerate(torch.arange(steps + 1, device=it.device).unbind()):
-                scores = score_(vector, it, count, carry, *tensors)
-                results.append(self._stacked((scores,))[0])
+                output = answer_(vector, it, count, carry, *tensors)
+                results.append(self._stacked((score_(output, *tensors),))[0])
                 if k < steps:
                     batch = (*leaves(episode.support[k]), tensors[-1])
                     carry = step_(vector, it, count, carry, *batch)
