@@ -12,7 +12,8 @@ a part is what the engine differentiates at once: stacked tasks, or a single one
 """
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -187,8 +188,8 @@ class TaskFunctions:
 
         return part
 
-    def scores(self, form: Form, mode: Mode) -> Callable[..., dict[str, Tensor]]:
-        """(meta, it, *tensors of a part) -> each score [task, step]."""
+    def scores(self, form: Form) -> Callable[..., dict[str, Tensor]]:
+        """(meta, it, *tensors of a part, mode=) -> each score [task, step]."""
         learner, objective, engine = self._learner, self._objective, self._engine
         steps = form.steps
 
@@ -196,7 +197,7 @@ class TaskFunctions:
             return self._flat(*learner.start(self._split(vector)[0]))
 
         def answer(
-            vector: Tensor, it: Tensor, k: Tensor, carry: Tensor, *tensors: Tensor
+            mode: Mode, vector: Tensor, it: Tensor, k: Tensor, carry: Tensor, *tensors: Tensor
         ) -> Tensor:
             meta, kept = self._split(vector)
             weights = learner.weights(meta, self._tree(carry)[0], k)
@@ -207,19 +208,23 @@ class TaskFunctions:
             return objective.score(output, unpack(form, tensors).query)
 
         # Not compiled: an evaluation is rare, and bound by arithmetic.
-        start_, step_, answer_ = (
+        start_, step_ = (
             engine.run(engine.over(function, shared=shared), compiled=False)
-            for function, shared in ((start, 2), (self.step(form), 3), (answer, 3))
+            for function, shared in ((start, 2), (self.step(form), 3))
         )
+        answers: dict[Mode, Callable[..., Tensor]] = {
+            mode: engine.run(engine.over(partial(answer, mode), shared=3), compiled=False)
+            for mode in get_args(Mode)
+        }
         score_ = Scored(engine, score)
 
-        def part(vector: Tensor, it: Tensor, *tensors: Tensor) -> dict[str, Tensor]:
+        def part(vector: Tensor, it: Tensor, *tensors: Tensor, mode: Mode) -> dict[str, Tensor]:
             self._learn_carry(vector)
             episode = unpack(form, tensors)
             carry = start_(vector, it, episode.key)
             results = []
             for k, count in enumerate(torch.arange(steps + 1, device=it.device).unbind()):
-                output = answer_(vector, it, count, carry, *tensors)
+                output = answers[mode](vector, it, count, carry, *tensors)
                 results.append(self._stacked((score_(output, *tensors),))[0])
                 if k < steps:
                     batch = (*leaves(episode.support[k]), tensors[-1])
