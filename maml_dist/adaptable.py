@@ -13,6 +13,7 @@ from maml_dist.core.learner import Learner
 from maml_dist.core.objective import Objective, broadcasting_refused, running_statistics
 from maml_dist.core.params import Params
 from maml_dist.core.source import TaskSource
+from maml_dist.experiment import Experiment
 from maml_dist.run import Run
 
 
@@ -95,7 +96,11 @@ def load(run: str | Path, *, checkpoint: str = "best") -> Adaptable:
     """
     opened = Run.open(run)
     weights, entry = opened.weights(checkpoint)
-    experiment = opened.experiment
+    return adaptable(opened.experiment, weights, entry.iteration)
+
+
+def adaptable(experiment: Experiment, weights: Params, iteration: int) -> Adaptable:
+    """The experiment's model, from now on with `adapt` and the weights of a checkpoint."""
     model: Any = experiment.model
     kind = type(model)
     adds: type[Adaptable] = Adaptable
@@ -105,11 +110,11 @@ def load(run: str | Path, *, checkpoint: str = "best") -> Adaptable:
         adds = Policy
     model.__class__ = type(kind.__name__, (adds, kind), {"__module__": kind.__module__})
     model._learner, model._source = experiment.learner, experiment.task
-    model._it = torch.tensor(float(entry.iteration))
+    model._it = torch.tensor(float(iteration))
     model._kept = {name: weights.pop(name) for name in running_statistics(model)}
     model._meta = weights
     learner, zero = experiment.learner, torch.tensor(0)
     start = learner.weights(weights, learner.start(weights)[0], zero)
     model.load_state_dict({**model.state_dict(), **start, **model._statistics(zero)})
-    adaptable: Adaptable = model.train()
-    return adaptable
+    ready: Adaptable = model.train()
+    return ready

@@ -63,8 +63,7 @@ def check(experiment: Experiment, meta: Params, device: str = "cpu") -> None:
             f"outer={type(experiment.outer).__name__}: needs the policies of rollouts, and "
             f"task={type(source).__name__} has none; use maml_dist.core.outer.Adam"
         )
-    scored = source.on_policy and experiment.learner.by_scores
-    if scored:
+    if source.on_policy and experiment.learner.by_scores:
         _refuse_derivatives(experiment)
     if source.on_policy and experiment.engine.precision == "bfloat16":
         raise ValueError(
@@ -101,8 +100,7 @@ def check(experiment: Experiment, meta: Params, device: str = "cpu") -> None:
     _refuse_no_numbers(scored_by, source)
     if experiment.learner.second_order:
         _refuse_wrong_second_derivative(experiment.learner, objective, params, support)
-    if not scored:
-        check_engine(experiment, meta, device)
+    check_engine(experiment, meta, device)
 
 
 def check_engine(experiment: Experiment, meta: Params, device: str) -> None:
@@ -111,6 +109,8 @@ def check_engine(experiment: Experiment, meta: Params, device: str) -> None:
     Raises:
         ValueError: one of these does not hold; names the part at fault.
     """
+    if experiment.task.on_policy and experiment.learner.by_scores:
+        return  # no derivative is taken
     trial = trial_of(experiment, meta, device)
     try:
         once, again = (gradients(trial.run_as("eager"))[0] for _ in range(2))

@@ -6,9 +6,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from maml_dist.check import check, decide, refuse_idle
+from maml_dist.check import check, check_engine, decide, refuse_idle
 from maml_dist.core.params import flatten
 from maml_dist.experiment import compose, override, user_modules
+from maml_dist.rehearsal import refuse_unpicklable, rehearse
 from maml_dist.run import Run, refuse_used
 from maml_dist.runtime.launch import InProcess, OnRay
 from maml_dist.train import Row, train
@@ -105,12 +106,16 @@ def execute(
     if not resumed:
         refuse_idle(experiment)
     check(experiment, run.initial)
+    if not resumed:
+        rehearse(run)
     if run.finished:
         return run
+    if not local and experiment.iterations:
+        refuse_unpicklable(run, user_modules(run.config))
     with InProcess() if local or experiment.iterations == 0 else OnRay(address) as place:
         resources = place.resources(experiment.shards, experiment.asked, most=experiment.meta_batch)
         if resources.device != "cpu":  # where the engine may run otherwise
-            check(experiment, run.initial, resources.device)
+            check_engine(experiment, run.initial, resources.device)
         engine = decide(experiment, run.initial, resources.device)
         decided = {
             "shards": resources.shards,

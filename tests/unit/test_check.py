@@ -192,7 +192,7 @@ def refused(trial, device="cpu"):
         (counts, "differs when computed again"),
         (changes_buffer, "changes its buffer seen while it computes: only the running statistics"),
         (replaces_buffer, "changes its buffer seen while it computes"),
-        (by_numpy, "hand a tensor to numpy"),
+        (by_numpy, "because of the model: it hands a tensor to numpy"),
         (lambda _, h: Wrong.apply(h), "second derivative of Wrong, an autograd.Function, is not"),
         (lambda _, h: Once.apply(h), "second derivative of Once, an autograd.Function, is not"),
         (lambda _, h: OldStyle.apply(h), "must override the setup_context"),
