@@ -32,7 +32,7 @@ from maml_dist.core.params import Params, flatten, layout
 from maml_dist.core.policy_gradient import PolicyGradient
 from maml_dist.core.trust_region import TrustRegion
 from maml_dist.experiment import Experiment
-from maml_dist.guards import Seeded, refuse_impure, unchanged
+from maml_dist.guards import Seeded, Unseeded, refuse_impure, unchanged
 from maml_dist.said import FAILURES, in_words
 from maml_dist.tasks.rollout import Rollouts
 from maml_dist.trial import (
@@ -95,7 +95,8 @@ def check(experiment: Experiment, meta: Params, device: str = "cpu") -> None:
     if source.on_policy:
         scored_by = {name: value[0, -1] for name, value in (stacked.scores or {}).items()}
     else:
-        with unchanged(model, params, query), Seeded("the score draws"):
+        drawing = Seeded("the score draws random numbers", "it must be a function of its arguments")
+        with unchanged(model, params, query), drawing:
             scored_by = _score(objective, output, query)
     _refuse_no_numbers(scored_by, source)
     if experiment.learner.second_order:
@@ -262,9 +263,12 @@ def _output(objective: Objective, params: Params, batch: Batch, name: str) -> Te
 def _score(objective: Objective, output: Tensor, query: Batch) -> Any:
     try:
         return objective.score(output.detach(), query._replace(key=None))
+    except Unseeded:
+        raise
     except FAILURES as error:
         raise ValueError(
-            f"the score does not take the model's output {list(output.shape)}: {in_words(error)}"
+            f"the score of the model's output {list(output.shape)} cannot be computed: "
+            f"{in_words(error)}"
         ) from None
 
 

@@ -25,21 +25,27 @@ from maml_dist.trial import collected
 Result = TypeVar("Result")
 
 
-class Seeded(TorchDispatchMode):
-    """Inside, drawing from torch's generators raises a ValueError."""
+class Unseeded(ValueError):
+    """Random numbers are drawn that nothing seeds."""
 
-    def __init__(self, part: str = "model or loss draw") -> None:
-        """`part`: who draws, with the verb."""
+
+class Seeded(TorchDispatchMode):
+    """Inside, drawing from torch's generators raises Unseeded."""
+
+    def __init__(
+        self,
+        drawing: str = "model or loss draw random numbers",
+        advice: str = "call dropout as an nn module or as torch.nn.functional.dropout; draw what "
+        "else there is with maml_dist.core.random from batch.key",
+    ) -> None:
+        """`drawing`: who draws; `advice`: what to do instead."""
         super().__init__()  # type: ignore[no-untyped-call]
-        self._part = part
+        self._drawing = drawing
+        self._advice = advice
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if torch.Tag.nondeterministic_seeded in func.tags:
-            raise ValueError(
-                f"{self._part} random numbers ({func}) that the task does not seed: call dropout "
-                "as an nn module or as torch.nn.functional.dropout; draw what else there is with "
-                "maml_dist.core.random from batch.key"
-            )
+            raise Unseeded(f"{self._drawing} ({func}) that the task does not seed: {self._advice}")
         return func(*args, **(kwargs or {}))
 
 
@@ -102,7 +108,7 @@ def refuse_impure(experiment: Experiment) -> None:
         one, two = twice(partial(collected, experiment, named, steps=steps))
         if not _alike(one, two):
             raise ValueError(
-                f"task={kind} gives another task for the same key (a {named[0].split} one): it "
+                f"task={kind} gives another task for the same key (split {named[0].split}): it "
                 "draws from a global generator or remembers what it gave; draw all of it from "
                 "key.rng(), or with maml_dist.core.random from keys_of([key])"
             )
