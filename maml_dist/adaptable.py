@@ -14,6 +14,7 @@ from maml_dist.core.learner import Learner
 from maml_dist.core.objective import Objective, broadcasting_refused, running_statistics
 from maml_dist.core.params import Params, own_form, real_of
 from maml_dist.core.source import TaskSource
+from maml_dist.experiment import Experiment
 from maml_dist.run import Run
 from maml_dist.trust import Trust
 
@@ -129,7 +130,11 @@ def load(run: str | Path, *, checkpoint: str = "best", trust: Trust = ()) -> Ada
     """
     opened = Run.open(run, trust=trust)
     weights, entry = opened.weights(checkpoint)
-    experiment = opened.experiment
+    return adaptable(opened.experiment, weights, entry.iteration)
+
+
+def adaptable(experiment: Experiment, weights: Params, iteration: int) -> Adaptable:
+    """The experiment's model, from now on with `adapt` and the weights of a checkpoint."""
     model: Any = experiment.model
     kind = type(model)
     adds: type[Adaptable] = Adaptable
@@ -139,12 +144,12 @@ def load(run: str | Path, *, checkpoint: str = "best", trust: Trust = ()) -> Ada
         adds = Policy
     model.__class__ = class_of(adds, kind)
     model._learner, model._source = experiment.learner, experiment.task
-    model._it = torch.tensor(float(entry.iteration))
+    model._it = torch.tensor(float(iteration))
     model._kept = {name: weights.pop(name) for name in running_statistics(model)}
     model._meta = weights
     learner, zero = experiment.learner, torch.tensor(0)
     start = learner.weights(weights, learner.start(weights)[0], zero)
     own = own_form(start, model) | model._statistics(zero)
     model.load_state_dict({**model.state_dict(), **own})
-    adaptable: Adaptable = model.train()
-    return adaptable
+    ready: Adaptable = model.train()
+    return ready

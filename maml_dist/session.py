@@ -6,9 +6,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from maml_dist.check import check, decide, refuse_idle
+from maml_dist.check import check, check_engine, decide, refuse_idle
 from maml_dist.core.params import flatten
 from maml_dist.experiment import compose, override
+from maml_dist.rehearsal import refuse_unpicklable, rehearse
 from maml_dist.run import Run, refuse_used, run_folder
 from maml_dist.runtime.launch import InProcess, OnRay
 from maml_dist.train import train
@@ -120,9 +121,13 @@ def execute(
         if not resumed:
             refuse_idle(experiment)
         check(experiment, run.initial)
+        if not resumed:
+            rehearse(run)
         if run.finished:
             return run
         in_process = local or experiment.iterations == 0
+        if not in_process:
+            refuse_unpicklable(run)
         place: InProcess | OnRay = InProcess() if in_process else OnRay(address)
         held.enter_context(place)
         resources = place.resources(experiment.shards, experiment.asked, most=experiment.meta_batch)
@@ -131,7 +136,7 @@ def execute(
                 "engine.precision=tf32: is a GPU's, and this run has none; use float32"
             )
         if resources.device != "cpu":  # where the engine may run otherwise
-            check(experiment, run.initial, resources.device)
+            check_engine(experiment, run.initial, resources.device)
         engine = decide(experiment, run.initial, resources.device)
         decided = {
             "shards": resources.shards,

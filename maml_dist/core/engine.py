@@ -13,7 +13,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,8 @@ GIB = 1 << 30
 @dataclass(frozen=True)
 class Engine:
     """How tasks are batched and run."""
+
+    arranges: ClassVar[bool] = True  # whether a trace's convolutions may be computed in other ways
 
     batching: Literal["auto", "task", "vmap"] = "auto"  # one task at a time, or many in a vmap
     chunk: int | None = None  # tasks in one vmap at the most; null: as many as fit the budget
@@ -155,10 +157,12 @@ class Engine:
         """`function` of tensors as the engine runs it; perhaps never compiled."""
         if self.running == "eager":
             return function
-        return Replay(function, compiled=compiled and self.running == "compiled")
+        compiled = compiled and self.running == "compiled"
+        return Replay(function, compiled=compiled, arranged=self.arranges)
 
     def prepared(self, function: Function) -> Prepare:
         """`function` of (tensor, *fixed), made ready at the fixed ones for many tensors."""
         if self.running == "eager":
             return unprepared(function)
-        return Prepared(function, compiled=self.running == "compiled")
+        compiled = self.running == "compiled"
+        return Prepared(function, compiled=compiled, arranged=self.arranges)

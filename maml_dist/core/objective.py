@@ -75,15 +75,15 @@ class Objective:
         """On-policy: the mean KL divergence of outputs from others on the same batch, a scalar."""
         return self._source.divergence(new, batch._replace(y=batch.y._replace(before=old)))
 
-    def scores(
+    def answer(
         self,
         params: Params,
         episode: Episode,
         *,
         mode: Mode = "transductive",
         kept: Mapping[str, Tensor] | None = None,
-    ) -> dict[str, Tensor]:
-        """The scalars to report of the query set.
+    ) -> Tensor:
+        """The output [n, …] for the query set, as it is scored: nothing is dropped.
 
         Inductive needs a support set; running needs the running statistics, `kept`.
         """
@@ -91,16 +91,18 @@ class Objective:
         if mode == "inductive":
             support = episode.support[0].x
             both = torch.cat([support, query.x])
-            output = self.output(params, both, normalise=by_first(len(support)))[len(support) :]
-        elif mode == "running":
+            return self.output(params, both, normalise=by_first(len(support)))[len(support) :]
+        if mode == "running":
             assert kept is not None
             values = {
                 id(part.running_mean): (kept[f"{name}.running_mean"], kept[f"{name}.running_var"])
                 for name, part in self._norms.items()
             }
-            output = self.output(params, query.x, normalise=by_running(values))
-        else:
-            output = self.output(params, query.x)
+            return self.output(params, query.x, normalise=by_running(values))
+        return self.output(params, query.x)
+
+    def score(self, output: Tensor, query: Batch) -> dict[str, Tensor]:
+        """The numbers to report of the query set, from the model's output for it."""
         return self._source.score(output, query)
 
     def statistics(self, params: Params, kept: Mapping[str, Tensor], batch: Batch) -> Params:

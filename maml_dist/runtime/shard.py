@@ -6,7 +6,6 @@ gives the same bits.
 """
 
 from collections.abc import Callable, Sequence
-from typing import get_args
 
 import numpy as np
 import torch
@@ -57,10 +56,7 @@ class TaskShard:
         objective = Objective(model, work.source, bfloat16=engine.precision == "bfloat16")
         self._dtype = engine.dtype
         self._gradient = MetaGradient(engine, work.learner, objective, into=work.layout)
-        self._scores: dict[Mode, PathScores] = {
-            mode: PathScores(engine, work.learner, objective, into=work.layout, mode=mode)
-            for mode in get_args(Mode)
-        }
+        self._scores = PathScores(engine, work.learner, objective, into=work.layout)
         self._blocks = Blocks(self._collect)
         self._adapted = Adapted(engine, work.learner, objective, into=work.layout)
         alone = RolloutWorker(work.source, work.model, environments=work.environments)
@@ -221,7 +217,7 @@ class TaskShard:
             drawn = [work.source.sample(key) for key in shown]
             collected = work.source.collect(drawn, steps=some)
             episodes = self._here(collected._replace(key=keys_of(shown)))
-            scores = self._scores[mode](self._tensor(meta), episodes, self._tensor(it))
+            scores = self._scores(self._tensor(meta), episodes, self._tensor(it), mode=mode)
             parts.append({name: by[:, : steps + 1].cpu().numpy() for name, by in scores.items()})
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 

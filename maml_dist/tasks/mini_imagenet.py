@@ -17,7 +17,7 @@ import numpy as np
 
 from maml_dist.tasks import class_file
 from maml_dist.tasks.few_shot import SPLITS, ClassData
-from maml_dist.tasks.image_folder import decode
+from maml_dist.tasks.image_folder import decode_bytes
 
 SIZE = 84  # pixels a side
 
@@ -86,7 +86,7 @@ def _from_csv(source: Path, split: str) -> Loaders:
 
 def _decode(paths: list[Path]) -> np.ndarray:
     return np.stack(
-        [decode(path.read_bytes(), name=str(path), size=SIZE, grey=False) for path in paths]
+        [decode_bytes(path.read_bytes(), name=str(path), size=SIZE, grey=False) for path in paths]
     )
 
 

@@ -18,13 +18,13 @@ import numpy as np
 
 from maml_dist.tasks import class_file
 from maml_dist.tasks.few_shot import ClassData
-from maml_dist.tasks.image_folder import decode, divide
+from maml_dist.tasks.image_folder import decode_bytes, divide
 
 PARTS = ("images_background", "images_evaluation")
 SIZE = 28  # pixels a side
 DRAWING_BYTES = 1_000_000  # of a zip file's entry at the most; the official ones have under 1,000
-# PART/ALPHABET/CHARACTER/DRAWING.png; a leading dot marks what macOS adds to its zip files
-_DRAWING = re.compile(rf"(?:.*/)?((?:{'|'.join(PARTS)})/[^/]+/[^/]+)/[^/.][^/]*\.png")
+# PART/ALPHABET/CHARACTER/DRAWING.png; a leading dot marks what systems and editors add
+_DRAWING = re.compile(rf"(?:.*/)?((?:{'|'.join(PARTS)})/[^/.][^/]*/[^/.][^/]*)/[^/.][^/]*\.png")
 _LAYOUT = (
     f"give the folder that holds {' and '.join(PARTS)}, each as a folder or a zip file, "
     "or one zip file of both"
@@ -128,5 +128,5 @@ def _drawings(source: Path, files: list[tuple[str, Callable[[], bytes]]]) -> np.
             data = load()
         except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
             raise ValueError(f"{source}: {name} is damaged ({error})") from error
-        images.append(decode(data, name=f"{source}: {name}", size=SIZE, grey=True))
+        images.append(decode_bytes(data, name=f"{source}: {name}", size=SIZE, grey=True))
     return 255 - np.stack(images)

@@ -45,6 +45,7 @@ class Records(TaskSource):
 
     Tasks with under shots + query rows are never drawn. A task's split depends on its id alone:
     new files move none. Row groups are read whole: some thousand tasks in each serve best.
+    In a folder, files and folders whose names begin with a dot or an underscore are passed over.
     """
 
     path: str  # file, or folder of them: a local path or a URI (file://, s3://, gs://)
@@ -269,11 +270,18 @@ def _find(path: str) -> tuple[fs.FileSystem, list[str]]:
         if info.type == fs.FileType.NotFound:
             raise ValueError(f"task.path={path!r}: no such file or folder")
         folder = fs.FileSelector(place, recursive=True)
-        infos = [info] if info.is_file else files.get_file_info(folder)
+        found = [info] if info.is_file else files.get_file_info(folder)
+        infos = [each for each in found if info.is_file or not _passed_over(each.path, info.path)]
     paths = sorted(info.path for info in infos if info.path.endswith(SUFFIXES))
     if not paths:
         raise ValueError(f"task.path={path!r}: no file ending in {', '.join(SUFFIXES)}")
     return files, paths
+
+
+def _passed_over(path: str, folder: str) -> bool:
+    """What Spark, Hive and editors leave beside the data, as pyarrow's own data sets have it."""
+    inside = path.removeprefix(folder).strip("/").split("/")
+    return any(name.startswith((".", "_")) for name in inside)
 
 
 @contextmanager

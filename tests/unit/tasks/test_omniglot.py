@@ -206,3 +206,34 @@ def test_an_empty_source(tmp_path: Path) -> None:
         convert(tmp_path, tmp_path / "omniglot.arrow")
     with pytest.raises(FileNotFoundError, match="nowhere is not there"):
         convert(tmp_path / "nowhere", tmp_path / "omniglot.arrow")
+
+
+def test_what_systems_and_editors_leave_is_passed_over(folder: Path, tmp_path: Path) -> None:
+    convert(folder, tmp_path / "before.arrow")
+    drawing = next((folder / PARTS[0]).rglob("*.png"))
+    alphabet = drawing.parent.parent
+    for beside in (drawing.parent, alphabet, alphabet.parent, folder):
+        (beside / ".ipynb_checkpoints" / "x").mkdir(parents=True)
+        shutil.copy(drawing, beside / ".ipynb_checkpoints" / "x-checkpoint.png")
+        shutil.copy(drawing, beside / ".ipynb_checkpoints" / "x" / "x.png")
+        (beside / f"._{drawing.name}").write_bytes(b"resource fork")
+        (beside / "Thumbs.db").write_bytes(b"thumbs")
+    convert(folder, tmp_path / "after.arrow")
+    assert (tmp_path / "before.arrow").read_bytes() == (tmp_path / "after.arrow").read_bytes()
+
+
+def test_deep_drawings_are_rounded_to_a_byte(folder: Path, tmp_path: Path) -> None:
+    convert(folder, tmp_path / "before.arrow")
+    for path in folder.rglob("*.png"):
+        with Image.open(path) as image:
+            pixels = np.asarray(image.convert("L")).astype(np.uint16) * 257
+        Image.fromarray(pixels).save(path)
+    convert(folder, tmp_path / "after.arrow")
+    one, two = (
+        class_file.read(tmp_path / f"{name}.arrow", dataset="omniglot")
+        for name in ("before", "after")
+    )
+    for name, drawings in one.items():
+        assert two[name].dtype == np.uint8
+        # Pillow resizes bytes in two passes, and rounds and clips between them.
+        np.testing.assert_allclose(drawings.astype(float), two[name].astype(float), atol=24)

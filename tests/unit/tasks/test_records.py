@@ -294,3 +294,27 @@ def test_an_unknown_split_is_named(tmp_path: Path) -> None:
     source = records(write(tmp_path / "part.parquet", tables(TEN)))
     with pytest.raises(ValueError, match="split='dev': must be one of test, val, train"):
         source.sample(TaskKey(0, "dev", 0, 0))
+
+
+def test_what_others_leave_beside_the_data_is_passed_over(tmp_path: Path) -> None:
+    write(tmp_path / "set" / "part" / "a.parquet", tables(TEN))
+    before = ids(records(tmp_path / "set"), keys(8))
+    for name in (
+        "_temporary.parquet",
+        "._a.parquet",
+        ".ipynb_checkpoints/a-checkpoint.parquet",
+        "_temporary/0/b.parquet",
+        "part/_metadata.parquet",
+        "part/.a.parquet.crc",
+    ):
+        (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "set" / name).write_bytes(b"not whole")
+    (tmp_path / "set" / "_SUCCESS").write_bytes(b"")
+    assert ids(records(tmp_path / "set"), keys(8)) == before
+
+
+def test_a_file_that_is_named_is_read_whatever_its_name(tmp_path: Path) -> None:
+    path = write(tmp_path / "_hidden" / ".a.parquet", tables(TEN))
+    assert len(ids(records(path), keys(8))) == 8
+    write(tmp_path / "_hidden" / "b.arrow", tables(TEN))
+    assert len(ids(records(tmp_path / "_hidden"), keys(8))) == 8
