@@ -8,6 +8,7 @@ import math
 import os
 import socket
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib import import_module
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 
 from maml_dist.core.outer import Outer
+from maml_dist.runtime.own_ray import QUIET, own_ray
 from maml_dist.runtime.ray_actors import RayShard, RayWorker
 from maml_dist.runtime.server import ParameterServer
 from maml_dist.runtime.shard import TaskShard
@@ -24,7 +26,6 @@ from maml_dist.runtime.work import Work
 
 PLACED_WITHIN = 120  # seconds for the cluster to place all actors
 RETRIES = 3  # of one call; a task that kills every process that tries it ends the run
-QUIET: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
 
 
 @dataclass(frozen=True)
@@ -130,12 +131,14 @@ class OnRay:
         import ray
 
         self._joined = ray.is_initialized()  # inside a Tune trial, say
+        self._own = ExitStack()
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, *exception: Any) -> None:
         import ray
 
         if not self._joined:
+            self._own.__exit__(*exception)
             ray.shutdown()
 
     def resources(self, shards: int | None, asked: Asked, *, most: int) -> Resources:
@@ -150,11 +153,9 @@ class OnRay:
 
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         if not self._joined and self._address == "local":
-            os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # it listens on this machine alone
             cores, devices = os.cpu_count() or 1, torch.cuda.device_count()
             resources = _decide(asked, shards, cores=cores, devices=devices, most=most)
-            declared = max(cores, math.ceil(resources.all_cpus))
-            ray.init(address="local", num_cpus=declared, include_dashboard=False, **QUIET)
+            self._own.enter_context(own_ray(max(cores, math.ceil(resources.all_cpus))))
             return resources
         if not self._joined:
             _must_answer(self._address)
