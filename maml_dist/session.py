@@ -118,7 +118,6 @@ def execute(
             **{f"engine.{name}": value for name, value in asdict(engine).items()},
         }
         run = Run(run.path, override(run.config, decided))
-        run.write_recipe(new=not resumed)
         crew = place.crew(
             run.work,
             flatten(run.initial).numpy(),
@@ -127,6 +126,7 @@ def execute(
             modules=user_modules(run.config),
         )
         try:
+            run.write_recipe(new=not resumed)  # nothing is written where the actors do not start
             train(run, crew, progress=progress, on_validation=on_validation)
         finally:
             crew.close()

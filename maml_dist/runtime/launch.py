@@ -6,7 +6,6 @@ both; in this process the call runs at once and its result stands in for the ref
 
 import math
 import os
-import socket
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,7 +17,8 @@ import numpy as np
 import torch
 
 from maml_dist.core.outer import Outer
-from maml_dist.runtime.own_ray import QUIET, own_ray
+from maml_dist.runtime.join import join
+from maml_dist.runtime.own_ray import own_ray
 from maml_dist.runtime.ray_actors import RayShard, RayWorker
 from maml_dist.runtime.server import ParameterServer
 from maml_dist.runtime.shard import TaskShard
@@ -158,11 +158,7 @@ class OnRay:
             self._own.enter_context(own_ray(max(cores, math.ceil(resources.all_cpus))))
             return resources
         if not self._joined:
-            _must_answer(self._address)
-            try:
-                ray.init(address=self._address, **QUIET)
-            except (ConnectionError, RuntimeError) as error:
-                raise ValueError(f"no Ray cluster at {self._address}: {error}") from None
+            join(self._address)
         here = ray.get_runtime_context().gcs_address
         if self._joined and self._given not in (None, "auto", here):
             raise ValueError(f"--address {self._given}: this process is on the cluster at {here}")
@@ -189,14 +185,14 @@ class OnRay:
         """The actors, all of them up; `modules`, the user's own, travel along by value.
 
         Raises:
-            ValueError: the cluster has no room for the actors.
+            ValueError: the cluster has no room for the actors, or a part of the work cannot travel.
         """
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         for module in modules:
             ray.cloudpickle.register_pickle_by_value(import_module(module))
-        shared = ray.put(work)
+        shared = _put(work, outer)
         # A shard can always compute its part again: a lost one is restarted, its call repeated.
         shard_actor = ray.remote(RayShard).options(
             num_cpus=resources.cpus,
@@ -237,7 +233,7 @@ class OnRay:
             for actor in actors:
                 ray.kill(actor)
 
-        pings = [shard.ping.remote() for shard in actors[:-1]]
+        pings = [actor.ping.options(max_task_retries=0).remote() for actor in actors[:-1]]
         _, waiting = ray.wait(pings, num_returns=len(pings), timeout=PLACED_WITHIN)
         if waiting:
             free = ray.available_resources()
@@ -249,6 +245,30 @@ class OnRay:
             )
         _get(pings)
         return Crew(shards, server, _get, close, rolling)
+
+
+def _put(work: Work, outer: Outer) -> Any:
+    """Lay the work where actors fetch it; what cannot travel is named.
+
+    Raises:
+        ValueError: a part cannot be pickled; it holds an open file or a lock, say.
+    """
+    import ray
+
+    try:
+        ray.cloudpickle.dumps(outer)  # it travels with the server's call
+        return ray.put(work)
+    except Exception as error:  # the parts are the user's: pickling them may raise anything
+        parts = {"task": work.source, "model": work.model, "learner": work.learner, "outer": outer}
+        for name, part in parts.items():
+            try:
+                ray.cloudpickle.dumps(part)
+            except Exception as found:
+                raise ValueError(
+                    f"{name}: {type(part).__name__} cannot be sent to Ray's actors: {found!r} "
+                    "(--local does without; __getstate__ can leave out a file or a lock)"
+                ) from error
+        raise
 
 
 def _get(references: Any) -> Any:
@@ -283,14 +303,3 @@ def _decide(
             f"there are {devices:g}"
         )
     return Resources(shards, asked.cpus, gpus, asked.workers, asked.worker_cpus)
-
-
-def _must_answer(address: str) -> None:
-    """Fail in seconds where Ray itself would retry for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host:
-        return  # "auto"
-    try:
-        socket.create_connection((host, int(port)), timeout=3).close()
-    except (OSError, ValueError) as error:
-        raise ValueError(f"no Ray cluster at {address}: {error}") from None

@@ -1,9 +1,8 @@
 """A Ray of the run's own, started on this machine: nobody but its owner finds a way in.
 
-By itself Ray listens on every interface and opens its folder under /tmp to everyone. Here it listens
-on the loopback address alone, answers nobody without a token that is made for this one run, and its
-files, the token among them, lie in a folder of the owner's that ends with it. docs/security.md has
-the table.
+By itself Ray listens on every interface and opens its folder in /tmp to everyone. Here it listens
+on the loopback address alone, answers nobody without a token that is made for this run, and its
+files, the token among them, lie in a folder of the owner's that ends with it (docs/security.md).
 """
 
 import os
@@ -14,7 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 QUIET: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
 SOCKET_PATH = 103 if sys.platform == "darwin" else 107  # bytes that the system allows
@@ -92,8 +91,8 @@ def _environment(token: Path) -> Iterator[None]:
 
     Ray keeps what it has read of them, so it is made to read them again, inside and afterwards.
     """
+    from ray import _raylet
     from ray._private import ray_constants
-    from ray._raylet import AuthenticationTokenLoader, Config
 
     ours = {
         "RAY_AUTH_MODE": "token",
@@ -104,7 +103,7 @@ def _environment(token: Path) -> Iterator[None]:
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     }
     before = {name: os.environ.get(name) for name in ours}
-    cluster = ray_constants.ENABLE_RAY_CLUSTER
+    cluster, raylet = ray_constants.ENABLE_RAY_CLUSTER, cast(Any, _raylet)
 
     def become(variables: dict[str, str | None], *, cluster: bool) -> None:
         for name, value in variables.items():
@@ -113,8 +112,8 @@ def _environment(token: Path) -> Iterator[None]:
             else:
                 os.environ[name] = value
         ray_constants.ENABLE_RAY_CLUSTER = cluster
-        Config.initialize("")
-        AuthenticationTokenLoader.instance().reset_cache()
+        raylet.Config.initialize("")
+        raylet.AuthenticationTokenLoader.instance().reset_cache()
 
     become(ours, cluster=False)
     try:
