@@ -6,12 +6,9 @@ both; in this process the call runs at once and its result stands in for the ref
 
 import math
 import os
-import socket
-import sys
-import sysconfig
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from threading import Thread
 from types import SimpleNamespace
 from typing import Any, ClassVar, NamedTuple
@@ -21,6 +18,8 @@ import torch
 
 from maml_dist.core.exclusive import EXCLUSIVE
 from maml_dist.core.outer import Outer
+from maml_dist.runtime.join import join
+from maml_dist.runtime.own_ray import own_ray
 from maml_dist.runtime.ray_actors import RayShard, RayWorker
 from maml_dist.runtime.server import ParameterServer
 from maml_dist.runtime.shard import TaskShard
@@ -28,7 +27,6 @@ from maml_dist.runtime.work import Work
 
 PLACED_WITHIN = 120  # seconds for the cluster to place all actors
 RETRIES = 3  # of one call; a task that kills every process that tries it ends the run
-QUIET: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
 
 
 @dataclass(frozen=True)
@@ -159,12 +157,14 @@ class OnRay:
         import ray
 
         self._joined = ray.is_initialized()  # inside a Tune trial, say
+        self._own = ExitStack()
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, *exception: Any) -> None:
         import ray
 
         if not self._joined:
+            self._own.__exit__(*exception)
             ray.shutdown()
 
     def resources(self, shards: int | None, asked: Asked, *, most: int) -> Resources:
@@ -179,18 +179,12 @@ class OnRay:
 
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         if not self._joined and self._address == "local":
-            os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # it listens on this machine alone
             cores, devices = os.cpu_count() or 1, torch.cuda.device_count()
             resources = _decide(asked, shards, cores=cores, devices=devices, most=most)
-            declared = max(cores, math.ceil(resources.all_cpus))
-            ray.init(address="local", num_cpus=declared, include_dashboard=False, **_job(), **QUIET)
+            self._own.enter_context(own_ray(max(cores, math.ceil(resources.all_cpus))))
             return resources
         if not self._joined:
-            _must_answer(self._address)
-            try:
-                ray.init(address=self._address, **_job(), **QUIET)
-            except (ConnectionError, RuntimeError) as error:
-                raise ValueError(f"no Ray cluster at {self._address}: {error}") from None
+            join(self._address)
         here = ray.get_runtime_context().gcs_address
         if self._joined and self._given not in (None, "auto", here):
             raise ValueError(f"--address {self._given}: this process is on the cluster at {here}")
@@ -263,7 +257,7 @@ class OnRay:
             for actor in actors:
                 ray.kill(actor)
 
-        pings = [shard.ping.remote() for shard in actors[:-1]]
+        pings = [actor.ping.options(max_task_retries=0).remote() for actor in actors[:-1]]
         _, waiting = ray.wait(pings, num_returns=len(pings), timeout=PLACED_WITHIN)
         if waiting:
             free = ray.available_resources()
@@ -275,24 +269,6 @@ class OnRay:
             )
         _get(pings)
         return Crew(shards, server, _get, close, rolling)
-
-
-def _job() -> dict[str, Any]:
-    """Options of `ray.init` by which actors import from where this process does.
-
-    By itself Ray puts the working directory first for them, whose files may hide others: those
-    that came with a stranger's run, say.
-    """
-    from ray.job_config import JobConfig
-
-    if {"", os.getcwd()} & {*sys.path}:
-        return {}
-    job = JobConfig()
-    job._client_job = True  # for which Ray leaves the path alone
-    here = str(Path(__file__).parents[2])
-    if here not in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):
-        job._py_driver_sys_path = [here]  # a checkout
-    return {"job_config": job}
 
 
 class _With:
@@ -341,14 +317,3 @@ def _decide(
             f"there are {devices:g}"
         )
     return Resources(shards, asked.cpus, gpus, asked.workers, asked.worker_cpus)
-
-
-def _must_answer(address: str) -> None:
-    """Fail in seconds where Ray itself would retry for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host:
-        return  # "auto"
-    try:
-        socket.create_connection((host, int(port)), timeout=3).close()
-    except (OSError, ValueError) as error:
-        raise ValueError(f"no Ray cluster at {address}: {error}") from None

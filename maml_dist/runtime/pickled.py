@@ -9,7 +9,7 @@ _FAILURES = (pickle.PicklingError, TypeError, AttributeError, ValueError, Runtim
 
 
 def unpicklable(value: Any) -> tuple[str, str] | None:
-    """Where in `value` something cannot be pickled (".data.file"), and why; None where it all can."""
+    """Where in `value` something cannot be pickled (".data.file"), and why; None where nowhere."""
     return _within(value, set())
 
 
