@@ -11,7 +11,7 @@ from maml_dist.copying import copied, plain_state
 from maml_dist.core.episode import Batch
 from maml_dist.core.inner import at_step
 from maml_dist.core.learner import Learner
-from maml_dist.core.objective import Objective, broadcasting_refused, running_statistics
+from maml_dist.core.objective import Objective, running_statistics
 from maml_dist.core.params import Params, own_form, real_of
 from maml_dist.core.source import TaskSource
 from maml_dist.experiment import Experiment
@@ -80,8 +80,8 @@ class Adaptable(nn.Module):
             for name, value in self._meta.items()
         }
         try:
-            with torch.no_grad(), broadcasting_refused():
-                loss = Objective(adapted, self._source).loss
+            with torch.no_grad():
+                loss = Objective(adapted, self._source, strict=True).loss
                 key = torch.zeros((), dtype=torch.int64, device=like.device)
                 it = self._it.to(like.device)
                 phi = self._learner.adapt(loss, meta, support, it, key)

@@ -22,7 +22,7 @@ from maml_dist.core.episode import Batch, Episode
 from maml_dist.core.forward import ForwardRules, Normalise, Seen, by_first, by_running, observing
 from maml_dist.core.params import Params, complex_of
 from maml_dist.core.source import TaskSource
-from maml_dist.core.stateless import Stateless, training_modes
+from maml_dist.core.stateless import Modes, Stateless, training_modes
 
 _OF_EQUAL_SHAPES = {
     *(functional.mse_loss, functional.l1_loss, functional.smooth_l1_loss, functional.huber_loss)
@@ -41,7 +41,7 @@ def running_statistics(model: nn.Module) -> Params:
     """The running means and variances of a model's batch norms, and counts where those matter."""
     return {
         f"{name}.{kind}": getattr(part, kind)
-        for name, part in _followed(model).items()
+        for name, part in _followed(model, training_modes(model)).items()
         for kind in _kept(part)
     }
 
@@ -49,19 +49,26 @@ def running_statistics(model: nn.Module) -> Params:
 class Objective:
     """The losses and scores of one task as functions of (parameters, data)."""
 
-    def __init__(self, model: nn.Module, source: TaskSource, *, bfloat16: bool = False) -> None:
+    def __init__(
+        self, model: nn.Module, source: TaskSource, *, bfloat16: bool = False, strict: bool = False
+    ) -> None:
+        """`strict`: an inner loss that broadcasts its arguments raises a RuntimeError."""
         self._model = Stateless(model)
         self._source = source
         self._bfloat16 = bfloat16
+        self._strict = strict
         self._complex = {name for name, p in model.named_parameters() if p.is_complex()}
-        self._norms = _followed(model)
+        training = training_modes(model)
+        self._norms = _followed(model, training)
         still = set(self._norms.values())  # so that they leave their own counters alone
-        self._training = [(p, mode and p not in still) for p, mode in training_modes(model)]
+        self._training = [(p, mode and p not in still) for p, mode in training]
         self.kept = tuple(running_statistics(model))  # names of what is kept, not differentiated
 
     def loss(self, params: Params, batch: Batch) -> Tensor:
         """The inner loss, a scalar."""
-        return self._source.loss(self.output(params, batch.x, key=batch.key), batch)
+        output = self.output(params, batch.x, key=batch.key)
+        with broadcasting_refused() if self._strict else nullcontext():
+            return self._source.loss(output, batch)
 
     def query_loss(self, params: Params, batch: Batch) -> Tensor:
         """The outer loss, a scalar."""
@@ -173,9 +180,9 @@ def _follows_batch(part: nn.Module, training: bool) -> bool:
     return isinstance(part, _BatchNorm) and (training or part.running_mean is None)
 
 
-def _followed(model: nn.Module) -> dict[str, _BatchNorm]:
+def _followed(model: nn.Module, modes: Modes) -> dict[str, _BatchNorm]:
     """The batch norms whose running statistics follow what is seen in training."""
-    training = dict(training_modes(model))
+    training = dict(modes)
     return {
         name: part
         for name, part in model.named_modules()

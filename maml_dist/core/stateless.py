@@ -7,7 +7,7 @@ One thread at a time computes with a module.
 """
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from threading import RLock
 from typing import Any
@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 Modes = list[tuple[nn.Module, bool]]  # modules, and whether each is in training mode
 
-_SEQUENCES, _SETS = (list, deque), (dict, set)
-_OWN = {*vars(nn.Module())} - {"_parameters", "_buffers", "_modules"}  # of nn.Module, never kept in
+_SEQUENCES = (list, deque)
+_CONTAINERS = (*_SEQUENCES, dict, set, tuple)
+_OWN = {*vars(nn.Module())}  # attributes of nn.Module, in which no forward pass keeps anything
 _locks: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
 
 
@@ -44,7 +45,7 @@ class Stateless:
         Raises:
             ValueError: a buffer was replaced.
         """
-        with untouched(self._model):
+        with untouched(self._model, [part for _, part in self._parts]):
             names: dict[int, str] = {}  # a tied parameter has the name that it is first found by
             for prefix, part in self._parts:
                 own: dict[str, Any] = part._parameters
@@ -67,46 +68,50 @@ class Stateless:
 
 
 @contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
-    """Inside, this thread alone has the module; afterwards all that it holds is what it was.
+def untouched(model: nn.Module, parts: Sequence[nn.Module]) -> Iterator[None]:
+    """Inside, this thread alone has the module; afterwards all that its parts hold is what it was.
 
     Tensors themselves are not copied: what is written into one stays.
     """
     with _locks.setdefault(model, RLock()):
-        before = [(vars(part), *_held(part)) for part in model.modules()]
+        before = [(vars(part), {**vars(part)}) for part in parts]
+        containers = [(each, each.copy()) for _, attributes in before for each in _held(attributes)]
         try:
             yield
         finally:
-            for now, attributes, containers in before:
+            for now, attributes in before:
                 for name in now.keys() - attributes.keys():
                     del now[name]
                 now.update(attributes)
-                for container, content in containers:
-                    container.clear()
-                    fill = (
-                        container.extend if isinstance(container, _SEQUENCES) else container.update
-                    )
-                    fill(content)
+            for container, content in containers:
+                container.clear()
+                fill = container.extend if isinstance(container, _SEQUENCES) else container.update
+                fill(content)
 
 
-def _held(part: nn.Module) -> tuple[dict[str, Any], list[tuple[Any, Any]]]:
-    """The attributes of a module, and every container among them with what it holds."""
-    attributes = {**vars(part)}
-    containers: list[tuple[Any, Any]] = []
-    waiting = [value for name, value in attributes.items() if name not in _OWN]
+def _held(attributes: dict[str, Any]) -> list[Any]:
+    """The containers among the attributes of a module, and those within them."""
+    held = [attributes[name] for name in ("_parameters", "_buffers", "_modules")]
+    waiting = [
+        value
+        for name, value in attributes.items()
+        if name not in _OWN and isinstance(value, _CONTAINERS)
+    ]
     seen: set[int] = set()
     while waiting:
         value = waiting.pop()
-        if isinstance(value, (*_SEQUENCES, *_SETS, tuple)) and id(value) not in seen:
+        if id(value) not in seen:
             seen.add(id(value))
             if not isinstance(value, tuple):
-                containers.append((value, value.copy()))
-            waiting += value.values() if isinstance(value, dict) else value
-    return attributes, containers
+                held.append(value)
+            inner = value.values() if isinstance(value, dict) else value
+            waiting += [each for each in inner if isinstance(each, _CONTAINERS)]
+    return held
 
 
 def training_modes(model: nn.Module) -> Modes:
     """The modes of a model's parts after its own `train()`, which may leave some as they are."""
-    with untouched(model):
+    parts = [*model.modules()]
+    with untouched(model, parts):
         model.train()
-        return [(part, part.training) for part in model.modules()]
+        return [(part, part.training) for part in parts]
