@@ -96,7 +96,7 @@ def _try(plan: Search, config: Config) -> "Experiment":
     choices = {key: ends(distribution) for key, distribution in plan.search.items()}
     for i in range(max(len(values) for values in choices.values())):
         drawn = {key: values[i % len(values)] for key, values in choices.items()}
-        tried = Run(Path(), override(config, drawn))
+        tried = Run(Path("unwritten"), override(config, drawn))
         check(tried.experiment, tried.initial)
     return tried.experiment
 

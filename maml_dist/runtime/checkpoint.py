@@ -25,6 +25,7 @@ from maml_dist.runtime.index import Entry, Index, best_of, better
 
 INDEX, FIXED = "index.json", "fixed.safetensors"
 INDEX_BYTES = 10_000_000  # at the most
+TRIED = 1000  # checkpoints that are not whole, before no other is looked for
 FILE = re.compile(r"\d{8,18}\.safetensors")
 
 
@@ -195,17 +196,20 @@ class Checkpoints:
                 self._verified.add(entry)
                 continue
             dropped.append(f"{self.folder.path}/{entry.file} {wrong}")
+            if len(dropped) == TRIED:
+                entry = None
+                break
             self.entries = [each for each in self.entries if each.file != entry.file]
             if self._best and self._best.file == entry.file:
                 self._best = best_of(self.entries, maximize=self._maximize)
             self.entries = self.entries or ([self._best] if self._best else [])
+        more = f"; and {len(dropped) - 3} more" if len(dropped) > 3 else ""
+        said = "; ".join(dropped[:3]) + more
         if dropped and not entry:
             self.entries, self._best = before
-            raise ValueError(
-                f"{'; '.join(dropped)}: none is whole; to start again, give a new run folder"
-            )
+            raise ValueError(f"{said}: none is whole; to start again, give a new run folder")
         if dropped and entry:
-            _say(f"{'; '.join(dropped)}: taking {entry.file} instead")
+            _say(f"{said}: taking {entry.file} instead")
         return entry
 
     def _wrong(self, entry: Entry) -> str:
@@ -239,7 +243,8 @@ class Checkpoints:
                 continue
             it, found_sha = metadata.iteration, self._sha256(name)
             found.append((Entry(name, it, scores.get(it), found_sha, it in scores), metadata))
-        reasons = "".join(f"; {reason}" for reason in skipped)
+        more = f"; and {len(skipped) - 3} more" if len(skipped) > 3 else ""
+        reasons = "".join(f"; {reason}" for reason in skipped[:3]) + more
         if not found:
             raise ValueError(
                 f"{where}, and no checkpoint is whole to make it again from{reasons}; to start "

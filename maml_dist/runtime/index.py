@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+ENTRIES = 100_000  # at the most
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -29,6 +31,8 @@ class Index:
             if entry.iteration < 0 or entry.file != f"{entry.iteration:08d}.safetensors":
                 raise ValueError(f"{entry.file[:60]!r} is no checkpoint of iteration "
                                  f"{str(entry.iteration)[:20]} in this folder")  # fmt: skip
+        if len(self.last) > ENTRIES:
+            raise ValueError(f"last names {len(self.last):,} checkpoints, more than {ENTRIES:,}")
         numbers = [entry.iteration for entry in self.last]
         if not numbers or numbers != sorted(set(numbers)):
             raise ValueError("last must name one checkpoint or more, in order of their iterations")
