@@ -244,7 +244,7 @@ def _way_out(trial: Trial) -> str:
     for learned, run in product(learners, ({}, eager, task, task | eager)):
         said = [f"learner.{name}=true" for name in learned]
         said += [f"engine.{name}={value}" for name, value in run.items()]
-        learner = replace(experiment.learner, **learned)
+        learner = replace(experiment.learner, **learned) if learned else experiment.learner
         tried = base._replace(
             experiment=replace(experiment, learner=learner), engine=replace(base.engine, **run)
         )

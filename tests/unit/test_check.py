@@ -160,7 +160,7 @@ def experiment(model, *, engine=None, learner=None, task=None, **options):
     return Experiment(
         task=task or Sinusoid(),
         model=model if isinstance(model, nn.Module) else Around(model),
-        learner=learner or MAML(alpha=0.01, **options),
+        learner=learner or MAML(**{"alpha": 0.01, **options}),
         outer=SGD(),
         engine=engine or Engine(running="traced"),
     )
@@ -387,7 +387,7 @@ class Counting:
         return float(self.calls)
 
 
-@pytest.mark.parametrize("engine", ENGINES, ids=lambda each: f"{each.batching}-{each.running}")
+@pytest.mark.parametrize("engine", [ENGINES[0], ENGINES[3]], ids=["task-eager", "vmap-traced"])
 @pytest.mark.parametrize(
     "score",
     [
@@ -410,7 +410,6 @@ def test_a_score_that_is_followed_is_not_noted(capsys):
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize("engine", ENGINES, ids=lambda each: f"{each.batching}-{each.running}")
 @pytest.mark.parametrize(
     ("score", "said"),
     [
@@ -423,8 +422,8 @@ def test_a_score_that_is_followed_is_not_noted(capsys):
         (lambda o, b: "good", "its score 'mse' must be one number, not 'good'"),
     ],
 )
-def test_a_score_that_is_no_score_is_refused_by_its_name(engine, score, said):
-    assert said in refused(experiment(lambda _, h: h, engine=engine, task=scored(score)))
+def test_a_score_that_is_no_score_is_refused_by_its_name(score, said):
+    assert said in refused(experiment(lambda _, h: h, task=scored(score)))
 
 
 def test_scores_without_the_metric_are_refused():
@@ -481,9 +480,8 @@ BY_NUMBERS = "it reads a tensor as a number"
         ({"model": decides}, "the model", BY_NUMBERS),
     ],
 )
-@pytest.mark.parametrize("batching", ["task", "vmap"])
-def test_the_part_that_cannot_be_followed_is_named(batching, changed, part, said):
-    engine = Engine(batching, running="traced")
+def test_the_part_that_cannot_be_followed_is_named(changed, part, said):
+    engine = Engine("task", running="traced")
     changed = {"model": lambda _, h: h, **changed}
     line = refused(experiment(changed.pop("model"), engine=engine, **changed))
     assert f"cannot be computed, because of {part}: " in line and said in line
@@ -577,10 +575,10 @@ def test_a_straying_trace_is_found_in_float32_too(function):
     assert "the trace of the model, made with one task" in refused(trial)
 
 
-@pytest.mark.parametrize("engine", ENGINES, ids=lambda each: f"{each.batching}-{each.running}")
+@pytest.mark.parametrize("engine", [ENGINES[0], ENGINES[3]], ids=["task-eager", "vmap-traced"])
 def test_the_model_is_afterwards_what_it_was(engine):
     model = nn.Sequential(nn.Linear(1, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 1))
-    model.register_buffer("half", torch.ones(2, dtype=torch.float16))
+    model.register_buffer("in_half", torch.ones(2, dtype=torch.float16))
     model[3].requires_grad_(False)
     held = {**model.state_dict(keep_vars=True)}
     before = {name: (value, value.data_ptr(), value.dtype) for name, value in held.items()}
@@ -593,13 +591,13 @@ def test_the_model_is_afterwards_what_it_was(engine):
 
 
 @pytest.mark.parametrize("batching", ["task", "vmap"])
-@pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("value", [0.0, 1.0])
 def test_constant_images_are_not_blamed(batching, value):
     images = {split: [np.full((4, 1, 12, 12), value, np.float32)] * 3 for split in SPLITS}
     source = FewShot(Arrays(images), ways=3, shots=1, query=2)
     model = Conv4(outputs=3, channels=1, filters=6, downsample="stride")
     engine = Engine(batching, running="traced")
-    checked(experiment(model, engine=engine, task=source, alpha=0.4, steps=2))
+    checked(experiment(model, engine=engine, task=source, alpha=0.4))
 
 
 def test_a_convolution_whose_gradient_jumps_is_not_blamed():
