@@ -77,7 +77,8 @@ os._exit(0)
 """
 START = f"""{LITERAL}
 from ray.scripts.scripts import main
-sys.argv = ["ray", "start", "--block", "--num-cpus=0", f"--address={{sys.argv[1]}}"]
+own = os.environ["HOME"] + "/ray"
+sys.argv = ["ray", "start", "--block", f"--address={{sys.argv[1]}}", f"--temp-dir={{own}}"]
 main()
 """
 JOIN = f"""{LITERAL}
@@ -229,26 +230,12 @@ def test_another_user_reads_nothing_of_ray(victim, nobody):
         assert status and "Permission denied" in said
 
 
-def test_no_server_of_ray_does_anything_for_another_user(victim, python):
-    status, said = python("-c", ASK, json.dumps(CALLS), *victim.ports())
-    assert status == 0, said
-    answers = json.loads(said.splitlines()[-1])
-    refused = {port for port, codes in answers.items() if "UNAUTHENTICATED" in codes.values()}
-    assert refused >= {*victim.ports("gcs_server"), *victim.ports("raylet")}
-    assert len(refused) >= 7  # with the driver, two shards, the server and an agent
-    assert {code for codes in answers.values() for code in codes.values()} <= {
-        "UNAUTHENTICATED",
-        "UNIMPLEMENTED",  # a call of another server
-        "UNAVAILABLE",  # no gRPC
-    }
-
-
 @pytest.mark.parametrize("header", [{}, {"Authorization": "Bearer " + "0" * 64}])
 def test_no_agent_runs_a_job_of_another_user(victim, python, nobody, header):
     ran = nobody.home / "ran"
     status, said = python("-c", SUBMIT, json.dumps(header), str(ran), *victim.ports())
     assert status == 0 and "ran" not in said.split() and not ran.exists()
-    assert said.split().count("403" if header else "401") >= 2
+    assert ("403" if header else "401") in said.split()
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -261,6 +248,20 @@ def test_another_user_is_no_driver(victim, python, form):
 def test_another_users_machine_does_not_join(victim, python, form):
     status, said = python("-c", START, victim.address, timeout=30, **FORMS[form])
     assert status and "InvalidAuthToken" in said, said
+
+
+def test_no_server_of_ray_does_anything_for_another_user(victim, python):
+    status, said = python("-c", ASK, json.dumps(CALLS), *victim.ports())
+    assert status == 0, said
+    answers = json.loads(said.splitlines()[-1])
+    refused = {port for port, codes in answers.items() if "UNAUTHENTICATED" in codes.values()}
+    assert refused >= {*victim.ports("gcs_server"), *victim.ports("raylet")}
+    assert len(refused) >= 7  # with the driver, two shards, the server and an agent
+    assert {code for codes in answers.values() for code in codes.values()} <= {
+        "UNAUTHENTICATED",
+        "UNIMPLEMENTED",  # a call of another server
+        "UNAVAILABLE",  # no gRPC
+    }
 
 
 def test_the_run_has_gone_on(victim):

@@ -14,6 +14,7 @@ import yaml
 
 import maml_dist
 from maml_dist.recipe import read_recipe
+from maml_dist.core.outer import Adam
 from maml_dist.run import Run
 from maml_dist.runtime.launch import OnRay
 from maml_dist.session import execute, prepare
@@ -81,6 +82,56 @@ def test_a_users_error_in_an_actor_is_raised_as_it_was(tmp_path, ray_here):
         maml_dist.meta_train(
             "sinusoid", run=tmp_path / "run", shards=2, alpha=1e30, steps=5, **SMALL
         )
+
+
+@dataclass(frozen=True)
+class Locked(Sinusoid):
+    """A task source that holds what cannot be pickled."""
+
+    def __post_init__(self):
+        object.__setattr__(self, "lock", threading.Lock())
+
+
+@dataclass(frozen=True)
+class Refusing(Adam):
+    """An outer rule that raises something of its own."""
+
+    def __reduce_ex__(self, protocol):
+        raise NotImplementedError("not this one")
+
+
+@dataclass(frozen=True)
+class Unfolding(Sinusoid):
+    """Travels, and cannot be made again."""
+
+    def __setstate__(self, state):
+        raise KeyError("gone")
+
+
+def locked(module):
+    module.lock = threading.Lock()
+    return module
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda e: replace(e, task=Locked()), "task: Locked cannot be sent to Ray's actors: Type"),
+        (lambda e: replace(e, model=locked(e.model)), "model: MLP cannot be sent to Ray's actors"),
+        (lambda e: replace(e, outer=Refusing(beta=0.1)), "outer: Refusing .*not this one"),
+        (lambda e: replace(e, task=Unfolding()), "an actor could not be made: KeyError: 'gone'"),
+    ],
+)
+def test_what_cannot_travel_is_one_line_and_nothing_is_written(
+    tmp_path, ray_here, monkeypatch, capfd, change, said
+):
+    ray_here.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    run = prepare("sinusoid", {**RECIPE, "shards": 2}, run=tmp_path / "run")
+    monkeypatch.setattr(Run, "experiment", change(run.experiment))
+    with pytest.raises(ValueError, match=said) as caught:
+        execute(run, progress=False)
+    assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
+    assert "Traceback" not in capfd.readouterr().err
 
 
 @dataclass(frozen=True)
