@@ -41,7 +41,8 @@ def read_recipe(recipe: str | Path) -> Config:
     """The content of a recipe, by name or by file.
 
     A file is the caller's own: its folder, and the folders that it names in `code:` (from there),
-    are where its class paths lead, and are trusted from now on.
+    are where its class paths lead, and are trusted from now on. Not so a `recipe.yaml` in the
+    folder of a run, whosever that is.
 
     Raises:
         ValueError: there is no such recipe, or its file is not plain YAML.
@@ -49,6 +50,9 @@ def read_recipe(recipe: str | Path) -> Config:
     path = Path(recipe)
     if path.suffix in (".yaml", ".yml"):
         content, here = read_yaml(path), path.resolve().parent
+        of_run = any((here / name).exists() for name in ("checkpoints", "metrics.jsonl"))
+        if path.name == "recipe.yaml" and of_run:
+            return content
         code = Names(content.get("code") or ()).code
         folders = [here, *((here / Path(folder).expanduser()).resolve() for folder in code)]
         for folder in folders:

@@ -121,6 +121,8 @@ def _page(drawn: Sequence["Drawn"], pictures: list[dict[str, Any]]) -> str:
     import yaml
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
+    from maml_dist.trust import flags
+
     run = drawn[0].run
     environment = Environment(
         loader=PackageLoader("maml_dist", ""), autoescape=True, undefined=StrictUndefined
@@ -135,7 +137,7 @@ def _page(drawn: Sequence["Drawn"], pictures: list[dict[str, Any]]) -> str:
         facts=_facts(run),
         drawn=drawn,
         pictures=pictures,
-        command=f"python -m maml_dist.train {shlex.quote(str(recipe))}",
+        command=f"python -m maml_dist.train {shlex.quote(str(recipe))}{flags(run.config['code'])}",
         yaml=yaml.safe_dump(run.config, sort_keys=False),
     )
 

@@ -131,9 +131,6 @@ WAYS = {
 }
 
 
-OPENED = [way for way in WAYS if way != "train"]  # a file that is given is one's own
-
-
 def opened(way, run, clean, monkeypatch, capsys):
     """The one line with which a command refuses."""
     module, words = WAYS[way](str(run), str(clean))
@@ -196,7 +193,7 @@ def each(attacks, ways, thoroughly):
 
 
 @pytest.mark.parametrize(
-    ("attack", "way"), each(MODULES, ["evaluate"], dict.fromkeys(["code", "world:"], OPENED))
+    ("attack", "way"), each(MODULES, ["evaluate"], dict.fromkeys(["code", "world:"], WAYS))
 )
 def test_a_strangers_modules(strangers, trained, mark, monkeypatch, capsys, attack, way):
     changes, said = MODULES[attack]
