@@ -13,8 +13,8 @@ import torch
 import yaml
 
 import maml_dist
-from maml_dist.recipe import read_recipe
 from maml_dist.core.outer import Adam
+from maml_dist.recipe import read_recipe
 from maml_dist.run import Run
 from maml_dist.runtime.launch import OnRay
 from maml_dist.session import execute, prepare
