@@ -49,7 +49,8 @@ def plain_state(module: nn.Module, fixed: Memo) -> Any:
 
 def _state(module: nn.Module) -> Any:
     state: Any = module.__getstate__()
-    return {**state}  # of this moment: another thread may compute with the module
+    # Of this moment: another thread may compute with the module.
+    return {**state} if isinstance(state, dict) else state
 
 
 class _Plain(TorchFunctionMode):
