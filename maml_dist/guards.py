@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from maml_dist.core.episode import Batch, Episode, map_tensors
+from maml_dist.core.exclusive import EXCLUSIVE
 from maml_dist.core.form import leaves
 from maml_dist.core.params import Params
 from maml_dist.core.source import TaskKey
@@ -76,18 +77,19 @@ def unchanged(model: nn.Module, params: Params, batch: Batch) -> Iterator[None]:
 
 def twice(compute: Callable[[], Result]) -> tuple[Result, Result]:
     """What it gives, with the global generators in two states; afterwards they are as before."""
-    before = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
-    results = []
-    try:
-        for seed in (1, 2):
-            random.seed(seed)
-            np.random.seed(seed)
-            torch.default_generator.manual_seed(seed)
-            results.append(compute())
-    finally:
-        random.setstate(before[0])
-        np.random.set_state(before[1])
-        torch.random.set_rng_state(before[2])
+    with EXCLUSIVE:
+        before = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
+        results = []
+        try:
+            for seed in (1, 2):
+                random.seed(seed)
+                np.random.seed(seed)
+                torch.default_generator.manual_seed(seed)
+                results.append(compute())
+        finally:
+            random.setstate(before[0])
+            np.random.set_state(before[1])
+            torch.random.set_rng_state(before[2])
     return results[0], results[1]
 
 

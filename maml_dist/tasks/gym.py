@@ -23,6 +23,7 @@ from gymnasium.utils.seeding import np_random
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import FlattenObservation
 
+from maml_dist.core.exclusive import EXCLUSIVE
 from maml_dist.core.simulator import Fault, Simulator, Stepped
 from maml_dist.core.source import TaskKey
 from maml_dist.tasks.rollout import Goal, Rollouts, whose
@@ -291,14 +292,15 @@ def given(actions: np.ndarray, space: gymnasium.Space[Any], *envs: int) -> np.nd
 def _seeded(env: Env, seed: int) -> Iterator[None]:
     """Seed the environment, and for a while numpy's and Python's own generators."""
     env.unwrapped.np_random = np_random(seed)[0]
-    states = np.random.get_state(), random.getstate()
-    np.random.seed(seed)
-    random.seed(seed)
-    try:
-        yield
-    finally:
-        np.random.set_state(states[0])
-        random.setstate(states[1])
+    with EXCLUSIVE:
+        states = np.random.get_state(), random.getstate()
+        np.random.seed(seed)
+        random.seed(seed)
+        try:
+            yield
+        finally:
+            np.random.set_state(states[0])
+            random.setstate(states[1])
 
 
 def _keep(idle: list[SyncVectorEnv], vector: SyncVectorEnv) -> None:
