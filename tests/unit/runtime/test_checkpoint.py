@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from maml_dist.runtime.checkpoint import Checkpoints
+from maml_dist.runtime.folder import Folder
 from maml_dist.runtime.header import Kind
 
 
@@ -368,3 +369,13 @@ def test_weights_beside_another_fixed_file_are_refused(tmp_path):
     with pytest.raises(ValueError, match="trained with another fixed.safetensors than this run's"):
         Checkpoints(tmp_path / "a").load(path)
     assert Checkpoints(tmp_path / "b").load(path)[1].iteration == 1
+
+
+def test_a_place_that_is_not_local_is_kept_the_same_way(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Folder, "local", None)  # as of object stores
+    four(tmp_path)
+    spoil(tmp_path / "00000004.safetensors")
+    assert Checkpoints(tmp_path).last.iteration == 3
+    assert "taking 00000003.safetensors" in capsys.readouterr().err
+    (tmp_path / "index.json").unlink()
+    assert Checkpoints(tmp_path, scores=lambda: SCORES).best.iteration == 2
