@@ -1,6 +1,7 @@
 """Blame: which part of an experiment is at fault, found by trying each alone."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -30,7 +31,11 @@ def blamed(trial: Trial, fault: Fault, *, scored: bool = False) -> str:
         parts["the query loss"] = _query_loss
     if scored:
         parts["the score"] = _score
-    return next((part for part, terms in parts.items() if fault(trial, terms)), "the learner")
+    for part, terms in parts.items():
+        with suppress(*FAILURES):  # not at fault in this way
+            if fault(trial, terms):
+                return part
+    return "the learner"
 
 
 def fails(trial: Trial, terms: Terms) -> bool:

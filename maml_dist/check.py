@@ -45,6 +45,7 @@ from maml_dist.trial import (
     scores,
     strays,
     trial_of,
+    validated,
 )
 
 
@@ -129,6 +130,7 @@ def check_engine(experiment: Experiment, meta: Params, device: str) -> None:
         if strayed := strays(trial, policy_terms):
             raise ValueError(_stray(*strayed, blamed(trial, strays)))
         return
+    trial = validated(trial)
     try:
         once, again = (scores(trial.run_as("eager"))[0] for _ in range(2))
         strayed = strays(trial, scores)

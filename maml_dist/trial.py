@@ -83,6 +83,17 @@ def trial_of(experiment: Experiment, meta: Params, device: str) -> Trial:
     return Trial(experiment, meta, engine, episodes)
 
 
+def validated(trial: Trial) -> Trial:
+    """The same with two tasks of the validation."""
+    experiment = trial.experiment
+    steps = min(experiment.test_steps, experiment.learner.steps + 1)  # beyond those that it holds
+    episodes = tuple(
+        one_task(experiment, max(1, steps), number, split="val")
+        for number in range(len(ITERATIONS))
+    )
+    return trial._replace(episodes=episodes)
+
+
 def gradients(trial: Trial) -> list[Found]:
     """The meta-gradient, and the losses before and after adapting."""
     learner, into = trial.experiment.learner, layout(trial.meta)
@@ -94,20 +105,15 @@ def gradients(trial: Trial) -> list[Found]:
 def scores(trial: Trial) -> list[Found]:
     """The scores of every mode after each step, as a validation takes them."""
     experiment, into = trial.experiment, layout(trial.meta)
-    steps = min(experiment.test_steps, experiment.learner.steps + 1)  # what a step holds is left
     paths = PathScores(trial.engine, experiment.learner, trial.objective, into=into)
-    found = []
-    for episode, it in trial.tasks():
-        support = (episode.support or (episode.query,))[:1] * max(1, steps)
-        seen = episode._replace(support=support)
-        found.append(
-            {
-                f"{name} ({mode})": values
-                for mode in modes(experiment.model) or ("transductive",)
-                for name, values in paths(flatten(trial.meta), seen, it, mode=mode).items()
-            }
-        )
-    return found
+    return [
+        {
+            f"{name} ({mode})": values
+            for mode in modes(experiment.model) or ("transductive",)
+            for name, values in paths(flatten(trial.meta), episode, it, mode=mode).items()
+        }
+        for episode, it in trial.tasks()
+    ]
 
 
 def policy_terms(trial: Trial) -> list[Found]:
@@ -188,10 +194,12 @@ def objective_of(experiment: Experiment, engine: Engine) -> Objective:
     return Objective(experiment.model, experiment.task, bfloat16=engine.precision == "bfloat16")
 
 
-def one_task(experiment: Experiment, steps: int, task: int, *, it: int = 0) -> Episode:
-    """One training task, stacked, in the engine's precision; what it raises is the data's."""
+def one_task(
+    experiment: Experiment, steps: int, task: int, *, it: int = 0, split: str = "train"
+) -> Episode:
+    """One task, stacked, in the engine's precision; what it raises is the data's."""
     dtype = experiment.engine.dtype
-    named = [TaskKey(experiment.seed, "train", it, task)]
+    named = [TaskKey(experiment.seed, split, it, task)]
     episodes = collected(experiment, named, steps=steps)
     episodes = map_tensors(lambda t: t.to(dtype) if t.is_floating_point() else t, episodes)
     return episodes._replace(key=keys_of(named))
