@@ -15,7 +15,7 @@ from maml_dist.core.params import flatten, layout, unflatten
 from maml_dist.core.scored import Scored
 from maml_dist.core.source import TaskSource
 from maml_dist.said import FAILURES
-from maml_dist.trial import Found, Terms, Trial, first_apart
+from maml_dist.trial import Found, Terms, Trial, first_apart, first_of
 
 Fault = Callable[[Trial, Terms], Any]  # true where these terms alone have it
 
@@ -41,7 +41,7 @@ def blamed(trial: Trial, fault: Fault, *, scored: bool = False) -> str:
 def fails(trial: Trial, terms: Terms) -> bool:
     """Whether they cannot be computed as the engine does."""
     try:
-        terms(trial)
+        list(terms(trial))
     except FAILURES:
         return True
     return False
@@ -49,7 +49,7 @@ def fails(trial: Trial, terms: Terms) -> bool:
 
 def wavers(trial: Trial, terms: Terms) -> bool:
     """Whether they differ when computed again."""
-    once, again = (terms(trial.run_as("eager"))[0] for _ in range(2))
+    once, again = (first_of(trial, terms) for _ in range(2))
     return first_apart(once, again, most=0.0) is not None
 
 

@@ -6,7 +6,7 @@ operation by operation, so that nothing but a value that it keeps of the first t
 a ReLU that rounding flips, on which a meta-gradient jumps.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any, ClassVar, NamedTuple
@@ -62,7 +62,7 @@ class Trial(NamedTuple):
         return self._replace(engine=_Unarranged(**engine))
 
 
-Terms = Callable[[Trial], list[Found]]  # -> what is computed of each of the two tasks
+Terms = Callable[[Trial], Iterable[Found]]  # -> what is computed of each of the two tasks
 
 
 class _Unarranged(Engine):
@@ -94,33 +94,31 @@ def validated(trial: Trial) -> Trial:
     return trial._replace(episodes=episodes)
 
 
-def gradients(trial: Trial) -> list[Found]:
+def gradients(trial: Trial) -> Iterator[Found]:
     """The meta-gradient, and the losses before and after adapting."""
     learner, into = trial.experiment.learner, layout(trial.meta)
     gradient = MetaGradient(trial.engine, learner, trial.objective, into=into)
-    summed = (gradient(flatten(trial.meta), episode, it) for episode, it in trial.tasks())
-    return [{"meta-gradient": each.gradient, **each.metrics} for each in summed]
+    for episode, it in trial.tasks():
+        found = gradient(flatten(trial.meta), episode, it)
+        yield {"meta-gradient": found.gradient, **found.metrics}
 
 
-def scores(trial: Trial) -> list[Found]:
+def scores(trial: Trial) -> Iterator[Found]:
     """The scores of every mode after each step, as a validation takes them."""
     experiment, into = trial.experiment, layout(trial.meta)
     paths = PathScores(trial.engine, experiment.learner, trial.objective, into=into)
-    return [
-        {
+    for episode, it in trial.tasks():
+        yield {
             f"{name} ({mode})": values
             for mode in modes(experiment.model) or ("transductive",)
             for name, values in paths(flatten(trial.meta), episode, it, mode=mode).items()
         }
-        for episode, it in trial.tasks()
-    ]
 
 
-def policy_terms(trial: Trial) -> list[Found]:
+def policy_terms(trial: Trial) -> Iterator[Found]:
     """On-policy: what is asked of the adapted policies beside the meta-gradient."""
     experiment, meta = trial.experiment, flatten(trial.meta)
     adapted = Adapted(trial.engine, experiment.learner, trial.objective, into=layout(trial.meta))
-    found = []
     for whole, it in trial.tasks():
         few = 1.5 / experiment.task.episodes if hasattr(experiment.task, "episodes") else 1.0
         episode = thinned(whole, few, few)
@@ -136,21 +134,26 @@ def policy_terms(trial: Trial) -> list[Found]:
             terms["curvature"] = adapted.curvature(meta, episode, it)(along)
         if experiment.task.penalty:
             terms["penalty's gradient"] = adapted.departure(meta, episode, it)
-        found.append(terms)
-    return found
+        yield terms
+
+
+def first_of(trial: Trial, terms: Terms) -> Found:
+    """What is computed of the first task, eagerly."""
+    return next(iter(terms(trial.run_as("eager"))))
 
 
 def strays(trial: Trial, terms: Terms) -> tuple[str, float] | None:
     """What the trace of the first task computes of the second otherwise, and how far off it is."""
     if trial.engine.running == "eager":
+        list(terms(trial))  # the second too must be there
         return None
     try:
         with _wide(trial) as wide:
-            found = [terms(wide.run_as(running))[1] for running in ("eager", "traced")]
+            found = [[*terms(wide.run_as(running))][1] for running in ("eager", "traced")]
     except FAILURES:  # what computes in float32 alone
         if trial.engine.precision == "bfloat16":  # whose rounding alone moves a gradient far
             trial = trial._replace(engine=replace(trial.engine, precision="float32"))
-        found = [terms(trial.run_as(running))[1] for running in ("eager", "traced")]
+        found = [[*terms(trial.run_as(running))][1] for running in ("eager", "traced")]
     return first_apart(*found)
 
 
