@@ -1,6 +1,7 @@
 """Blame: which part of an experiment is at fault, found by trying each alone."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,7 @@ from maml_dist.core.params import flatten, layout, unflatten
 from maml_dist.core.scored import Scored
 from maml_dist.core.source import TaskSource
 from maml_dist.said import FAILURES
-from maml_dist.trial import Found, Terms, Trial, first_apart
+from maml_dist.trial import Found, Terms, Trial, first_apart, first_of
 
 Fault = Callable[[Trial, Terms], Any]  # true where these terms alone have it
 
@@ -30,13 +31,17 @@ def blamed(trial: Trial, fault: Fault, *, scored: bool = False) -> str:
         parts["the query loss"] = _query_loss
     if scored:
         parts["the score"] = _score
-    return next((part for part, terms in parts.items() if fault(trial, terms)), "the learner")
+    for part, terms in parts.items():
+        with suppress(*FAILURES):  # not at fault in this way
+            if fault(trial, terms):
+                return part
+    return "the learner"
 
 
 def fails(trial: Trial, terms: Terms) -> bool:
     """Whether they cannot be computed as the engine does."""
     try:
-        terms(trial)
+        list(terms(trial))
     except FAILURES:
         return True
     return False
@@ -44,7 +49,7 @@ def fails(trial: Trial, terms: Terms) -> bool:
 
 def wavers(trial: Trial, terms: Terms) -> bool:
     """Whether they differ when computed again."""
-    once, again = (terms(trial.run_as("eager"))[0] for _ in range(2))
+    once, again = (first_of(trial, terms) for _ in range(2))
     return first_apart(once, again, most=0.0) is not None
 
 

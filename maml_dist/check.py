@@ -38,6 +38,7 @@ from maml_dist.tasks.rollout import Rollouts
 from maml_dist.trial import (
     Trial,
     first_apart,
+    first_of,
     gradients,
     objective_of,
     one_task,
@@ -45,6 +46,7 @@ from maml_dist.trial import (
     scores,
     strays,
     trial_of,
+    validated,
 )
 
 
@@ -119,7 +121,7 @@ def check_engine(experiment: Experiment, meta: Params, device: str) -> None:
         return  # no derivative is taken
     trial = trial_of(experiment, meta, device)
     try:
-        once, again = (gradients(trial.run_as("eager"))[0] for _ in range(2))
+        once, again = (first_of(trial, gradients) for _ in range(2))
         strayed = strays(trial, gradients)
     except FAILURES as error:
         raise ValueError(
@@ -134,8 +136,9 @@ def check_engine(experiment: Experiment, meta: Params, device: str) -> None:
         if strayed := strays(trial, policy_terms):
             raise ValueError(_stray(*strayed, blamed(trial, strays)))
         return
+    trial = validated(trial)
     try:
-        once, again = (scores(trial.run_as("eager"))[0] for _ in range(2))
+        once, again = (first_of(trial, scores) for _ in range(2))
         strayed = strays(trial, scores)
     except FAILURES as error:
         raise ValueError(

@@ -6,7 +6,7 @@ operation by operation, so that nothing but a value that it keeps of the first t
 a ReLU that rounding flips, on which a meta-gradient jumps.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any, ClassVar, NamedTuple
@@ -62,7 +62,7 @@ class Trial(NamedTuple):
         return self._replace(engine=_Unarranged(**engine))
 
 
-Terms = Callable[[Trial], list[Found]]  # -> what is computed of each of the two tasks
+Terms = Callable[[Trial], Iterable[Found]]  # -> what is computed of each of the two tasks
 
 
 class _Unarranged(Engine):
@@ -83,38 +83,42 @@ def trial_of(experiment: Experiment, meta: Params, device: str) -> Trial:
     return Trial(experiment, meta, engine, episodes)
 
 
-def gradients(trial: Trial) -> list[Found]:
+def validated(trial: Trial) -> Trial:
+    """The same with two tasks of the validation."""
+    experiment = trial.experiment
+    steps = min(experiment.test_steps, experiment.learner.steps + 1)  # beyond those that it holds
+    episodes = tuple(
+        one_task(experiment, max(1, steps), number, split="val")
+        for number in range(len(ITERATIONS))
+    )
+    return trial._replace(episodes=episodes)
+
+
+def gradients(trial: Trial) -> Iterator[Found]:
     """The meta-gradient, and the losses before and after adapting."""
     learner, into = trial.experiment.learner, layout(trial.meta)
     gradient = MetaGradient(trial.engine, learner, trial.objective, into=into)
-    summed = (gradient(flatten(trial.meta), episode, it) for episode, it in trial.tasks())
-    return [{"meta-gradient": each.gradient, **each.metrics} for each in summed]
+    for episode, it in trial.tasks():
+        found = gradient(flatten(trial.meta), episode, it)
+        yield {"meta-gradient": found.gradient, **found.metrics}
 
 
-def scores(trial: Trial) -> list[Found]:
+def scores(trial: Trial) -> Iterator[Found]:
     """The scores of every mode after each step, as a validation takes them."""
     experiment, into = trial.experiment, layout(trial.meta)
-    steps = min(experiment.test_steps, experiment.learner.steps + 1)  # what a step holds is left
     paths = PathScores(trial.engine, experiment.learner, trial.objective, into=into)
-    found = []
     for episode, it in trial.tasks():
-        support = (episode.support or (episode.query,))[:1] * max(1, steps)
-        seen = episode._replace(support=support)
-        found.append(
-            {
-                f"{name} ({mode})": values
-                for mode in modes(experiment.model) or ("transductive",)
-                for name, values in paths(flatten(trial.meta), seen, it, mode=mode).items()
-            }
-        )
-    return found
+        yield {
+            f"{name} ({mode})": values
+            for mode in modes(experiment.model) or ("transductive",)
+            for name, values in paths(flatten(trial.meta), episode, it, mode=mode).items()
+        }
 
 
-def policy_terms(trial: Trial) -> list[Found]:
+def policy_terms(trial: Trial) -> Iterator[Found]:
     """On-policy: what is asked of the adapted policies beside the meta-gradient."""
     experiment, meta = trial.experiment, flatten(trial.meta)
     adapted = Adapted(trial.engine, experiment.learner, trial.objective, into=layout(trial.meta))
-    found = []
     for whole, it in trial.tasks():
         few = 1.5 / experiment.task.episodes if hasattr(experiment.task, "episodes") else 1.0
         episode = thinned(whole, few, few)
@@ -130,21 +134,26 @@ def policy_terms(trial: Trial) -> list[Found]:
             terms["curvature"] = adapted.curvature(meta, episode, it)(along)
         if experiment.task.penalty:
             terms["penalty's gradient"] = adapted.departure(meta, episode, it)
-        found.append(terms)
-    return found
+        yield terms
+
+
+def first_of(trial: Trial, terms: Terms) -> Found:
+    """What is computed of the first task, eagerly."""
+    return next(iter(terms(trial.run_as("eager"))))
 
 
 def strays(trial: Trial, terms: Terms) -> tuple[str, float] | None:
     """What the trace of the first task computes of the second otherwise, and how far off it is."""
     if trial.engine.running == "eager":
+        list(terms(trial))  # the second too must be there
         return None
     try:
         with _wide(trial) as wide:
-            found = [terms(wide.run_as(running))[1] for running in ("eager", "traced")]
+            found = [[*terms(wide.run_as(running))][1] for running in ("eager", "traced")]
     except FAILURES:  # what computes in float32 alone
         if trial.engine.precision == "bfloat16":  # whose rounding alone moves a gradient far
             trial = trial._replace(engine=replace(trial.engine, precision="float32"))
-        found = [terms(trial.run_as(running))[1] for running in ("eager", "traced")]
+        found = [[*terms(trial.run_as(running))][1] for running in ("eager", "traced")]
     return first_apart(*found)
 
 
@@ -188,10 +197,12 @@ def objective_of(experiment: Experiment, engine: Engine) -> Objective:
     return Objective(experiment.model, experiment.task, bfloat16=engine.precision == "bfloat16")
 
 
-def one_task(experiment: Experiment, steps: int, task: int, *, it: int = 0) -> Episode:
-    """One training task, stacked, in the engine's precision; what it raises is the data's."""
+def one_task(
+    experiment: Experiment, steps: int, task: int, *, it: int = 0, split: str = "train"
+) -> Episode:
+    """One task, stacked, in the engine's precision; what it raises is the data's."""
     dtype = experiment.engine.dtype
-    named = [TaskKey(experiment.seed, "train", it, task)]
+    named = [TaskKey(experiment.seed, split, it, task)]
     episodes = collected(experiment, named, steps=steps)
     episodes = map_tensors(lambda t: t.to(dtype) if t.is_floating_point() else t, episodes)
     return episodes._replace(key=keys_of(named))
