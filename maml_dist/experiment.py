@@ -6,6 +6,7 @@ want a second, structured copy of every constructor.)
 """
 
 import copy
+import math
 import re
 import sys
 import sysconfig
@@ -23,6 +24,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from torch import nn
 
 from maml_dist import learners, models, tasks
+from maml_dist.core.bounds import STEPS, check_least, check_range
 from maml_dist.core.engine import Engine
 from maml_dist.core.learner import Learner
 from maml_dist.core.outer import Outer
@@ -30,6 +32,9 @@ from maml_dist.core.source import TaskSource
 from maml_dist.explained import explained, unknown_name
 from maml_dist.recipe import Config, nearest, read_recipe
 from maml_dist.runtime.launch import Asked
+
+TASKS = 1_000_000  # that an iteration, a validation or an evaluation may take
+ACTORS = 10_000  # that a run may have; cores and GPUs of one
 
 
 @dataclass(frozen=True)
@@ -68,14 +73,16 @@ class Experiment:
     code: tuple[str, ...] = ()  # folders of the user's own modules (filled in)
 
     def __post_init__(self) -> None:
-        least = {"meta_batch": 1, "test_steps": 0, "iterations": 0, "validation_tasks": 1}
-        least |= {"test_tasks": 2, "checkpoint_every": 1, "keep": 1, "log_every": 1, "ahead": 1}
-        least |= {"shards": 1, "seed": 0, "cpus_per_shard": 0, "gpus_per_shard": 0}
-        least |= {"rollout_workers": 0, "cpus_per_worker": 0, "environments": 1}
-        for name, bound in least.items():
-            value = getattr(self, name)
-            if value is not None and value < bound:
-                raise ValueError(f"{name}={value}: must be {bound} or more")
+        check_least(self, "", iterations=0, seed=0, checkpoint_every=1, keep=1, log_every=1)
+        check_least(self, "", environments=1)
+        check_range(self, "", meta_batch=(1, TASKS), validation_tasks=(1, TASKS))
+        check_range(self, "", test_tasks=(2, TASKS), test_steps=(0, STEPS), ahead=(1, 10_000))
+        check_range(self, "", shards=(1, ACTORS), rollout_workers=(0, ACTORS))
+        check_range(self, "", cpus_per_shard=(0, ACTORS), cpus_per_worker=(0, ACTORS))
+        check_range(self, "", gpus_per_shard=(0, ACTORS))
+        for steps, score in self.paper.items():
+            if steps < 0 or not math.isfinite(score):
+                raise ValueError(f"paper={self.paper}: must be steps -> score, finite numbers")
         if self.shards is not None and self.shards > self.meta_batch:
             raise ValueError(
                 f"shards={self.shards}: more than the {self.meta_batch} tasks of a meta-batch"

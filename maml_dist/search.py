@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from maml_dist.core.bounds import check_least, check_range
 from maml_dist.recipe import nearest, read_yaml
 
 # Ray Tune's names and arguments; `high` of the integers is not drawn, as in Python's range.
@@ -43,11 +44,8 @@ class Search:
     seed: int | None = None  # of the draws, and of every trial; null: the recipe's
 
     def __post_init__(self) -> None:
-        least = {"num_samples": 1, "grace_period": 1, "reduction_factor": 2, "max_concurrent": 1}
-        for name, bound in least.items():
-            value = getattr(self, name)
-            if value is not None and value < bound:
-                raise ValueError(f"{name}={value}: must be {bound} or more")
+        check_least(self, "", grace_period=1, reduction_factor=2, max_concurrent=1)
+        check_range(self, "", num_samples=(1, 100_000), seed=(0, 2**32 - 1))  # numpy's seeds
         if not self.search:
             raise ValueError("search: there is no key to search")
         for key, distribution in self.search.items():

@@ -27,8 +27,8 @@ def check(goal: str, profile: str, threads: int) -> None:
     for name, value, kind in (("goal", goal, Kind), ("profile", profile, Profile)):
         if value not in get_args(kind):
             raise ValueError(f"task.{name}={value}: must be {' or '.join(get_args(kind))}")
-    if threads < 1:
-        raise ValueError(f"task.threads={threads}: must be 1 or more")
+    if not 1 <= threads <= 1024:
+        raise ValueError(f"task.threads={threads}: must be 1 … 1024")
 
 
 def draw(kind: Kind, key: TaskKey, *, fast: float) -> Goal:

@@ -24,6 +24,7 @@ from pyarrow import parquet as pq
 from torch import Tensor
 from torch.nn.functional import cross_entropy, mse_loss
 
+from maml_dist.core.bounds import check_least, check_range, check_size
 from maml_dist.core.episode import Batch, Episode, supervised
 from maml_dist.core.source import Adapt, TaskKey, TaskSource
 
@@ -60,15 +61,14 @@ class Records(TaskSource):
     cache: int = 64  # row groups kept in memory; best no fewer than the tasks of one shard
 
     def __post_init__(self) -> None:
-        for name in ("shots", "query", "visit", "cache"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"task.{name}={getattr(self, name)}: must be 1 or more")
-        if min(self.val, self.test) < 0 or self.val + self.test > 1:
+        check_least(self, "task", shots=1, query=1, visit=1, cache=1, classes=2)
+        check_range(self, "task", val=(0, 1), test=(0, 1))
+        if self.val + self.test > 1:
             raise ValueError(f"task.val={self.val}, task.test={self.test}: must add up to 0 … 1")
-        if self.classes is not None and self.classes < 2:
-            raise ValueError(f"task.classes={self.classes}: must be 2 or more, or null")
         if isinstance(self.features, str) or not self.features:
             raise ValueError(f"task.features={self.features!r}: must be a list of column names")
+        numbers = (self.shots + self.query) * (len(self.features) + 1)
+        check_size(self, "task", "shots", "query", numbers=numbers)
 
     @property
     def metric(self) -> str:  # type: ignore[override]  # a field decides what the base class fixes
