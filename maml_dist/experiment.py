@@ -23,7 +23,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 from torch import nn
 
-from maml_dist import learners, models, tasks
+from maml_dist import learners, models, plain, tasks
 from maml_dist.core.bounds import STEPS, check_least, check_range
 from maml_dist.core.engine import Engine
 from maml_dist.core.learner import Learner
@@ -33,6 +33,7 @@ from maml_dist.explained import explained, unknown_name
 from maml_dist.recipe import Config, nearest, read_recipe
 from maml_dist.runtime.launch import Asked
 
+_NAME = re.compile(r"([^/\\.\n][^/\\\n]{0,99})?")
 TASKS = 1_000_000  # that an iteration, a validation or an evaluation may take
 ACTORS = 10_000  # that a run may have; cores and GPUs of one
 
@@ -80,6 +81,11 @@ class Experiment:
         check_range(self, "", shards=(1, ACTORS), rollout_workers=(0, ACTORS))
         check_range(self, "", cpus_per_shard=(0, ACTORS), cpus_per_worker=(0, ACTORS))
         check_range(self, "", gpus_per_shard=(0, ACTORS))
+        if not _NAME.fullmatch(self.name):
+            raise ValueError(
+                f"name={plain.short(repr(self.name))}: must be a word for a folder, without "
+                "/ and not over 100 characters"
+            )
         for steps, score in self.paper.items():
             if steps < 0 or not math.isfinite(score):
                 raise ValueError(f"paper={self.paper}: must be steps -> score, finite numbers")
@@ -116,16 +122,20 @@ def compose(recipe: str | Path, overrides: Mapping[str, Any] | None = None) -> C
     Raises:
         ValueError: in one line, the key, the value, what is allowed and the nearest valid name.
     """
-    return override({"name": Path(recipe).stem, **read_recipe(recipe)}, overrides or {})
+    content = read_recipe(recipe)
+    plain.check(content, "")
+    return override({"name": Path(recipe).stem, **content}, overrides or {})
 
 
 def override(config: Config, overrides: Mapping[str, Any]) -> Config:
     """`config` with some keys changed, and all defaults filled in; raises as `compose` does."""
     config = copy.deepcopy(config)
     values = {
-        key.replace(".init_args.", ".").removesuffix(".class_path"): _plain(value)
+        str(key).replace(".init_args.", ".").removesuffix(".class_path"): _plain(value)
         for key, value in overrides.items()
     }
+    for key, value in values.items():
+        plain.check(value, key)
     while values:
         given = _leaves(config)
         leaves = given if values.keys() <= given.keys() else _leaves(_resolve(config))
@@ -218,8 +228,8 @@ def _resolve(config: Config) -> Config:
             namespace = parser.parse_object(config)
         resolved = parser.dump(namespace, skip_none=False)
     # An argument that may be null and has no default is null where it is left out.
-    plain: Config = yaml.safe_load(re.sub(r"(?m)(?<=: )==UNSET==$", "null", resolved))
-    return {**plain, "code": sorted({*plain["code"], *_code(plain)})}
+    whole: Config = yaml.safe_load(re.sub(r"(?m)(?<=: )==UNSET==$", "null", resolved))
+    return {**whole, "code": sorted({*whole["code"], *_code(whole)})}
 
 
 def _import_rooms() -> None:
@@ -229,6 +239,7 @@ def _import_rooms() -> None:
 
 
 def _parser(config: Config) -> ArgumentParser:
+    _check_classes(config, "")
     code = config.get("code")
     if isinstance(code, list | tuple):
         sys.path.extend(str(path) for path in code if path not in sys.path)
@@ -237,10 +248,24 @@ def _parser(config: Config) -> ArgumentParser:
     return parser
 
 
+def _check_classes(node: Mapping[str, Any], prefix: str) -> None:
+    """Raise ValueError where a class is no text, or its arguments are no keys and values."""
+    for key, value in node.items():
+        name = f"{prefix}.{key}" if prefix else str(key)
+        if key == "class_path" and not isinstance(value, str):
+            raise ValueError(f"{name}={plain.short(value)}: must be the path of a class, as text")
+        if key == "init_args" and not isinstance(value, Mapping):
+            raise ValueError(f"{name}={plain.short(value)}: must be keys and values")
+        if isinstance(value, Mapping):
+            _check_classes(value, name)
+
+
 def _plain(value: Any) -> Any:
-    """A numpy scalar or a path as YAML knows it."""
+    """Numpy's scalars and paths as YAML knows them."""
     if isinstance(value, np.generic):
         return value.item()
+    if isinstance(value, list | tuple):
+        return type(value)(map(_plain, value)) if type(value) in (list, tuple) else value
     return str(value) if isinstance(value, Path) else value
 
 

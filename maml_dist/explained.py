@@ -40,7 +40,7 @@ def _one_line(message: str, root: type) -> str:
         key = unknown.group(1)
         names = _arguments(_class(within[-1]) if within else root)
         full = f"{where}.{key}" if where else key
-        return f"unknown key {full!r}{nearest(key, names)} (there are {', '.join(names)})"
+        return f"unknown key {full!r}{nearest(key, names)} ({_there_are(names)})"
     required = re.search(r"the following arguments are required: (.+)", message)
     if required and where:
         needed = ", ".join(f"{where}.{name}" for name in required.group(1).split(", "))
@@ -52,6 +52,10 @@ def _one_line(message: str, root: type) -> str:
     null = re.search(r"Not a valid subclass of (\w+)\. Got value: None", message)
     if null:
         return f"{where}: Expected a {null.group(1)}. Got value: None"
+    no_class = re.search(r"Not a valid subclass of (\w+)\. Got value: (.*)", message)
+    if no_class:
+        kind, value = no_class.groups()
+        return f"{where}: Expected a {kind}: a class path, or class_path and init_args. Got {value}"
     name = unknown_name(ArgumentError(None, message))
     if name:
         names = _names(_class(within[-1]) if within else root, where.rpartition(".")[2])
@@ -65,6 +69,10 @@ def _one_line(message: str, root: type) -> str:
     if absent := re.search(r"module '([^']+)' has no attribute '([^']+)'", text):
         text += nearest(absent.group(2), list(vars(import_module(absent.group(1)))))
     return f"{where}: {text}" if where else text
+
+
+def _there_are(names: list[str]) -> str:
+    return f"there are {', '.join(names)}" if names else "it takes none"
 
 
 def _class(path: str) -> type:

@@ -19,6 +19,7 @@ from torch import Tensor
 from maml_dist.core.objective import running_statistics
 from maml_dist.core.params import Layout, Params, flatten, layout, unflatten
 from maml_dist.experiment import Experiment, build
+from maml_dist.plain import check_path
 from maml_dist.recipe import Config, read_yaml
 from maml_dist.runtime import metrics
 from maml_dist.runtime.checkpoint import Checkpoints, Entry
@@ -40,6 +41,7 @@ class Run:
         Raises:
             ValueError: the folder is not a run.
         """
+        check_path(path, "the run's folder")
         path = Path(path).absolute()
         if not (path / "recipe.yaml").is_file():
             raise ValueError(f"{path} is not a run: it holds no recipe.yaml")
@@ -136,7 +138,7 @@ class Run:
             raise ValueError("the model has no parameter that requires a gradient")
         return self.experiment.learner.init(model)
 
-    def weights(self, checkpoint: str = "best") -> tuple[Params, Entry]:
+    def weights(self, checkpoint: str | Path = "best") -> tuple[Params, Entry]:
         """The meta-parameters of a checkpoint ("best", "last" or a file), and which one it is.
 
         Where the outer rule averages, the averaged ones: those that were validated.
@@ -144,7 +146,8 @@ class Run:
         Raises:
             ValueError: there is no such checkpoint, or it is damaged.
         """
-        tensors, entry = self.checkpoints.load(checkpoint)
+        check_path(checkpoint, "the checkpoint")
+        tensors, entry = self.checkpoints.load(str(checkpoint))
         named = {n.removeprefix("meta/"): t for n, t in tensors.items() if n.startswith("meta/")}
         if {n: tuple(t.shape) for n, t in named.items()} != dict(zip(*self.layout, strict=True)):
             raise ValueError(f"{entry.file} holds other parameters than this run's model")

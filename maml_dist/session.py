@@ -9,6 +9,7 @@ from typing import Any
 from maml_dist.check import check, decide, refuse_idle
 from maml_dist.core.params import flatten
 from maml_dist.experiment import compose, override, user_modules
+from maml_dist.plain import check_path
 from maml_dist.run import Run, refuse_used
 from maml_dist.runtime.launch import InProcess, OnRay
 from maml_dist.train import Row, train
@@ -52,6 +53,11 @@ def meta_train(
         OSError: the run's folder cannot be written.
         FloatingPointError: a meta-gradient is not finite; names the tasks.
     """
+    for name, value in (("local", local), ("progress", progress)):
+        if not isinstance(value, bool):
+            raise ValueError(f"{name}={value!r}: must be True or False")
+    if not callable(on_validation):
+        raise ValueError(f"on_validation={on_validation!r}: must be a function of a row")
     prepared = prepare(recipe, overrides, run=run, resume=resume)
     return execute(
         prepared, address=address, local=local, progress=progress, on_validation=on_validation
@@ -66,6 +72,8 @@ def prepare(
     resume: str | Path | None = None,
 ) -> Run:
     """The run to do, or to go on with; nothing is written yet. Raises as `meta_train` does."""
+    if run is not None:
+        check_path(run, "the run's folder")
     if resume is not None:
         if run is not None:
             raise ValueError(
@@ -80,10 +88,13 @@ def prepare(
         return Run(before.path, override(before.config, overrides))
     config = compose(recipe, overrides)
     for key in ("init", "checkpoints"):
+        if config[key] is not None:
+            check_path(config[key], key)
         if config[key] is not None and "://" not in config[key]:
             config[key] = str(Path(config[key]).absolute())
     stamp = f"{datetime.now():%Y%m%d-%H%M%S-%f}"[:-3]
-    folder = Path(run or Path("runs") / f"{config['name']}-{stamp}").absolute()
+    folder = Path("runs", f"{config['name']}-{stamp}") if run is None else Path(run)
+    folder = folder.absolute()
     refuse_used(folder)
     new = Run(folder, config)
     if new.checkpoints.last is not None:
@@ -101,6 +112,8 @@ def execute(
     on_validation: Callable[[Row], None] = lambda row: None,
 ) -> Run:
     """Train a prepared run; returns it with what was decided on these machines."""
+    if address is not None and not (isinstance(address, str) and address.strip()):
+        raise ValueError(f"address={address!r}: must name a Ray cluster, or be left out")
     experiment, resumed = run.experiment, (run.path / "recipe.yaml").exists()
     if not resumed:
         refuse_idle(experiment)

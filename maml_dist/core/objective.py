@@ -11,18 +11,32 @@ Batch norm normalises with the current batch while training. At test there are u
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
 
 from maml_dist.core.episode import Batch, Episode
 from maml_dist.core.forward import Normalise, Seen, by_first, by_running, forward_rules, observing
 from maml_dist.core.params import Params
 from maml_dist.core.source import TaskSource
 
+_ARITHMETIC = {
+    "sub",
+    "rsub",
+    "add",
+    "radd",
+    "mul",
+    "rmul",
+    "div",
+    "truediv",
+    "rtruediv",
+    "eq",
+    "ne",
+}
 Mode = Literal["transductive", "inductive", "running"]  # what batch norm normalises queries by
 
 
@@ -185,8 +199,33 @@ def _kept(part: _BatchNorm) -> tuple[str, ...]:
 
 
 @contextmanager
-def broadcasting_refused() -> Iterator[None]:
-    """Inside, a loss whose arguments differ in shape raises a UserWarning and computes nothing."""
-    with warnings.catch_warnings():
+def broadcasting_refused(*targets: Tensor) -> Iterator[None]:
+    """Inside, a loss whose arguments differ in shape raises a UserWarning and computes nothing.
+
+    So does arithmetic of one of the `targets` and another tensor whose result has the shape of
+    neither: [n] and [n, 1] make [n, n], which is never meant.
+    """
+    with warnings.catch_warnings(), _NoOuter(targets):
         warnings.filterwarnings("error", message="Using a target size")
         yield
+
+
+class _NoOuter(TorchFunctionMode):
+    """Refuses arithmetic by which a target and another tensor are both made larger."""
+
+    def __init__(self, targets: tuple[Tensor, ...]) -> None:
+        super().__init__()
+        self._targets = {id(target) for target in targets}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        pair = args[:2] if getattr(func, "__name__", "").strip("_") in _ARITHMETIC else ()
+        if len(pair) == 2 and all(isinstance(part, Tensor) for part in pair):
+            shapes = [part.shape for part in pair]
+            if self._targets & {id(part) for part in pair} and shapes[0] != shapes[1]:
+                result = torch.broadcast_shapes(*shapes)
+                if result not in shapes:
+                    raise UserWarning(
+                        f"the loss broadcasts {list(shapes[0])} and {list(shapes[1])} to "
+                        f"{list(result)}: give y the shape of the model's output"
+                    )
+        return func(*args, **(kwargs or {}))

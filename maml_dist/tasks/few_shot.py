@@ -63,6 +63,7 @@ class FewShot(TaskSource):
 
     metric = "accuracy"
     maximize = True
+    classifies = True
 
     data: ClassData
     ways: int = 5  # classes a task

@@ -28,7 +28,7 @@ def check(goal: str, profile: str, threads: int) -> None:
         if value not in get_args(kind):
             raise ValueError(f"task.{name}={value}: must be {' or '.join(get_args(kind))}")
     if not 1 <= threads <= 1024:
-        raise ValueError(f"task.threads={threads}: must be 1 … 1024")
+        raise ValueError(f"task.threads={threads}: must be 1 or more, 1024 at the most")
 
 
 def draw(kind: Kind, key: TaskKey, *, fast: float) -> Goal:

@@ -138,7 +138,7 @@ class Broadcast(Sinusoid):
     [
         ("model.class_path=users.Random", "model or loss draw random numbers (aten."),
         ("task.class_path=users.Broadcast", "Using a target size"),
-        ("hidden=[-1]", "the recipe's objects cannot be made"),
+        ("hidden=[-1]", "model.hidden=[-1]: each must be 1 or more"),
     ],
 )
 def test_code_that_cannot_be_meta_learned(tmp_path, capsys, monkeypatch, part, said, batching):
