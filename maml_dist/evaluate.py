@@ -47,12 +47,13 @@ def evaluate(
     from maml_dist.core.objective import modes
     from maml_dist.core.params import flatten
     from maml_dist.experiment import TASKS
+    from maml_dist.plain import short
     from maml_dist.runtime.launch import InProcess
     from maml_dist.runtime.shard import TaskShard
 
     experiment = run.experiment
     if split not in ("train", "val", "test"):
-        raise ValueError(f"split {split!r}: there are train, val and test")
+        raise ValueError(f"split {short(repr(split))}: there are train, val and test")
     tasks = experiment.test_tasks if tasks is None else tasks
     steps = experiment.test_steps if steps is None else steps
     for name, value, low, high in (("tasks", tasks, 2, TASKS), ("steps", steps, 0, STEPS)):
