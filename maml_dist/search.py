@@ -9,12 +9,14 @@ num_samples: 8
 
 import csv
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from maml_dist.core.bounds import check_least, check_range
+from maml_dist.plain import check
 from maml_dist.recipe import nearest, read_yaml
 
 # Ray Tune's names and arguments; `high` of the integers is not drawn, as in Python's range.
@@ -78,12 +80,14 @@ def read(file: str | Path, overrides: Mapping[str, Any] | None = None) -> Search
     for key in content.keys() - names:
         guess = nearest(str(key), names)
         raise ValueError(f"{file}: unknown key {key!r}{guess} (there are {', '.join(names)})")
+    check(content, "")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Search, fail_untyped=False)
     try:
         plan = Search(**vars(parser.instantiate(parser.parse_object(content))))
     except ArgumentError as error:
-        raise ValueError(f"{file}: {' '.join(error.message.split())}") from None
+        said = re.sub(r'[Pp]arser key "([^"]+)":', r"\1:", " ".join(error.message.split()))
+        raise ValueError(f"{file}: {said.replace('typing.', '')}") from None
     others = {key: value for key, value in (overrides or {}).items() if key not in names}
     kept = {
         key: value

@@ -79,7 +79,6 @@ def _serve(folder: Path) -> None:
     os.environ.pop("RAY_ADDRESS", None)
     import torch
 
-    import maml_dist
     from maml_dist.runtime import launch
 
     torch.set_num_threads(1)
@@ -89,12 +88,6 @@ def _serve(folder: Path) -> None:
             raise ValueError("Ray is not started here")
 
     launch.OnRay = NoRay  # type: ignore[assignment,misc]
-    for name, more in (("sinusoid", {}), ("navigation", {"episodes": 1, "horizon": 3})):
-        if not (folder / name).exists():
-            settings = {key: _number(value) for key, value in SMALL.items()} | more
-            maml_dist.meta_train(
-                name, run=folder / name, local=True, progress=False, **settings
-            ).evaluate()
     print("ready", file=answers, flush=True)
     for number, line in enumerate(sys.stdin):
         case = Case(**json.loads(line))
@@ -107,15 +100,25 @@ def _serve(folder: Path) -> None:
         shutil.rmtree(place)
 
 
-def _number(text: str) -> Any:
-    return int(text) if text.isdigit() else text
+def _run_of(recipe: str, folder: Path) -> Path:
+    """A finished run, made when it is first needed."""
+    import maml_dist
+
+    if not (folder / recipe).exists():
+        settings: dict[str, Any] = {
+            key: int(value) if value.isdigit() else value for key, value in SMALL.items()
+        }
+        settings |= {"episodes": 1, "horizon": 3} if recipe == "navigation" else {}
+        settings |= {"run": folder / recipe, "local": True, "progress": False}
+        maml_dist.meta_train(recipe, **settings).evaluate()
+    return folder / recipe
 
 
 def _tried(case: Case, folder: Path) -> dict[str, Any]:
     """Make the files of a case, do what it says, look what it left."""
     Path("victim.txt").write_text("whole")
     if any("RUN" in word or "run." in word for word in (*case.words, *case.files)):
-        shutil.copytree(folder / "sinusoid", "RUN")
+        shutil.copytree(_run_of("sinusoid", folder), "RUN")
     for name, made in case.files.items():
         _make(name, made)
     before = {str(path) for path in Path().rglob("*")}
@@ -158,7 +161,7 @@ def _outcome(
         return "ended"
     elif status != 2 or not lines or not lines[-1].startswith("error: "):
         return "unclear"
-    if len(lines) != 1 or len(said) > 1500:
+    if len(lines) != 1 or len(said) > 1500 and case.command != "python":
         return "unclear"
     return "left something" if left else "refused"
 
@@ -178,14 +181,14 @@ def _call(case: Case, folder: Path) -> int:
 
     import maml_dist
 
-    run = folder / "sinusoid"
+    run = _run_of("sinusoid", folder)
     names = {"np": np, "torch": torch, "maml_dist": maml_dist, "nan": float("nan"), "RUN": run}
     names |= {"x": torch.zeros(5, 1), "y": torch.ones(5, 1), "inf": float("inf")}
     text = case.words[0]
     if "model." in text:
         names["model"] = maml_dist.load(run)
     if "policy." in text:
-        names["policy"] = maml_dist.load(folder / "navigation")
+        names["policy"] = maml_dist.load(_run_of("navigation", folder))
     if "run." in text:
         from maml_dist.run import Run
 

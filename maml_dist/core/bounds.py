@@ -45,6 +45,15 @@ def check_range(owner: object, key: str, **ranges: tuple[float, float]) -> None:
             raise _refused(owner, key, name, allowed)
 
 
+def check_share(owner: object, key: str, *names: str, zero: bool = False) -> None:
+    """Raise ValueError where a field of `owner`, the recipe's `key`, is out of (0, 1) or [0, 1)."""
+    for name in names:
+        allowed = f"in {'[' if zero else '('}0, 1)"
+        value = _number(owner, key, name, allowed)
+        if value is not None and not (0 < value < 1 or (zero and value == 0)):
+            raise _refused(owner, key, name, allowed)
+
+
 def check_size(owner: object, key: str, *names: str, numbers: int) -> None:
     """Raise ValueError where fields of a task source make a task of too many numbers."""
     if numbers > NUMBERS:

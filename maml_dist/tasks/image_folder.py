@@ -65,7 +65,11 @@ class ImageFolder(ClassData):
         return [self._images(folder) for folder in folders]
 
     def _images(self, folder: Path) -> np.ndarray:
-        files = sorted(file for file in folder.iterdir() if file.suffix.lower() in _SUFFIXES)
+        files = sorted(
+            file
+            for file in folder.iterdir()
+            if file.suffix.lower() in _SUFFIXES and not file.name.startswith(".") and file.is_file()
+        )
         if not files:
             raise ValueError(f"{folder} holds no image ({', '.join(sorted(_SUFFIXES))})")
         images = [
@@ -78,4 +82,5 @@ class ImageFolder(ClassData):
 def _folders(root: Path) -> list[Path]:
     if not root.is_dir():
         raise FileNotFoundError(f"{root} is not there: it should hold a folder for each class")
-    return sorted(path for path in root.iterdir() if path.is_dir())
+    folders = (path for path in root.iterdir() if path.is_dir())
+    return sorted(path for path in folders if not path.name.startswith("."))  # .ipynb_checkpoints

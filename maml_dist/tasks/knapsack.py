@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maml_dist.core.bounds import check_least, check_size
+from maml_dist.core.bounds import check_least, check_share, check_size
 from maml_dist.core.episode import Batch, Episode, supervised
 from maml_dist.core.source import Adapt, TaskKey, TaskSource
 
@@ -50,8 +50,7 @@ class Knapsack(TaskSource):
         check_least(self, "task", **dict.fromkeys(sizes, 1))
         numbers = self.items * (self.shots + self.query) * (self.attributes + 3)
         check_size(self, "task", *sizes, numbers=numbers)
-        if not 0 < self.capacity < 1:
-            raise ValueError(f"task.capacity={self.capacity}: must be between 0 and 1")
+        check_share(self, "task", "capacity")
 
     def sample(self, key: TaskKey) -> Items:
         """The taste, and the items of all instances."""
