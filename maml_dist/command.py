@@ -8,6 +8,7 @@
 import argparse
 import os
 import re
+import select
 import sys
 import sysconfig
 import traceback
@@ -58,7 +59,7 @@ def guarded(main: Callable[[list[str]], int]) -> int:
     except KeyboardInterrupt:
         return 130
     except SystemExit as end:
-        where = _users_line(end)
+        where = _users_line(end, raised=True)
         if where is None:
             raise  # --help
         return fail(f"{where}: it ends the program (SystemExit: {end.code})", status=2)
@@ -79,7 +80,7 @@ def _told(error: Exception) -> int:
     if isinstance(error, ValueError | OSError) or where:
         return fail(said, status=2)
     if isinstance(error, MemoryError) or "out of memory" in said or "allocate memory" in said:
-        return fail(f"not enough memory: {_first_line(said)}", status=1)
+        return fail(f"not enough memory. {_first_line(said)}", status=1)
     return fail(
         f"a mistake of maml_dist, {type(error).__name__}: {_first_line(said)} "
         "(please report it with what --traceback shows)",
@@ -87,14 +88,14 @@ def _told(error: Exception) -> int:
     )
 
 
-def _users_line(error: BaseException) -> str | None:
-    """File, line and function of the user's where it was raised; None where it was elsewhere."""
-    frames = [(frame, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+def _users_line(error: BaseException, *, raised: bool = False) -> str | None:
+    """File, line and function of the user's that it came from, or that `raised` it; else None."""
+    frames = list(traceback.walk_tb(error.__traceback__))
     for frame, line in reversed(frames):
-        if _is_installed(frame):
+        if _is_installed(frame) and not raised:
             continue
         path = Path(frame.f_code.co_filename)
-        if path.is_relative_to(_PACKAGE) or not path.is_file():
+        if path.is_relative_to(_PACKAGE) or not path.is_file() or _is_installed(frame):
             return None
         return f"{path}, line {line}, in {frame.f_code.co_name}"
     return None
@@ -116,8 +117,12 @@ def _first_line(text: str) -> str:
 def _is_unread() -> bool:
     """Whether nobody reads stdout any more; then nothing more is written to it."""
     try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+        descriptor = sys.stdout.fileno()
+    except (AttributeError, OSError):  # closed, or no file
+        return False
+    watched = select.poll()
+    watched.register(descriptor, 0)
+    if not watched.poll(0):  # nothing is the matter with it
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+    return True

@@ -1,6 +1,7 @@
 """A folder of class folders of images."""
 
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image
 
+from maml_dist.core.bounds import check_least, check_range
 from maml_dist.tasks.few_shot import SPLITS, ClassData
 
 Item = TypeVar("Item")
@@ -54,6 +56,12 @@ class ImageFolder(ClassData):
     grey: bool = False  # one channel rather than three
     parts: tuple[float, float, float] = (0.64, 0.16, 0.2)  # classes to train, val and test
     seed: int = 0  # of the division into splits
+
+    def __post_init__(self) -> None:
+        check_range(self, "task.data", size=(1, 8192))
+        check_least(self, "task.data", seed=0)
+        if not all(0 <= part < math.inf for part in self.parts) or not sum(self.parts):
+            raise ValueError(f"task.data.parts={self.parts}: must be three shares, 0 or more")
 
     def classes(self, split: str) -> list[np.ndarray]:
         """One array [images, channels, size, size] a class, sorted by name."""
