@@ -179,7 +179,7 @@ class Policy(Adaptable):
             obs, _ = env.reset(seed=int(generator.integers(2**31)))
             for time in range(source.horizon):
                 here = (0, episode, time)
-                sight = seen(obs, env.observation_space).astype(np.float32)
+                sight = _numbers(seen(obs, env.observation_space), "observation", here)
                 if sight.shape != (source.observations,):
                     raise ValueError(
                         f"the environment gives {sight.size} numbers to observe; the policy takes "
@@ -196,7 +196,7 @@ class Policy(Adaptable):
                 obs, reward, terminated, truncated, _ = env.step(
                     given(action.numpy(), env.action_space)
                 )
-                rewards[here] = _finite(float(reward), "reward", here)
+                rewards[here] = float(_finite(_numbers(reward, "reward", here), "reward", here))
                 if terminated or truncated:
                     break
         return Trajectories(observations, actions, rewards, mask, outputs)
@@ -218,6 +218,16 @@ def _check_actions(env: Any, source: Rollouts) -> None:
         raise ValueError(
             f"the environment takes {space}; the policy acts by {own.format(source.actions)}"
         )
+
+
+def _numbers(value: Any, what: str, here: tuple[int, int, int]) -> np.ndarray:
+    try:
+        return np.asarray(value, np.float32)
+    except (TypeError, ValueError) as error:
+        _, episode, time = here
+        raise ValueError(
+            f"episode {episode}, step {time}: the environment's {what} is no number: {error}"
+        ) from None
 
 
 def _finite(value: Any, what: str, here: tuple[int, int, int]) -> Any:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from maml_dist.core.bounds import check_least, check_range
+from maml_dist.core.bounds import LARGEST, check_least, check_range
 from maml_dist.plain import check
 from maml_dist.recipe import nearest, read_yaml
 
@@ -119,6 +119,8 @@ def _check_distribution(key: str, distribution: Mapping[str, list[Any]]) -> None
     if len(arguments) != 2 or not all(type(bound) in kinds for bound in arguments):
         raise ValueError(f"{said} ({'whole numbers' if kinds == (int,) else 'numbers'})")
     low, high = arguments
+    if kinds == (int,) and max(abs(low), abs(high)) > LARGEST:
+        raise ValueError(f"{said} (whole numbers up to {LARGEST})")
     if not -math.inf < low < high < math.inf or ("log" in name and low <= 0):
         raise ValueError(f"{said} ({'0 < ' if 'log' in name else ''}low < high)")
 
