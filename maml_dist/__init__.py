@@ -5,7 +5,18 @@ model = maml_dist.load(run.path)
 adapted = model.adapt(x, y, steps=5)
 """
 
-from typing import Any
+import sys
+
+# `python -m maml_dist.…` puts the working directory first on the path, whose files, come with a
+# stranger's run perhaps, would pass for Python's own. While -m looks for a module, argv is -m.
+if (
+    sys.argv[:1] == ["-m"]
+    and any(word.startswith(("maml_dist.", "-mmaml_dist.")) for word in sys.orig_argv)
+    and not sys.flags.safe_path
+):
+    del sys.path[0]
+
+from typing import Any  # noqa: E402  # not before
 
 __all__ = ["load", "meta_train"]
 

@@ -8,16 +8,19 @@ from typing import Any
 import torch
 from torch import nn
 
+from maml_dist.copying import copied, plain_state
 from maml_dist.core.bounds import STEPS
 from maml_dist.core.episode import Batch
 from maml_dist.core.form import leaves
 from maml_dist.core.inner import at_step
 from maml_dist.core.learner import Learner
-from maml_dist.core.objective import Objective, broadcasting_refused, running_statistics
-from maml_dist.core.params import Params
+from maml_dist.core.objective import Objective, running_statistics
+from maml_dist.core.params import Params, own_form, real_of
 from maml_dist.core.source import TaskSource
+from maml_dist.experiment import Experiment
 from maml_dist.run import Run
 from maml_dist.said import FAILURES, in_words
+from maml_dist.trust import Trust
 
 
 class Adaptable(nn.Module):
@@ -28,6 +31,21 @@ class Adaptable(nn.Module):
     _learner: Learner
     _source: TaskSource
     _it: torch.Tensor  # the meta-iteration of the checkpoint
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """The class is made again of the user's own, by which alone it can be found."""
+        adds, kind = type(self).__bases__
+        return _empty, (adds, kind), plain_state(self, self._fixed)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Adaptable":
+        memo.update(self._fixed)
+        return copied(self, memo)
+
+    @property
+    def _fixed(self) -> dict[int, Any]:
+        """By id, what nothing changes: copies have the same."""
+        fixed = (self._meta, self._kept, self._learner, self._source, self._it)
+        return {id(each): each for each in fixed}
 
     def adapt(self, x: Any, y: Any = None, *, steps: int | None = None) -> "Adaptable":
         """A copy of this module, adapted to a support set; the module itself is unchanged.
@@ -47,7 +65,7 @@ class Adaptable(nn.Module):
                 classes where there are some, or the model does not take them.
         """
         steps = check_steps(self._learner.steps if steps is None else steps)
-        like = next(self.parameters())
+        like = real_of(next(self.parameters()))
         x, y = as_numbers(x, "x", like=like), as_numbers(y, "y", like=like)
         if not x.dim() or not y.dim() or not len(x) or len(x) != len(y):
             raise ValueError(
@@ -63,27 +81,26 @@ class Adaptable(nn.Module):
 
     def _adapted(self, support: tuple[Batch, ...]) -> "Adaptable":
         """A copy after a step on each support batch."""
-        like = next(self.parameters())
+        like = real_of(next(self.parameters()))
         adapted = copy.deepcopy(self)
-        learned = {name: p.detach() for name, p in self.named_parameters()}
+        learned = {name: real_of(p.detach()) for name, p in self.named_parameters()}
         meta = {
             name: learned.get(name, value.to(like.device, like.dtype))
             for name, value in self._meta.items()
         }
         try:
-            targets = [leaf for batch in support[:1] for leaf in leaves(batch)[1:2]]
-            with torch.no_grad(), broadcasting_refused(*targets):
-                loss = Objective(adapted, self._source).loss
+            with torch.no_grad():
+                loss = Objective(adapted, self._source, strict=True).loss
                 key = torch.zeros((), dtype=torch.int64, device=like.device)
                 it = self._it.to(like.device)
                 phi = self._learner.adapt(loss, meta, support, it, key)
-        except (*FAILURES, UserWarning) as error:
+        except FAILURES as error:
             x, y = leaves(support[0])[:2] if support else (None, None)
             raise ValueError(
                 f"cannot adapt to x {_kind(x)}, y {_kind(y)}: {in_words(error)}"
             ) from None
         kept = self._statistics(torch.tensor(len(support))) if self._learner.keeps_steps else {}
-        adapted.load_state_dict({**adapted.state_dict(), **phi, **kept})
+        adapted.load_state_dict({**adapted.state_dict(), **own_form(phi, adapted), **kept})
         return adapted.train(self.training)
 
     def _statistics(self, k: torch.Tensor) -> Params:
@@ -108,8 +125,6 @@ def as_numbers(value: Any, name: str, *, like: torch.Tensor) -> torch.Tensor:
         ) from None
     if tensor.layout != torch.strided:
         raise ValueError(f"{name} is {tensor.layout}: must be dense")
-    if tensor.is_complex() and not like.is_complex():
-        raise ValueError(f"{name} is complex; the model is not")
     if tensor.is_floating_point():
         tensor = tensor.to(like.dtype)
     if not torch.isfinite(tensor).all():
@@ -131,7 +146,22 @@ def _kind(tensor: torch.Tensor | None) -> str:
     return f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
 
 
-def load(run: str | Path, *, checkpoint: str = "best") -> Adaptable:
+_classes: dict[tuple[type, type], type[Adaptable]] = {}
+
+
+def class_of(adds: type[Adaptable], kind: type[nn.Module]) -> type[Adaptable]:
+    """The user's own class of module, with what is added; one for each."""
+    made = type(kind.__name__, (adds, kind), {"__module__": kind.__module__})
+    return _classes.setdefault((adds, kind), made)
+
+
+def _empty(adds: type[Adaptable], kind: type[nn.Module]) -> Adaptable:
+    """An object of the class before its state is set."""
+    made = class_of(adds, kind)
+    return made.__new__(made)
+
+
+def load(run: str | Path, *, checkpoint: str = "best", trust: Trust = ()) -> Adaptable:
     """The meta-learned model of a run: the user's own module, with `adapt` beside its methods.
 
     Batch norm normalises with the batch that it is given, as in training.
@@ -139,13 +169,19 @@ def load(run: str | Path, *, checkpoint: str = "best") -> Adaptable:
     Args:
         run: the run's folder.
         checkpoint: "best", "last" or a checkpoint file.
+        trust: folders whose modules the run may use, or files in them: where its model's class
+            is, say. Not needed in the process that has trained it.
 
     Raises:
-        ValueError: the folder is no run, or has no such checkpoint.
+        ValueError: the folder is no run, has no such checkpoint, or names what is not trusted.
     """
-    opened = Run.open(run)
+    opened = Run.open(run, trust=trust)
     weights, entry = opened.weights(checkpoint)
-    experiment = opened.experiment
+    return adaptable(opened.experiment, weights, entry.iteration)
+
+
+def adaptable(experiment: Experiment, weights: Params, iteration: int) -> Adaptable:
+    """The experiment's model, from now on with `adapt` and the weights of a checkpoint."""
     model: Any = experiment.model
     kind = type(model)
     adds: type[Adaptable] = Adaptable
@@ -153,13 +189,14 @@ def load(run: str | Path, *, checkpoint: str = "best") -> Adaptable:
         from maml_dist.policy import Policy
 
         adds = Policy
-    model.__class__ = type(kind.__name__, (adds, kind), {"__module__": kind.__module__})
+    model.__class__ = class_of(adds, kind)
     model._learner, model._source = experiment.learner, experiment.task
-    model._it = torch.tensor(float(entry.iteration))
+    model._it = torch.tensor(float(iteration))
     model._kept = {name: weights.pop(name) for name in running_statistics(model)}
     model._meta = weights
     learner, zero = experiment.learner, torch.tensor(0)
     start = learner.weights(weights, learner.start(weights)[0], zero)
-    model.load_state_dict({**model.state_dict(), **start, **model._statistics(zero)})
-    adaptable: Adaptable = model.train()
-    return adaptable
+    own = own_form(start, model) | model._statistics(zero)
+    model.load_state_dict({**model.state_dict(), **own})
+    ready: Adaptable = model.train()
+    return ready

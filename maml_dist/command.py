@@ -48,6 +48,17 @@ def fail(message: object, *, status: int) -> int:
     return status
 
 
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """Add `--trust PATH`, which may be given several times."""
+    parser.add_argument(
+        "--trust",
+        metavar="PATH",
+        action="append",
+        default=[],
+        help="a folder of your own (or a file in it) whose modules may be loaded; repeatable",
+    )
+
+
 def guarded(main: Callable[[list[str]], int]) -> int:
     """Run `main(arguments)`; what goes wrong is one line, or with --traceback all of it."""
     arguments = sys.argv[1:]

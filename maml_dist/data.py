@@ -63,33 +63,42 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _omniglot(source: Path | None, out: Path | None) -> int:
+    from maml_dist.runtime.folder import made
     from maml_dist.tasks import class_file, omniglot
 
     folder = out or class_file.data_home()
-    if source is None:
-        from maml_dist.download import fetch
-
-        source = folder / "omniglot"
-        try:
-            for name, sha256 in OMNIGLOT_SHA256.items():
-                fetch(f"{OMNIGLOT_URL}/{name}", source / name, sha256=sha256)
-        except ConnectionError as error:
-            raise ConnectionError(
-                f"{error}; run the command again to go on, or get {' and '.join(OMNIGLOT_SHA256)} "
-                "some other way and say --source FOLDER"
-            ) from error
     path = folder / "omniglot.arrow"
-    omniglot.convert(source, path, track=_progress)
+    if source is None:
+        source = folder / "omniglot"
+        with made(source):
+            _download(source)
+    with made(folder):
+        omniglot.convert(source, path, track=_progress)
     _summarise([path], dataset="omniglot", official=1623)
     return 0
 
 
+def _download(folder: Path) -> None:
+    from maml_dist.download import fetch
+
+    try:
+        for name, sha256 in OMNIGLOT_SHA256.items():
+            fetch(f"{OMNIGLOT_URL}/{name}", folder / name, sha256=sha256)
+    except ConnectionError as error:
+        raise ConnectionError(
+            f"{error}; run the command again to go on, or get {' and '.join(OMNIGLOT_SHA256)} "
+            "some other way and say --source FOLDER"
+        ) from error
+
+
 def _mini_imagenet(source: Path, out: Path | None) -> int:
+    from maml_dist.runtime.folder import made
     from maml_dist.tasks import class_file, mini_imagenet
     from maml_dist.tasks.few_shot import SPLITS
 
     folder = out or class_file.data_home() / "mini-imagenet"
-    mini_imagenet.convert(source, folder, track=_progress)
+    with made(folder):
+        mini_imagenet.convert(source, folder, track=_progress)
     paths = [folder / f"{split}.arrow" for split in SPLITS]
     _summarise(paths, dataset="mini-imagenet", official=100)
     return 0

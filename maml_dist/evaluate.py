@@ -5,14 +5,43 @@ import math
 import statistics
 import sys
 from numbers import Integral
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
-from maml_dist.command import Parser, guarded
+from maml_dist.command import Parser, add_trust, guarded
 
 if TYPE_CHECKING:
     import numpy as np
 
     from maml_dist.run import Run
+
+EVALUATION_BYTES = 50_000_000  # of evaluation.json at the most
+
+
+class Step(TypedDict):
+    """The score after some adaptation steps; None where tasks diverged."""
+
+    step: int
+    mean: float | None
+    ci95: float | None
+    median: float | None
+
+
+class Result(TypedDict):
+    """The scores of one mode of batch norm."""
+
+    mode: Literal["default", "transductive", "inductive", "running"]
+    steps: list[Step]
+
+
+class Evaluation(TypedDict):
+    """The content of evaluation.json."""
+
+    recipe: str
+    split: Literal["train", "val", "test"]
+    tasks: int
+    metric: str
+    results: list[Result]
 
 
 def evaluate(
@@ -85,6 +114,23 @@ def evaluate(
     return evaluation
 
 
+def read(path: Path) -> dict[str, Any]:
+    """An evaluation that was written.
+
+    Raises:
+        ValueError: it is damaged or of another form.
+        OSError: it cannot be read.
+    """
+    from maml_dist.core.schema import from_json
+    from maml_dist.runtime.folder import read_bounded
+
+    content = read_bounded(path, most=EVALUATION_BYTES)
+    evaluation: dict[str, Any] = from_json(content, Evaluation, str(path))
+    if not evaluation["results"] or not all(each["steps"] for each in evaluation["results"]):
+        raise ValueError(f"{path} holds no results")
+    return evaluation
+
+
 def _statistics(values: "np.ndarray") -> dict[str, float | None]:
     """Mean, its 95% half-width 1.96 std / sqrt(tasks), and median; None where tasks diverged."""
     import numpy as np
@@ -138,12 +184,13 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--tasks", type=int, metavar="N", help="tasks (default: the recipe's)")
     parser.add_argument("--steps", type=int, metavar="M", help="steps (default: the recipe's)")
     parser.add_argument("--checkpoint", default="best", help="best (default), last or a file")
+    add_trust(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
     options = parser.parse_args(arguments)
 
     from maml_dist.run import Run
 
-    run = Run.open(options.run)
+    run = Run.open(options.run, trust=options.trust)
     evaluation = run.evaluate(
         split=options.split, tasks=options.tasks, steps=options.steps, checkpoint=options.checkpoint
     )

@@ -158,6 +158,8 @@ def _one_task(episode: Episode) -> tuple[Batch, Batch]:
 
 def _outputs(model: Adaptable, support: Batch, x: Tensor, *, steps: int) -> Tensor:
     """The model's outputs at x [n, …] after some steps on the support set."""
+    like = next(model.parameters())
     with torch.no_grad():
+        x = x.to(like.dtype) if x.is_floating_point() else x
         outputs: Tensor = model.adapt(support.x, support.y, steps=steps)(x)
     return outputs

@@ -8,9 +8,7 @@ want a second, structured copy of every constructor.)
 import copy
 import math
 import re
-import sys
-import sysconfig
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -18,20 +16,30 @@ from pkgutil import iter_modules
 from typing import Any, Literal
 
 import numpy as np
-import torch
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentError
 from torch import nn
 
 from maml_dist import learners, models, plain, tasks
 from maml_dist.core.bounds import STEPS, check_least, check_range
 from maml_dist.core.engine import Engine
+from maml_dist.core.generators import global_generators
 from maml_dist.core.learner import Learner
 from maml_dist.core.outer import Outer
+from maml_dist.core.params import cast
 from maml_dist.core.source import TaskSource
-from maml_dist.explained import explained, unknown_name
+from maml_dist.explained import (
+    Parser,
+    class_named,
+    explained,
+    noted,
+    raise_refused,
+    unknown_name,
+)
 from maml_dist.recipe import Config, nearest, read_recipe
 from maml_dist.runtime.launch import Asked
+from maml_dist.trust import Names
+from maml_dist.user_code import raised_told, spelled
 
 _NAME = re.compile(r"([^/\\.\n][^/\\\n]{0,99})?")
 TASKS = 1_000_000  # that an iteration, a validation or an evaluation may take
@@ -71,7 +79,7 @@ class Experiment:
     checkpoints: str | None = None  # folder or pyarrow.fs URI for them; null: in the run folder
     log_every: int = 100  # meta-iterations averaged into one line of metrics
     ahead: int = 8  # meta-iterations submitted before their metrics are read
-    code: tuple[str, ...] = ()  # folders of the user's own modules (filled in)
+    code: tuple[str, ...] = ()  # folders of the user's own modules, beside the recipe's own
 
     def __post_init__(self) -> None:
         check_least(self, "", iterations=0, seed=0, checkpoint_every=1, keep=1, log_every=1)
@@ -118,6 +126,8 @@ def compose(recipe: str | Path, overrides: Mapping[str, Any] | None = None) -> C
 
     A key is dotted (`learner.alpha=0.1`); an ending that occurs once stands for it (`alpha=0.1`).
     A class is exchanged by its path, or by the name of one of the package (`learner.inner=Adam`).
+    A class path among the overrides may lead to the working directory, or wherever Python would
+    import it from: the caller typed it.
 
     Raises:
         ValueError: in one line, the key, the value, what is allowed and the nearest valid name.
@@ -136,9 +146,10 @@ def override(config: Config, overrides: Mapping[str, Any]) -> Config:
     }
     for key, value in values.items():
         plain.check(value, key)
+    typed = list(_texts(values))
     while values:
         given = _leaves(config)
-        leaves = given if values.keys() <= given.keys() else _leaves(_resolve(config))
+        leaves = given if values.keys() <= given.keys() else _leaves(_resolve(config, typed))
         known = {key.removesuffix(".class_path"): key for key in leaves}
         meant = {key: _meant(key, known) for key in values}
         # Classes come first, they decide which keys there are: the outer ones before the inner.
@@ -158,67 +169,50 @@ def override(config: Config, overrides: Mapping[str, Any]) -> Config:
             for prefix in (f"{path}.", f"{key}."):
                 if own.startswith(prefix) and own in values:
                     _put(config, f"{path}.{own.removeprefix(prefix)}", values.pop(own))
-    return _resolve(config)
+    return _resolve(config, typed)
 
 
 def build(config: Config) -> Experiment:
     """The objects of a configuration, the model with its initial weights (seeded).
 
     Raises:
-        ValueError: a key, type or value is wrong.
+        ValueError: a key, type or value is wrong, or a class is not to be trusted.
     """
-    with explained(Experiment), torch.random.fork_rng(devices=[]):
-        parser = _parser(config)
+    _check_classes(config, "")
+    names = Names(config["code"])
+    with explained(Experiment, names), global_generators() as seed:
+        parser = _parser()
         namespace = parser.parse_object(config)
-        torch.manual_seed(namespace.seed)
-        try:
-            experiment = Experiment(**vars(parser.instantiate(namespace)))
-            experiment.model.to(experiment.engine.dtype)
-            return experiment
-        except (RuntimeError, TypeError, AssertionError) as error:
-            raise ValueError(f"the recipe's objects cannot be made: {error}") from None
+        raise_refused()
+        seed(namespace.seed)
+        made = parser.instantiate(namespace, instantiators=[(_maker(names), object, True)])
+        experiment = Experiment(**vars(made))
+        cast(experiment.model, experiment.engine.dtype)
+        return experiment
 
 
-def user_modules(config: Config) -> list[str]:
-    """The user's own modules: those of the class paths, and what lies beside them."""
-    for module in _modules(config):
-        import_module(module)
-    files = {name: getattr(module, "__file__", None) for name, module in sys.modules.items()}
-    return [
-        name
-        for name, file in files.items()
-        if file and str(Path(file).parent) in config["code"] and name != "__main__"
-    ]
+def _maker(names: Names) -> Callable[..., Any]:
+    """Makes the objects; what one of them will import itself is looked up before."""
+
+    def make(kind: type, *rest: Any, **arguments: Any) -> Any:
+        with_modules = getattr(kind, "with_modules", None)
+        with noted():
+            arguments = with_modules(arguments, names.loaded) if with_modules else arguments
+            with raised_told("the recipe's objects cannot be made: "):
+                return kind(*rest, **arguments)
+
+    return make
 
 
-def _modules(config: Config) -> Iterator[str]:
-    """The modules of the class paths, and of an environment that is named by its module."""
-    for key, value in _leaves(config).items():
-        if key.endswith(".class_path"):
-            yield value.rpartition(".")[0]
-        elif key == "task.env" and (":" in value or "." in value):
-            yield value.partition(":")[0] if ":" in value else value.rpartition(".")[0]
-
-
-def _code(config: Config) -> list[str]:
-    """The folders of the user's own classes."""
-    installed = [sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")]
-    folders = set()
-    for module in _modules(config):
-        if not module.startswith("maml_dist."):
-            file = getattr(import_module(module), "__file__", None)
-            if file and not any(Path(file).is_relative_to(folder) for folder in installed):
-                folders.add(str(Path(file).parent))
-    return sorted(folders)
-
-
-def _resolve(config: Config) -> Config:
+def _resolve(config: Config, typed: Sequence[str] = ()) -> Config:
     """All keys with their values, defaults included, as plain data."""
     missing = [key for key in ("task", "model", "learner", "outer") if key not in config]
     if missing:
         raise ValueError(f"the recipe lacks {', '.join(missing)}")
-    with explained(Experiment):
-        parser = _parser(config)
+    _check_classes(config, "")
+    names = Names(config.get("code") or (), typed)
+    with explained(Experiment, names):
+        parser = _parser()
         try:
             namespace = parser.parse_object(config)
         except ArgumentError as error:
@@ -227,9 +221,17 @@ def _resolve(config: Config) -> Config:
             _import_rooms()  # jsonargparse knows the classes by name that are imported
             namespace = parser.parse_object(config)
         resolved = parser.dump(namespace, skip_none=False)
-    # An argument that may be null and has no default is null where it is left out.
-    whole: Config = yaml.safe_load(re.sub(r"(?m)(?<=: )==UNSET==$", "null", resolved))
-    return {**whole, "code": sorted({*whole["code"], *_code(whole)})}
+        # An argument that may be null and has no default is null where it is left out.
+        whole: Config = yaml.safe_load(spelled(re.sub(r"(?m)(?<=: )==UNSET==$", "null", resolved)))
+        _find_environment(whole["task"], names)
+    return {**whole, "code": [*whole["code"], *names.found]}
+
+
+def _find_environment(task: Config, names: Names) -> None:
+    """Where the environment is that the caller typed: its folder is one of the recipe's then."""
+    with_modules = getattr(class_named(task["class_path"]), "with_modules", None)
+    if with_modules:
+        with_modules(task.get("init_args", {}), names.path)
 
 
 def _import_rooms() -> None:
@@ -238,12 +240,8 @@ def _import_rooms() -> None:
             import_module(module.name)
 
 
-def _parser(config: Config) -> ArgumentParser:
-    _check_classes(config, "")
-    code = config.get("code")
-    if isinstance(code, list | tuple):
-        sys.path.extend(str(path) for path in code if path not in sys.path)
-    parser = ArgumentParser(exit_on_error=False)
+def _parser() -> Parser:
+    parser = Parser(exit_on_error=False)
     parser.add_class_arguments(Experiment, fail_untyped=False)
     return parser
 
@@ -258,6 +256,15 @@ def _check_classes(node: Mapping[str, Any], prefix: str) -> None:
             raise ValueError(f"{name}={plain.short(value)}: must be keys and values")
         if isinstance(value, Mapping):
             _check_classes(value, name)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """The texts in plain data, an environment's `module:Class` written as class paths are."""
+    if isinstance(value, str):
+        yield value.replace(":", ".")
+    elif isinstance(value, Mapping | list | tuple):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(part)
 
 
 def _plain(value: Any) -> Any:

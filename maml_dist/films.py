@@ -4,6 +4,7 @@ What is seen is drawn by MuJoCo's offscreen renderer in a process of its own, be
 draw (egl, osmesa) must be chosen before MuJoCo is imported, and may be missing.
 """
 
+import io
 import os
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from maml_dist.adaptable import load
 from maml_dist.core.source import TaskKey
 from maml_dist.figures import Drawn, Picture
 from maml_dist.policy import Policy
+from maml_dist.runtime.folder import replace as replace_file
 from maml_dist.tasks.rollout import Goal, Rollouts
 
 WAYS = ("egl", "osmesa", "glfw")  # to draw, tried in turn
@@ -146,7 +148,9 @@ def _gif(frames: np.ndarray, file: Path) -> None:
     from PIL import Image
 
     images = [Image.fromarray(np.concatenate(list(moment))) for moment in frames.swapaxes(0, 1)]
-    images[0].save(file, save_all=True, append_images=images[1:], duration=40, loop=0)
+    gif = io.BytesIO()
+    images[0].save(gif, "GIF", save_all=True, append_images=images[1:], duration=40, loop=0)
+    replace_file(file, gif.getvalue())
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from gymnasium.spaces import Box, Discrete
 from maml_dist.adaptable import Adaptable, as_numbers, check_steps
 from maml_dist.core.bounds import SEEDS
 from maml_dist.core.episode import Batch, map_tensors
-from maml_dist.core.params import layout
+from maml_dist.core.params import layout, own_form, real_of
 from maml_dist.core.source import TaskKey, keys_of
 from maml_dist.core.trajectories import Trajectories
 from maml_dist.runtime.rollout_worker import RolloutWorker, Weights
@@ -40,7 +40,7 @@ class Policy(Adaptable):
             ValueError: `obs` is no array of finite numbers of that size, or the policy's output at
                 it is not finite.
         """
-        like = next(self.parameters())
+        like = real_of(next(self.parameters()))
         seen, size = as_numbers(obs, "obs", like=like).to(like.dtype), self._source.observations
         if seen.dim() not in (1, 2) or seen.shape[-1] != size:
             raise ValueError(f"act(obs {list(seen.shape)}): must be [{size}], or [n, {size}]")
@@ -112,7 +112,7 @@ class Policy(Adaptable):
         to step (momentum, Adam's moments) is carried here too.
         """
         adapted: Adaptable = self if steps else copy.deepcopy(self)
-        like = next(self.parameters())
+        like = real_of(next(self.parameters()))
         support: tuple[Batch, ...] = ()
         for step in range(steps):
             assert isinstance(adapted, Policy)
@@ -129,19 +129,20 @@ class Policy(Adaptable):
 
     def _outputs(self, seen: torch.Tensor) -> torch.Tensor:
         """At observations, as rollouts take and give them: float32 on a CPU."""
-        like = next(self.parameters())
+        like = real_of(next(self.parameters()))
         output: torch.Tensor = self(seen.to(like.device, like.dtype))
         return output.cpu().float()
 
     def _climbed(self, returns: Returns, task: Goal, steps: int) -> "Policy":
         """A copy that has adapted by the returns of candidates."""
         named = dict(self.named_parameters())
-        start = {name: named[name].detach()[None, None] for name in self._meta}
+        start = {name: real_of(named[name].detach())[None, None] for name in self._meta}
         score = Scoring(returns, [task], into=layout(self._meta))
         key = keys_of([task.key]).to(next(self.parameters()).device)
         *_, phi = self._learner.path_by_scores(score, start, key, steps=steps)
         adapted = copy.deepcopy(self)
-        adapted.load_state_dict({name: value[0, 0] for name, value in phi.items()}, strict=False)
+        found = {name: value[0, 0] for name, value in phi.items()}
+        adapted.load_state_dict(own_form(found, adapted), strict=False)
         return adapted
 
     def _returns_in(self, env: Any, seed: int) -> Returns:
@@ -152,7 +153,7 @@ class Policy(Adaptable):
             found = []
             for row in range(len(tasks)):
                 own = {name: torch.tensor(value[row]) for name, value in weights.items()}
-                trial.load_state_dict(own, strict=False)
+                trial.load_state_dict(own_form(own, trial), strict=False)
                 rolled = trial._live(env, np.random.default_rng([seed, stage]))
                 found.append([rolled.rewards.double().sum(2).mean(), rolled.mask.double().sum()])
             return np.array(found).T

@@ -1,13 +1,13 @@
 """Recipes as plain data: the YAML files that ship with the package, and the user's own."""
 
 import difflib
-import sys
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from maml_dist import plain
+from maml_dist.trust import Names, own
 
 Config = dict[str, Any]
 
@@ -27,7 +27,11 @@ def read_yaml(path: str | Path) -> Config:
 
 
 def read_recipe(recipe: str | Path) -> Config:
-    """The content of a recipe, by name or by file; a file's folder joins the import path.
+    """The content of a recipe, by name or by file.
+
+    A file is the caller's own: its folder, and the folders that it names in `code:` (from there),
+    are where its class paths lead, and are trusted from now on. Not so a `recipe.yaml` in the
+    folder of a run, whosever that is.
 
     Raises:
         ValueError: there is no such recipe, or its file is not plain YAML.
@@ -35,11 +39,15 @@ def read_recipe(recipe: str | Path) -> Config:
     plain.check_path(recipe, "the recipe")
     path = Path(recipe)
     if path.suffix in (".yaml", ".yml"):
-        content = read_yaml(path)
-        folder = str(path.resolve().parent)
-        if folder not in sys.path:
-            sys.path.append(folder)
-        return content
+        content, here = read_yaml(path), path.resolve().parent
+        of_run = any((here / name).exists() for name in ("checkpoints", "metrics.jsonl"))
+        if path.name == "recipe.yaml" and of_run:
+            return content
+        code = Names(content.get("code") or ()).code
+        folders = [here, *((here / Path(folder).expanduser()).resolve() for folder in code)]
+        for folder in folders:
+            own(folder)
+        return {**content, "code": list(dict.fromkeys(map(str, folders)))}
     if str(recipe) not in _names():
         raise ValueError(
             f"no recipe {plain.short(repr(str(recipe)))}{nearest(str(recipe), _names())} "

@@ -1,7 +1,7 @@
 """Report: the pictures of a run, and one self-contained page that shows them."""
 
 import base64
-import json
+import io
 import os
 import shlex
 import sys
@@ -10,8 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maml_dist.command import Parser, guarded
-from maml_dist.evaluate import score_text
+from maml_dist.command import Parser, add_trust, guarded
+from maml_dist.evaluate import read, score_text
 
 if TYPE_CHECKING:
     from maml_dist.figures import Drawn
@@ -33,31 +33,44 @@ def report(run: "Run", compare: Sequence["Run"] = ()) -> Path:
         The page.
 
     Raises:
-        ValueError: the runs have different scores.
+        ValueError: the runs have different scores, or a picture could not be drawn; then the page
+            holds the others.
         OSError: the pictures cannot be written, or the data of the tasks are not there.
     """
     from maml_dist.examples import sheet, waves
     from maml_dist.figures import steps, training, validation
     from maml_dist.films import films
+    from maml_dist.runtime.blame import blamed
+    from maml_dist.runtime.folder import replace
     from maml_dist.walks import walks
 
     drawn = _drawn([run, *compare])
     folder = run.path / "figures"
     folder.mkdir(exist_ok=True)
-    pictures = []
+    pictures, failed = [], []
     for draw in (steps, training, validation, waves, sheet, walks, films):
-        if picture := draw(drawn):
-            file = folder / f"{picture.name}.png"
-            picture.figure.savefig(file, dpi=DPI)
+        try:
+            with blamed():
+                picture = draw(drawn)
+        except ValueError as error:
+            failed.append(f"the picture {draw.__name__} cannot be drawn: {error}")
+            continue
+        if picture:
+            png = io.BytesIO()
+            picture.figure.savefig(png, dpi=DPI)
+            replace(folder / f"{picture.name}.png", png.getvalue())
             pictures.append(
                 {
                     "caption": picture.caption,
                     "width": round(96 * picture.figure.get_figwidth()),  # CSS pixels
-                    "data": base64.b64encode(file.read_bytes()).decode(),
+                    "data": base64.b64encode(png.getvalue()).decode(),
                 }
             )
-    run.write("report.html", _page(drawn, pictures))
-    return run.path / "report.html"
+    page = run.path / "report.html"
+    run.write(page.name, _page(drawn, pictures))
+    if failed:
+        raise ValueError(f"{'; '.join(failed)}; {page} shows the rest of the run")
+    return page
 
 
 def _drawn(runs: Sequence["Run"]) -> list["Drawn"]:
@@ -95,9 +108,10 @@ def _evaluation(run: "Run") -> dict[str, Any] | None:
         return None
     file, trained = run.path / "evaluation.json", run.path / "metrics.jsonl"
     if file.exists() and (not trained.exists() or trained.stat().st_mtime <= file.stat().st_mtime):
-        with suppress(json.JSONDecodeError):  # a damaged one is made anew
-            evaluation: dict[str, Any] = json.loads(file.read_text())
-            return evaluation
+        with suppress(ValueError):  # a damaged one is made anew
+            evaluation = read(file)
+            if evaluation["metric"] == run.experiment.task.metric:
+                return evaluation
     return run.evaluate()
 
 
@@ -105,6 +119,8 @@ def _page(drawn: Sequence["Drawn"], pictures: list[dict[str, Any]]) -> str:
     """The page as HTML, from the template beside this module."""
     import yaml
     from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    from maml_dist.trust import flags
 
     run = drawn[0].run
     environment = Environment(
@@ -120,7 +136,7 @@ def _page(drawn: Sequence["Drawn"], pictures: list[dict[str, Any]]) -> str:
         facts=_facts(run),
         drawn=drawn,
         pictures=pictures,
-        command=f"python -m maml_dist.train {shlex.quote(str(recipe))}",
+        command=f"python -m maml_dist.train {shlex.quote(str(recipe))}{flags(run.config['code'])}",
         yaml=yaml.safe_dump(run.config, sort_keys=False),
     )
 
@@ -155,11 +171,13 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--compare", metavar="RUN", nargs="+", default=[], help="runs to draw beside it"
     )
+    add_trust(parser)
     options = parser.parse_args(arguments)
 
     from maml_dist.run import Run
 
-    print(report(Run.open(options.run), [Run.open(path) for path in options.compare]))
+    run = Run.open(options.run, trust=options.trust)
+    print(report(run, [Run.open(path) for path in options.compare]))
     return 0
 
 

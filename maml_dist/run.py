@@ -3,28 +3,41 @@
 recipe.yaml        the whole configuration       evaluation.json   score after 0 … M steps
 checkpoints/       weights and optimiser state   metrics.jsonl     a flat object a line
 tensorboard/       the same numbers as events    figures/, report.html
+driver.lock        while it is trained: by whom
 """
 
 import json
 import os
-from dataclasses import MISSING, dataclass, fields
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from torch import Tensor
 
+from maml_dist.core.fixed import Held, kept, unkept
 from maml_dist.core.objective import running_statistics
-from maml_dist.core.params import Layout, Params, flatten, layout, unflatten
-from maml_dist.experiment import Experiment, build
+from maml_dist.core.params import Layout, Params, flatten, layout, real_of, unflatten
+from maml_dist.experiment import Experiment
+from maml_dist.identity import complete, refuse_other
 from maml_dist.plain import check_path
 from maml_dist.recipe import Config, read_yaml
+from maml_dist.restored import restored, started
 from maml_dist.runtime import metrics
-from maml_dist.runtime.checkpoint import Checkpoints, Entry
-from maml_dist.runtime.server import Saved
+from maml_dist.runtime.checkpoint import Checkpoints
+from maml_dist.runtime.folder import Folder, replace
+from maml_dist.runtime.header import kinds_of
+from maml_dist.runtime.index import Entry
+from maml_dist.runtime.lock import locked
+from maml_dist.runtime.server import ParameterServer, Saved
+from maml_dist.runtime.state import to_saved, to_tensors
 from maml_dist.runtime.work import Work
+from maml_dist.trust import Trust, allow
 
 
 @dataclass(frozen=True)
@@ -35,22 +48,24 @@ class Run:
     config: Config
 
     @classmethod
-    def open(cls, path: str | Path) -> "Run":
+    def open(cls, path: str | Path, *, trust: Trust = ()) -> "Run":
         """An existing run; nothing in it is executed.
 
+        Args:
+            path: the run's folder.
+            trust: folders whose modules its objects may be of, or files in them. What the run
+                itself names is not loaded unless it is trusted.
+
         Raises:
-            ValueError: the folder is not a run.
+            ValueError: the folder is not a run, or its recipe.yaml not one of a run.
         """
         check_path(path, "the run's folder")
+        allow(trust)
         path = Path(path).absolute()
-        if not (path / "recipe.yaml").is_file():
+        recipe = path / "recipe.yaml"
+        if not recipe.is_file():
             raise ValueError(f"{path} is not a run: it holds no recipe.yaml")
-        config = read_yaml(path / "recipe.yaml")
-        defaults = {item.name: item.default for item in fields(Experiment)}
-        lacks = [name for name in defaults if name not in config and defaults[name] is MISSING]
-        if lacks:
-            raise ValueError(f"{path} is not a run: its recipe.yaml lacks {', '.join(lacks)}")
-        return cls(path, {**defaults, **config})  # a run of before a key was there has its default
+        return cls(path, complete(read_yaml(recipe), recipe))
 
     def write_recipe(self, *, new: bool) -> None:
         """Write `recipe.yaml`: from then on the folder is a run.
@@ -62,16 +77,47 @@ class Run:
         self.path.mkdir(parents=True, exist_ok=True)
         self.write("recipe.yaml", yaml.safe_dump(self.config, sort_keys=False), new=new)
 
-    @cached_property
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Inside, no other driver trains this run, or writes to where its checkpoints are.
+
+        Raises:
+            ValueError: another does.
+            OSError: the folder cannot be written.
+        """
+        with ExitStack() as held:
+            places = [
+                self.path,
+                *([self.config["checkpoints"]] if self.config["checkpoints"] else []),
+            ]
+            for place in places:
+                if taken_over := held.enter_context(locked(Folder(place))):
+                    print(taken_over, file=sys.stderr)
+            yield
+
+    @property
     def experiment(self) -> Experiment:
-        """The run's objects, the model with its initial weights."""
-        return build(self.config)
+        """The run's objects: the model with its initial weights, and with what is fixed of it."""
+        return self._built[0]
+
+    @cached_property
+    def _built(self) -> tuple[Experiment, Held]:
+        """The experiment, and what is fixed of its model: as it was in training, or for `init`."""
+        init = self.config["init"]
+        if Path(self.path, "recipe.yaml").exists() and self.checkpoints.last is not None:
+            return restored(self.config, self.checkpoints)
+        return started(self.config, Run.open(init)._built[1] if init else None)
 
     @cached_property
     def checkpoints(self) -> Checkpoints:
         """The run's checkpoints."""
-        where = self.config["checkpoints"] or self.path / "checkpoints"
-        return Checkpoints(where, keep=self.config["keep"])
+        elsewhere = self.config["checkpoints"]
+        return Checkpoints(
+            self.path / "checkpoints" if elsewhere is None else elsewhere,
+            keep=self.config["keep"],
+            belongs=lambda metadata: refuse_other(self.config, metadata),
+            scores=lambda: metrics.scores(self.metrics),
+        )
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
@@ -80,9 +126,9 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether the run has reached its last iteration."""
+        """Whether the run has reached its last iteration, and has been validated there."""
         last = self.checkpoints.last
-        return last is not None and last.iteration >= self.config["iterations"]
+        return last is not None and last.validated and last.iteration >= self.config["iterations"]
 
     @cached_property
     def initial(self) -> Params:
@@ -94,16 +140,7 @@ class Run:
         init = self.experiment.init
         if init is None or self.checkpoints.last is not None:
             return self._seeded
-        other = Run.open(init)
-        loaded, _ = other.weights()
-        theirs = dict(other.experiment.model.named_buffers())
-        for name, buffer in self.experiment.model.named_buffers():
-            if name in self.layout.names or name.endswith("num_batches_tracked"):
-                continue  # running statistics travel with the weights
-            if name not in theirs or not torch.equal(buffer, theirs[name]):
-                raise ValueError(
-                    f"init={init}: the buffer {name} differs (seed={other.experiment.seed} there)"
-                )
+        loaded, _ = Run.open(init).weights()
         for name in {**self._seeded, **loaded}:
             sides = (loaded, self._seeded)
             there, here = (list(side[name].shape) if name in side else None for side in sides)
@@ -133,7 +170,7 @@ class Run:
     @cached_property
     def _learned(self) -> Params:
         named = self.experiment.model.named_parameters()
-        model = {name: p.detach() for name, p in named if p.requires_grad}  # frozen ones stay
+        model = {name: real_of(p.detach()) for name, p in named if p.requires_grad}  # frozen: not
         if not model:
             raise ValueError("the model has no parameter that requires a gradient")
         return self.experiment.learner.init(model)
@@ -144,41 +181,66 @@ class Run:
         Where the outer rule averages, the averaged ones: those that were validated.
 
         Raises:
-            ValueError: there is no such checkpoint, or it is damaged.
+            ValueError: there is no such checkpoint, it is damaged, or of another run.
         """
         check_path(checkpoint, "the checkpoint")
-        tensors, entry = self.checkpoints.load(str(checkpoint))
+        tensors, entry = self._load(str(checkpoint))
         named = {n.removeprefix("meta/"): t for n, t in tensors.items() if n.startswith("meta/")}
-        if {n: tuple(t.shape) for n, t in named.items()} != dict(zip(*self.layout, strict=True)):
-            raise ValueError(f"{entry.file} holds other parameters than this run's model")
         if "outer/average" in tensors:
             named = unflatten(tensors["outer/average"], self.layout)
         return named, entry
 
     def saved(self) -> Saved | None:
-        """The parameter server's state at the last checkpoint; None before the first."""
+        """The parameter server's state at the last checkpoint; None before the first.
+
+        Raises:
+            ValueError: it is damaged, or of another run.
+        """
         if self.checkpoints.last is None:
             return None
-        tensors, entry = self.checkpoints.load("last")
-        meta = {name: tensors[f"meta/{name}"] for name in self.layout.names}
-        outer = {n.removeprefix("outer/"): t for n, t in tensors.items() if n.startswith("outer/")}
-        return entry.iteration, flatten(meta).numpy(), {n: t.numpy() for n, t in outer.items()}
+        tensors, entry = self._load("last")
+        return to_saved(tensors, entry.iteration, self.layout)
 
-    def save(self, saved: Saved, score: float | None) -> None:
-        """Write the parameter server's state as a checkpoint, judged by its validation score."""
-        iteration, meta, outer = saved
-        tensors: dict[str, Tensor] = {
-            f"meta/{name}": value.clone()
-            for name, value in unflatten(torch.tensor(meta), self.layout).items()
-        }
-        tensors |= {f"outer/{name}": torch.tensor(value) for name, value in outer.items()}
+    def _load(self, checkpoint: str) -> tuple[dict[str, Tensor], Entry]:
+        """The tensors of a checkpoint: all that this run's state has, all of them numbers."""
+        learned = sum(value.numel() for value in self._learned.values())
+        meta = flatten(self._seeded).numpy()
+        server = ParameterServer(meta, self.experiment.outer, learned=learned)
+        kinds = kinds_of(to_tensors(server.state(), self.layout))
+        tensors, entry = self.checkpoints.load(
+            checkpoint, expect=lambda header: header.expect(kinds, f"the run {self.path}")
+        )
+        if wrong := [name for name, value in tensors.items() if not value.isfinite().all()]:
+            raise ValueError(f"checkpoint {entry.file}: {wrong[0]} is not finite")
+        return tensors, entry
+
+    def save(self, saved: Saved) -> None:
+        """Write the parameter server's state as a checkpoint; `judge` gives it its score.
+
+        What is fixed of the model is written with the first.
+
+        Raises:
+            OSError: it cannot be written; what was there before is whole.
+        """
+        held = self._built[1]
+        if not self.checkpoints.fixed and (fixed := kept(held)):
+            self.checkpoints.save_fixed(fixed)
+        if not self.checkpoints.entries and (names := unkept(held)):
+            print(
+                f"no checkpoint holds {', '.join(names)} of the model (sparse, or borrowed "
+                "memory): its constructor must make them the same again",
+                file=sys.stderr,
+            )
         self.checkpoints.save(
-            tensors,
-            iteration=iteration,
+            to_tensors(saved, self.layout),
+            iteration=saved[0],
             recipe=json.dumps(self.config),
-            score=score,
             maximize=self.experiment.task.maximize,
         )
+
+    def judge(self, score: float | None) -> None:
+        """Give the latest checkpoint its validation score; None: it diverged."""
+        self.checkpoints.judge(score)
 
     @property
     def work(self) -> Work:
@@ -210,21 +272,25 @@ class Run:
             ValueError: the file is to be new and is there already.
             OSError: it cannot be written.
         """
-        part, path = self.path / f"{name}.{os.getpid()}.part", self.path / name
-        part.write_text(text, encoding="utf-8")
         try:
-            if new:
-                os.link(part, path)  # unlike a rename, fails where another has been faster
-            else:
-                os.replace(part, path)
+            replace(self.path / name, text.encode(), new=new)
         except FileExistsError:
             raise ValueError(f"{self.path} already holds a run") from None
-        except OSError:
-            if not new or path.exists():
-                raise
-            os.replace(part, path)  # a file system without hard links
-        finally:
-            part.unlink(missing_ok=True)
+
+
+def run_folder(run: str | Path | None, name: str, *, kind: str = "") -> Path:
+    """The folder that is given for a run; if none is, a new one under `runs/`.
+
+    Raises:
+        ValueError: the path is none, or the name would lead out of `runs/`.
+    """
+    if run is not None:
+        check_path(run, "the run's folder")
+        return Path(run).absolute()
+    if not name or set(name) & set("/\\\0\n") or name in (".", ".."):
+        raise ValueError(f"name={name!r}: must be the name of a folder, not a path")
+    stamp = f"{datetime.now():%Y%m%d-%H%M%S-%f}"[:-3]
+    return Path("runs", f"{kind}{name}-{stamp}").absolute()
 
 
 def refuse_used(path: Path) -> None:

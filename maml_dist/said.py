@@ -1,17 +1,25 @@
 """What torch and a user's code raise, in one line and in words for this place."""
 
 # Not `Exception`: what is none of these is a mistake of this package, and keeps its traceback.
-FAILURES = (RuntimeError, AttributeError, TypeError, KeyError, IndexError, ValueError)
+FAILURES = (
+    *(RuntimeError, AttributeError, TypeError, KeyError, IndexError, ValueError),
+    *(ArithmeticError, AssertionError),
+)
 
 SAID = {  # what torch says, in words for this place
-    "access data pointer": "model or loss hand a tensor to numpy, or to an operation of torch that "
-    "reads its memory: compute with other operations of torch",
-    "calling .item()": "model, loss or learner read a tensor as a number or decide by it, which "
-    "vmap cannot follow: use torch.where",
+    "access data pointer": "it hands a tensor to numpy, or to an operation of torch that reads its "
+    "memory: compute with other operations of torch",
+    "calling .item()": "it reads a tensor as a number or decides by it, which vmap cannot follow: "
+    "use torch.where",
+    "a trace cannot follow": "it reads a tensor as a number or an array, or decides by it, which a "
+    "trace cannot follow: use torch.where",
     "custom_function_call": "a custom autograd.Function cannot be traced",
     "support saved tensor hooks": "torch.utils.checkpoint cannot be used; engine.memory=steps "
     "saves memory too",
+    "does not require grad and does not have a grad_fn": "it differentiates by torch.autograd.grad "
+    "or backward() where nothing is recorded, as in a validation: use torch.func.grad",
 }
+_BARE = (KeyError, IndexError, ArithmeticError, AssertionError)  # whose text alone says too little
 
 
 def in_words(error: Exception) -> str:
@@ -21,4 +29,6 @@ def in_words(error: Exception) -> str:
             return words
     lines = (line.strip() for line in str(error).splitlines())
     line = next((line for line in lines if line), repr(error))
+    if isinstance(error, _BARE) and not line.startswith(type(error).__name__):
+        line = f"{type(error).__name__}: {line}"
     return line if len(line) <= 200 else f"{line[:200]} …"

@@ -1,18 +1,22 @@
 """A session of meta-training: prepare a run, take the machines that it needs, train it."""
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from maml_dist.check import check, decide, refuse_idle
+from maml_dist.check import check, check_engine, decide, refuse_idle
 from maml_dist.core.params import flatten
-from maml_dist.experiment import compose, override, user_modules
+from maml_dist.experiment import compose, override
 from maml_dist.plain import check_path
-from maml_dist.run import Run, refuse_used
+from maml_dist.rehearsal import refuse_unpicklable, rehearse
+from maml_dist.run import Run, refuse_used, run_folder
 from maml_dist.runtime.launch import InProcess, OnRay
-from maml_dist.train import Row, train
+from maml_dist.train import train
+from maml_dist.trust import Trust, allow
+from maml_dist.user_code import Sources
+from maml_dist.validation import Row
 
 # What a resumed run may change: the last line changes rounding, the others no bits.
 RESUMABLE = (
@@ -31,6 +35,7 @@ def meta_train(
     local: bool = False,
     progress: bool = True,
     on_validation: Callable[[Row], None] = lambda row: None,
+    trust: Trust = (),
     **overrides: Any,
 ) -> Run:
     """Meta-train a recipe, on Ray or in this process.
@@ -43,13 +48,16 @@ def meta_train(
         local: the same classes in this process, without Ray.
         progress: show a progress line.
         on_validation: called with each row of metrics that holds a validation.
+        trust: folders whose modules may be loaded, or files in them; beside those of `recipe`,
+            where it is a file, and of class paths among the overrides.
         overrides: keys of the recipe, as `alpha=0.1` or `**{"learner.alpha": 0.1}`.
 
     Returns:
         The run, trained; an interrupted one ends at a checkpoint.
 
     Raises:
-        ValueError: a key, value, file or address is wrong, or the machines do not suffice.
+        ValueError: a key, value, file or address is wrong, what a run names is not trusted, or the
+            machines do not suffice.
         OSError: the run's folder cannot be written.
         FloatingPointError: a meta-gradient is not finite; names the tasks.
     """
@@ -58,7 +66,7 @@ def meta_train(
             raise ValueError(f"{name}={value!r}: must be True or False")
     if not callable(on_validation):
         raise ValueError(f"on_validation={on_validation!r}: must be a function of a row")
-    prepared = prepare(recipe, overrides, run=run, resume=resume)
+    prepared = prepare(recipe, overrides, run=run, resume=resume, trust=trust)
     return execute(
         prepared, address=address, local=local, progress=progress, on_validation=on_validation
     )
@@ -70,10 +78,12 @@ def prepare(
     *,
     run: str | Path | None = None,
     resume: str | Path | None = None,
+    trust: Trust = (),
 ) -> Run:
     """The run to do, or to go on with; nothing is written yet. Raises as `meta_train` does."""
     if run is not None:
         check_path(run, "the run's folder")
+    allow(trust)
     if resume is not None:
         if run is not None:
             raise ValueError(
@@ -92,9 +102,7 @@ def prepare(
             check_path(config[key], key)
         if config[key] is not None and "://" not in config[key]:
             config[key] = str(Path(config[key]).absolute())
-    stamp = f"{datetime.now():%Y%m%d-%H%M%S-%f}"[:-3]
-    folder = Path("runs", f"{config['name']}-{stamp}") if run is None else Path(run)
-    folder = folder.absolute()
+    folder = run_folder(run, config["name"])
     refuse_used(folder)
     new = Run(folder, config)
     if new.checkpoints.last is not None:
@@ -114,20 +122,31 @@ def execute(
     """Train a prepared run; returns it with what was decided on these machines."""
     if address is not None and not (isinstance(address, str) and address.strip()):
         raise ValueError(f"address={address!r}: must name a Ray cluster, or be left out")
-    experiment, resumed = run.experiment, (run.path / "recipe.yaml").exists()
-    if not resumed:
-        refuse_idle(experiment)
-    check(experiment, run.initial)
-    if run.finished:
-        return run
-    with InProcess() if local or experiment.iterations == 0 else OnRay(address) as place:
+    resumed = (run.path / "recipe.yaml").exists()
+    with ExitStack() as held:
+        if resumed:
+            held.enter_context(run.locked())
+            run = Run(run.path, run.config)  # as the driver before has left it
+        experiment = run.experiment
+        if not resumed:
+            refuse_idle(experiment)
+        check(experiment, run.initial)
+        if not resumed:
+            rehearse(run)
+        if run.finished:
+            return run
+        in_process = local or experiment.iterations == 0
+        if not in_process:
+            refuse_unpicklable(run)
+        place: InProcess | OnRay = InProcess() if in_process else OnRay(address)
+        held.enter_context(place)
         resources = place.resources(experiment.shards, experiment.asked, most=experiment.meta_batch)
         if resources.device == "cpu" and experiment.engine.precision == "tf32":
             raise ValueError(
                 "engine.precision=tf32: is a GPU's, and this run has none; use float32"
             )
         if resources.device != "cpu":  # where the engine may run otherwise
-            check(experiment, run.initial, resources.device)
+            check_engine(experiment, run.initial, resources.device)
         engine = decide(experiment, run.initial, resources.device)
         decided = {
             "shards": resources.shards,
@@ -135,16 +154,16 @@ def execute(
             **{f"engine.{name}": value for name, value in asdict(engine).items()},
         }
         run = Run(run.path, override(run.config, decided))
-        run.write_recipe(new=not resumed)
         crew = place.crew(
             run.work,
             flatten(run.initial).numpy(),
             outer=run.experiment.outer,
             resources=resources,
-            modules=user_modules(run.config),
+            modules=Sources(),
         )
-        try:
-            train(run, crew, progress=progress, on_validation=on_validation)
-        finally:
-            crew.close()
+        held.callback(crew.close)
+        if not resumed:  # a start that fails before this leaves nothing behind
+            held.enter_context(run.locked())
+        run.write_recipe(new=not resumed)
+        train(run, crew, progress=progress, on_validation=on_validation)
     return run

@@ -13,15 +13,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from maml_dist.command import Parser, guarded
+from maml_dist.command import Parser, add_trust, guarded
 from maml_dist.runtime.memory import sparing
+from maml_dist.validation import Row, due, keep
 
 if TYPE_CHECKING:
     from maml_dist.experiment import Experiment
     from maml_dist.run import Run
     from maml_dist.runtime.launch import Crew
-
-Row = dict[str, Any]
 
 
 class Report(NamedTuple):
@@ -29,8 +28,8 @@ class Report(NamedTuple):
 
     iteration: int
     metrics: Any
-    scores: list[Any] | None  # validation, of each shard; with it comes a checkpoint
-    saved: Any
+    saved: Any  # the server's state, where a checkpoint is due
+    validate: Callable[[], list[Any]] | None  # then scores that, a result of each shard
 
 
 def loop(
@@ -42,8 +41,6 @@ def loop(
     """
     unread: list[Report] = []
     meta = crew.server.meta.remote()
-    if experiment.iterations == 0:  # nothing to do but to keep the untrained weights
-        yield [Report(0, {}, _validate(experiment, crew, 0), crew.server.state.remote())]
     for it in range(start, experiment.iterations):
         try:
             parts = [shard.gradient.remote(meta, it) for shard in crew.shards]
@@ -56,12 +53,11 @@ def loop(
             meta, metrics = crew.server.settle.remote()
         else:
             meta, metrics = crew.server.update.remote(*parts)
-        scores = saved = None
+        saved = validate = None
         last = it + 1 == experiment.iterations or stop()
         if last or (it + 1) % experiment.checkpoint_every == 0:
-            scores = _validate(experiment, crew, it)
-            saved = crew.server.state.remote()
-        unread.append(Report(it + 1, metrics, scores, saved))
+            saved, validate = due(experiment, crew, it)
+        unread.append(Report(it + 1, metrics, saved, validate))
         if last:
             break
         if len(unread) == 2 * experiment.ahead:
@@ -80,15 +76,6 @@ def _converse(crew: "Crew", parts: list[Any], meta: Any, it: int) -> None:
         parts = [getattr(shard, what).remote(meta, it, at, **options) for shard in crew.shards]
 
 
-def _validate(experiment: "Experiment", crew: "Crew", it: int) -> list[Any]:
-    meta = crew.server.judged.remote()
-    tasks, steps = experiment.validation_tasks, experiment.test_steps
-    return [
-        shard.scores.remote(meta, it, split="val", tasks=tasks, steps=steps)
-        for shard in crew.shards
-    ]
-
-
 def record(
     run: "Run",
     crew: "Crew",
@@ -98,10 +85,7 @@ def record(
     on_validation: Callable[[Row], None],
 ) -> None:
     """Read the loop's reports: rows of metrics, validations, checkpoints."""
-    import numpy as np
-
     experiment = run.experiment
-    metric = experiment.task.metric
     window: list[Row] = []  # the metrics since the last row
     counted, clock = 0, time.monotonic()
     told = {""}
@@ -113,26 +97,18 @@ def record(
         pace = counted / max(time.monotonic() - clock, 1e-9)
         for report, metrics in zip(batch, read, strict=False):
             window.append(metrics)
-            if report.scores is None and report.iteration % experiment.log_every:
+            if report.validate is None and report.iteration % experiment.log_every:
                 continue
             row: Row = {"iteration": report.iteration}
             row |= _summary(window)
             row |= {"it_per_s": pace, "tasks_per_s": pace * experiment.meta_batch}
             if "steps/after" in row:  # of the environments, by one task
                 row["steps_per_s"] = row["steps/after"] * row["tasks_per_s"]
-            if report.scores is not None:
-                parts = [part for part in crew.get(report.scores) if part]
-                scores = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-                row |= {f"val/{name}": float(by[:, -1].mean()) for name, by in scores.items()}
-                row[f"val/{metric}/before"] = float(scores[metric][:, 0].mean())
-                # Judged over the whole path, so that a good last step hides no bad first one.
-                row[f"val/{metric}/path"] = float(
-                    scores[metric][:, -experiment.test_steps :].mean()
-                )
-            log(row)  # before its checkpoint, so that a kill in between loses no row
-            if report.scores is not None:
-                run.save(crew.get(report.saved), row[f"val/{metric}/path"])
-                on_validation(row)
+            if report.validate is None:
+                log(row)
+            else:
+                state = report.saved, report.validate
+                keep(run, crew, *state, row, log=log, on_validation=on_validation)
             window = []
         if not window:
             counted, clock = 0, time.monotonic()
@@ -184,14 +160,20 @@ def train(
     if saved:
         crew.get(crew.server.restore.remote(saved))
     metrics = Metrics(run.path, start=start, total=run.experiment.iterations, quiet=not progress)
+    last = run.checkpoints.last
     try:
         with _interruptible() as stop:
+            # Weights that were never trained, or a checkpoint whose validation failed.
+            if run.experiment.iterations == 0 or (last and not last.validated):
+                state = due(run.experiment, crew, max(0, start - 1))
+                row: Row = {"iteration": start}
+                keep(run, crew, *state, row, log=metrics.log, on_validation=on_validation)
             batches = sparing(loop(run.experiment, crew, start=start, stop=stop))
             record(run, crew, batches, log=metrics.log, on_validation=on_validation)
     except FloatingPointError:  # nothing since the last good update has changed the server
-        last = crew.get(crew.server.state.remote())
-        if last[0] > (run.checkpoints.last.iteration if run.checkpoints.last else -1):
-            run.save(last, None)
+        state = crew.get(crew.server.state.remote())
+        if state[0] > (run.checkpoints.last.iteration if run.checkpoints.last else -1):
+            run.save(state)
         raise
     finally:
         metrics.close()
@@ -234,6 +216,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--resume", metavar="DIR", help="go on with a run; iterations=N extends it")
     parser.add_argument("--address", help="a Ray cluster (default: RAY_ADDRESS, else a local Ray)")
     parser.add_argument("--local", action="store_true", help="all in this process, without Ray")
+    add_trust(parser)
     parser.add_argument("--list", action="store_true", help="list the recipes and leave")
     parser.add_argument(
         "--print-config", action="store_true", help="print the configuration, leave"
@@ -256,7 +239,7 @@ def main(arguments: list[str]) -> int:
         raise ValueError("--local uses no cluster, --address names one: give one of them")
     if options.resume is not None and (named or options.run is not None):
         raise ValueError("--resume goes on with a run as it is: no RECIPE and no --run beside it")
-    before = prepare(recipe, overrides, run=options.run, resume=options.resume)
+    before = prepare(recipe, overrides, run=options.run, resume=options.resume, trust=options.trust)
     if options.print_config:
         import yaml
 
@@ -272,12 +255,17 @@ def _conclude(run: "Run") -> int:
     """Evaluate a run and draw it; an interrupted one says how to go on."""
     from maml_dist.evaluate import show
     from maml_dist.report import report
+    from maml_dist.trust import flags
 
     if not run.finished:
-        print(f"stopped at iteration {_reached(run)}; go on with --resume {run.path}")
+        trusted = flags(run.config["code"])
+        print(f"stopped at iteration {_reached(run)}; go on with --resume {run.path}{trusted}")
         return 130
-    show(run.evaluate(), run.experiment.published)
-    report(run)
+    try:
+        show(run.evaluate(), run.experiment.published)
+        report(run)
+    except ValueError as error:
+        raise ValueError(f"{run.path} is trained and kept, but {error}") from error
     print(f"run: {run.path}  pictures: {run.path / 'report.html'}")
     return 0
 

@@ -1,107 +1,186 @@
-"""Single tasks of an experiment, collected and differentiated before it starts.
+"""Trial: what an experiment computes of single tasks, to be tried before it starts.
 
-The meta-gradient must be there, be the same again, and the trace must follow it; else one line says
-why, and which settings were tried and compute it.
+What the engine traces is compared with the same computed eagerly: traced with one task, replayed
+with another of another iteration, where possible in float64. The trace is replayed as it is,
+operation by operation, so that nothing but a value that it keeps of the first task can differ: not
+a ReLU that rounding flips, on which a meta-gradient jumps.
 """
 
-from dataclasses import replace
-from itertools import product
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
+from maml_dist.core.adapted import Adapted
 from maml_dist.core.engine import Engine
-from maml_dist.core.episode import Batch, Episode, map_tensors
-from maml_dist.core.learner import Learner
-from maml_dist.core.meta_gradient import MetaGradient
-from maml_dist.core.objective import Objective
-from maml_dist.core.params import Params, flatten, layout
+from maml_dist.core.episode import Batch, Episode, map_tensors, thinned
+from maml_dist.core.meta_gradient import MetaGradient, PathScores
+from maml_dist.core.objective import Objective, modes
+from maml_dist.core.params import Params, flatten, layout, real_of
 from maml_dist.core.source import Adapt, TaskKey, keys_of
 from maml_dist.core.trajectories import Trajectories
+from maml_dist.core.trust_region import TrustRegion
 from maml_dist.experiment import Experiment
 from maml_dist.runtime.rollout_worker import RolloutWorker
 from maml_dist.said import FAILURES, in_words
 
-TRACED_LIKE_EAGER = 1e-3  # relative; rounding moves float32 far less, a baked-in number far more
+ITERATIONS = (0, 1000)  # of the two tasks; apart, so that a schedule that is baked in shows
+SAME = 1e-5  # relative; one operation after the other rounds alike, a baked-in number is far off
+
+Found = dict[str, Tensor]  # name -> what is computed of one task
 
 
-def differentiate(experiment: Experiment, meta: Params, device: str) -> None:
-    """The meta-gradient: it must be there, be the same again, and the trace must follow it.
+class Trial(NamedTuple):
+    """An experiment, and two of its tasks."""
 
-    It is computed on the CPU, by the engine that is to run on `device`.
+    experiment: Experiment
+    meta: Params
+    engine: Engine  # decided, for single tasks
+    episodes: tuple[Episode, ...]  # each of one stacked task
 
-    Raises:
-        ValueError: one of these does not hold.
-    """
-    learner = experiment.learner
-    on_policy = experiment.task.on_policy
+    @property
+    def objective(self) -> Objective:
+        """The experiment's losses."""
+        return objective_of(self.experiment, self.engine)
+
+    def tasks(self) -> Iterator[tuple[Episode, Tensor]]:
+        """Each task, in the engine's precision, and its iteration."""
+        for episode, it in zip(self.episodes, ITERATIONS, strict=True):
+            yield map_tensors(self._cast, episode), torch.tensor(float(it))
+
+    def _cast(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.engine.dtype) if tensor.is_floating_point() else tensor
+
+    def run_as(self, running: str) -> "Trial":
+        """The same, run in another way."""
+        if running == "eager":
+            return self._replace(engine=replace(self.engine, running="eager"))
+        engine = asdict(self.engine) | {"running": "traced"}
+        return self._replace(engine=_Unarranged(**engine))
+
+
+Terms = Callable[[Trial], list[Found]]  # -> what is computed of each of the two tasks
+
+
+class _Unarranged(Engine):
+    """Traces are replayed as they are."""
+
+    arranges: ClassVar[bool] = False
+
+
+def trial_of(experiment: Experiment, meta: Params, device: str) -> Trial:
+    """Two tasks of training, and the engine as it is to run on `device`."""
+    learner, on_policy = experiment.learner, experiment.task.on_policy
     engine = experiment.engine.resolve(experiment.model, learner, device, on_policy=on_policy)
     engine = replace(engine, chunk=None, budget=Engine.budget)  # of single tasks
-    eager, traced = (replace(engine, running=running) for running in ("eager", "traced"))
-    if on_policy:  # what an environment does wrong is said as it is
-        one_task(experiment, learner.steps, 1)
-    # Traced at one task, replayed at another: what was baked in of the first shows.
+    steps = learner.steps
+    episodes = tuple(
+        one_task(experiment, steps, number, it=it) for number, it in enumerate(ITERATIONS)
+    )
+    return Trial(experiment, meta, engine, episodes)
+
+
+def gradients(trial: Trial) -> list[Found]:
+    """The meta-gradient, and the losses before and after adapting."""
+    learner, into = trial.experiment.learner, layout(trial.meta)
+    gradient = MetaGradient(trial.engine, learner, trial.objective, into=into)
+    summed = (gradient(flatten(trial.meta), episode, it) for episode, it in trial.tasks())
+    return [{"meta-gradient": each.gradient, **each.metrics} for each in summed]
+
+
+def scores(trial: Trial) -> list[Found]:
+    """The scores of every mode after each step, as a validation takes them."""
+    experiment, into = trial.experiment, layout(trial.meta)
+    steps = min(experiment.test_steps, experiment.learner.steps + 1)  # what a step holds is left
+    paths = PathScores(trial.engine, experiment.learner, trial.objective, into=into)
+    found = []
+    for episode, it in trial.tasks():
+        support = (episode.support or (episode.query,))[:1] * max(1, steps)
+        seen = episode._replace(support=support)
+        found.append(
+            {
+                f"{name} ({mode})": values
+                for mode in modes(experiment.model) or ("transductive",)
+                for name, values in paths(flatten(trial.meta), seen, it, mode=mode).items()
+            }
+        )
+    return found
+
+
+def policy_terms(trial: Trial) -> list[Found]:
+    """On-policy: what is asked of the adapted policies beside the meta-gradient."""
+    experiment, meta = trial.experiment, flatten(trial.meta)
+    adapted = Adapted(trial.engine, experiment.learner, trial.objective, into=layout(trial.meta))
+    found = []
+    for whole, it in trial.tasks():
+        few = 1.5 / experiment.task.episodes if hasattr(experiment.task, "episodes") else 1.0
+        episode = thinned(whole, few, few)
+        terms: Found = {}
+        assert episode.key is not None
+        if episode.support:
+            policies = adapted.policies(meta, episode.support, episode.key, it)
+            terms["adapted policy"] = flatten(policies)
+        if experiment.asks:
+            terms |= adapted.objective(meta, episode, it)
+        if isinstance(experiment.outer, TrustRegion):
+            along = torch.linspace(-1, 1, len(meta), dtype=meta.dtype)
+            terms["curvature"] = adapted.curvature(meta, episode, it)(along)
+        if experiment.task.penalty:
+            terms["penalty's gradient"] = adapted.departure(meta, episode, it)
+        found.append(terms)
+    return found
+
+
+def strays(trial: Trial, terms: Terms) -> tuple[str, float] | None:
+    """What the trace of the first task computes of the second otherwise, and how far off it is."""
+    if trial.engine.running == "eager":
+        return None
     try:
-        first, second = _gradients(experiment, meta, learner, eager, [0, 1])
-        (again,) = _gradients(experiment, meta, learner, eager, [0])
-        replayed = second
-        if engine.running != "eager":
-            _, replayed = _gradients(experiment, meta, learner, traced, [0, 1])
-            if engine.precision == "bfloat16":  # whose rounding alone moves a gradient far
-                single = [replace(each, precision="float32") for each in (eager, traced)]
-                second, replayed = (
-                    _gradients(experiment, meta, learner, each, [0, 1])[1] for each in single
-                )
-    except FAILURES as error:
-        raise ValueError(
-            "the meta-gradient of one task cannot be computed: "
-            f"{in_words(error)}{_way_out(experiment, meta, engine)}"
-        ) from None
-    if not torch.equal(first, again) and first.isfinite().all():
-        raise ValueError(
-            "the meta-gradient of one task differs when computed again: the model, the loss or the "
-            "learner draws random numbers, which nothing seeds, or remembers what it computed"
-        )
-    off = (replayed - second).norm() / second.norm().clamp(min=1e-12)
-    if off > TRACED_LIKE_EAGER:
-        raise ValueError(
-            f"the traced meta-gradient of a task differs from the eager one (by {off:.1%}): "
-            "something is read as a Python number; engine.running=eager computes without a trace"
-        )
+        with _wide(trial) as wide:
+            found = [terms(wide.run_as(running))[1] for running in ("eager", "traced")]
+    except FAILURES:  # what computes in float32 alone
+        if trial.engine.precision == "bfloat16":  # whose rounding alone moves a gradient far
+            trial = trial._replace(engine=replace(trial.engine, precision="float32"))
+        found = [terms(trial.run_as(running))[1] for running in ("eager", "traced")]
+    return first_apart(*found)
 
 
-def _way_out(experiment: Experiment, meta: Params, engine: Engine) -> str:
-    """The settings with which it can be computed: they are tried."""
-    task: dict[str, Any] = {"batching": "task"}
-    eager: dict[str, Any] = {"running": "eager"}
-    learners: list[dict[str, Any]] = [{}]
-    if getattr(experiment.learner, "first_order", None) is False:
-        learners.append({"first_order": True})
-    base = engine if engine.running == "eager" else replace(engine, running="traced")
-    for learned, run in product(learners, ({}, eager, task, task | eager)):
-        said = [f"learner.{name}=true" for name in learned]
-        said += [f"engine.{name}={value}" for name, value in run.items()]
-        try:
-            learner = replace(experiment.learner, **learned)
-            _gradients(experiment, meta, learner, replace(base, **run), [0, 1])
-        except FAILURES:
-            continue
-        return f"; {' '.join(said)} computes it"
-    return ""
+def first_apart(expected: Found, found: Found, *, most: float = SAME) -> tuple[str, float] | None:
+    """The first that is further off than `most`, and how far, relative to what is expected."""
+    for name, value in expected.items():
+        other = found[name].to(value.dtype)
+        finite = value.isfinite() & other.isfinite()
+        alike = (value == other) | (value != value) & (other != other)
+        off = torch.where(finite, value - other, 0).norm()
+        off = off / torch.where(finite, value, 0).norm().clamp(min=1e-12)
+        if off > most or not (finite | alike).all():
+            return name, float(off) if (finite | alike).all() else float("inf")
+    return None
 
 
-def _gradients(
-    experiment: Experiment, meta: Params, learner: Learner, engine: Engine, tasks: list[int]
-) -> list[Tensor]:
-    """The meta-gradients of some tasks, one after the other, each at an iteration of its own."""
-    gradient = MetaGradient(engine, learner, objective_of(experiment, engine), into=layout(meta))
-    return [
-        gradient(
-            flatten(meta), one_task(experiment, learner.steps, task), torch.tensor(float(task))
-        ).gradient
-        for task in tasks
+@contextmanager
+def _wide(trial: Trial) -> Iterator[Trial]:
+    """Inside, all of it in float64; afterwards the model holds what it held before."""
+    model = trial.experiment.model
+    params = [(param, param.data) for param in model.parameters()]
+    buffers = [
+        (part, name, value) for part in model.modules() for name, value in part._buffers.items()
     ]
+    meta = {
+        name: value.double() if value.is_floating_point() else value
+        for name, value in trial.meta.items()
+    }
+    try:
+        model.double()
+        yield trial._replace(meta=meta, engine=replace(trial.engine, precision="float64"))
+    finally:
+        for param, data in params:
+            param.data = data
+        for part, name, value in buffers:
+            part._buffers[name] = value
 
 
 def objective_of(experiment: Experiment, engine: Engine) -> Objective:
@@ -109,14 +188,30 @@ def objective_of(experiment: Experiment, engine: Engine) -> Objective:
     return Objective(experiment.model, experiment.task, bfloat16=engine.precision == "bfloat16")
 
 
-def one_task(experiment: Experiment, steps: int, task: int) -> Episode:
+def one_task(experiment: Experiment, steps: int, task: int, *, it: int = 0) -> Episode:
     """One training task, stacked, in the engine's precision; what it raises is the data's."""
-    source, dtype = experiment.task, experiment.engine.dtype
-    named = [TaskKey(experiment.seed, "train", 0, task)]
-    sampled = [source.sample(key) for key in named]
-    episodes = source.collect(sampled, steps=steps, adapt=_unadapted(experiment, sampled))
+    dtype = experiment.engine.dtype
+    named = [TaskKey(experiment.seed, "train", it, task)]
+    episodes = collected(experiment, named, steps=steps)
     episodes = map_tensors(lambda t: t.to(dtype) if t.is_floating_point() else t, episodes)
     return episodes._replace(key=keys_of(named))
+
+
+def collected(experiment: Experiment, named: list[TaskKey], *, steps: int) -> Episode:
+    """The episodes of these tasks, as the source gives them; on-policy of the untrained policy.
+
+    Raises:
+        ValueError, OSError: the source's; what else it raises is told with its name.
+    """
+    source = experiment.task
+    try:
+        tasks = [source.sample(key) for key in named]
+        return source.collect(tasks, steps=steps, adapt=_unadapted(experiment, tasks))
+    except ValueError:
+        raise
+    except FAILURES as error:
+        kind = type(source).__name__
+        raise ValueError(f"task={kind}: no tasks can be drawn: {in_words(error)}") from error
 
 
 def _unadapted(experiment: Experiment, tasks: list[Any]) -> Adapt | None:
@@ -124,7 +219,10 @@ def _unadapted(experiment: Experiment, tasks: list[Any]) -> Adapt | None:
     if not experiment.task.on_policy:
         return None
     worker = RolloutWorker(experiment.task, experiment.model)
-    start = {name: p.detach()[None] for name, p in experiment.model.named_parameters()}
+    start = {
+        name: real_of(p.detach()).expand(len(tasks), *real_of(p).shape)
+        for name, p in experiment.model.named_parameters()
+    }
 
     def adapt(support: tuple[Batch, ...]) -> Trajectories:
         try:

@@ -8,15 +8,15 @@ import logging
 import math
 import os
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maml_dist.command import Parser, fail, guarded
+from maml_dist.command import Parser, add_trust, fail, guarded
 from maml_dist.recipe import Config, parse_overrides
 from maml_dist.search import Search, Trial, ends, read, show
+from maml_dist.trust import allow, own
 
 if TYPE_CHECKING:
     from maml_dist.experiment import Experiment
@@ -41,15 +41,13 @@ def search(plan: Search, *, run: str | Path | None = None, address: str | None =
 
     from maml_dist.experiment import compose
     from maml_dist.plain import check_path
-    from maml_dist.run import refuse_used
+    from maml_dist.run import refuse_used, run_folder
     from maml_dist.runtime.launch import OnRay
 
     if run is not None:
         check_path(run, "the search's folder")
     config = compose(plan.recipe, plan.settings)
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    folder = Path("runs", f"tune-{config['name']}-{stamp}") if run is None else Path(run)
-    folder = folder.absolute()
+    folder = run_folder(run, config["name"], kind="tune-")
     refuse_used(folder)
     if (folder / "tune").exists():
         raise ValueError(f"{folder} already holds a search")
@@ -100,7 +98,7 @@ def _try(plan: Search, config: Config) -> "Experiment":
     choices = {key: ends(distribution) for key, distribution in plan.search.items()}
     for i in range(max(len(values) for values in choices.values())):
         drawn = {key: values[i % len(values)] for key, values in choices.items()}
-        tried = Run(Path(), override(config, drawn))
+        tried = Run(Path("unwritten"), override(config, drawn))
         check(tried.experiment, tried.initial)
     return tried.experiment
 
@@ -183,6 +181,8 @@ def _trainable(
         from maml_dist.experiment import override
         from maml_dist.session import meta_train
 
+        for trusted in config["code"]:  # by the process of the search
+            own(trusted)
         here = folder / tune.get_context().get_trial_id()
         here.mkdir(parents=True, exist_ok=True)
         recipe = here / "trial.yaml"
@@ -248,7 +248,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("words", nargs="*", metavar="key=value", help="changes to it")
     parser.add_argument("--run", metavar="DIR", help="the folder (default: new, under runs/)")
     parser.add_argument("--address", help="a Ray cluster (default: RAY_ADDRESS, else a local Ray)")
+    add_trust(parser)
     options = parser.parse_intermixed_args(arguments)
+    allow(options.trust)
     plan = read(options.file, parse_overrides(options.words))
     return search(plan, run=options.run, address=options.address)
 

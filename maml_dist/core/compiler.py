@@ -13,6 +13,7 @@ from unittest import mock
 import torch
 from torch import Tensor, fx
 
+from maml_dist.core.exclusive import EXCLUSIVE
 from maml_dist.core.kernels import joined
 
 _said: set[str] = set()
@@ -35,7 +36,8 @@ def compiled(traced: fx.GraphModule, tensors: list[Tensor]) -> Callable[..., Any
         from torch._inductor.cpu_vec_isa import VecISA
 
         # What a processor can do is known from its name: trying it out takes ten seconds.
-        with torch.no_grad(), mock.patch.object(VecISA, "check_build", knows), joined():
+        known = mock.patch.object(VecISA, "check_build", knows)
+        with EXCLUSIVE, torch.no_grad(), known, joined():
             run: Callable[..., Any] = inductor.standalone_compile(
                 traced, clones, dynamic_shapes="from_example_inputs", options=patches
             )

@@ -4,15 +4,16 @@
     batching   one task at a time for convolutions on a CPU (a vmapped one becomes a slow grouped
                convolution), for rollouts on a CPU (one task's thousands of steps fill a core) and
                for recurrent layers; else all tasks of a chunk in one vmap
-    running    compiled, where there is none of that (dispatch bounds small models); else traced,
-               as is a learner with a meta-gradient of its own (inductor takes minutes for it)
+    running    compiled, where there is none of that (dispatch bounds small models); else traced, as
+               are complex parameters, which inductor has no code for, and a learner with a
+               meta-gradient of its own (inductor takes minutes for it)
     memory     one graph for a single inner step, step by step for more
     chunk      as many tasks as fit `budget`, by the trace of one task
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,8 @@ GIB = 1 << 30
 @dataclass(frozen=True)
 class Engine:
     """How tasks are batched and run."""
+
+    arranges: ClassVar[bool] = True  # whether a trace's convolutions may be computed in other ways
 
     batching: Literal["auto", "task", "vmap"] = "auto"  # one task at a time, or many in a vmap
     chunk: int | None = None  # tasks in one vmap at the most; null: as many as fit the budget
@@ -112,6 +115,7 @@ class Engine:
             engine = engine.singly if alone else replace(engine, batching="vmap")
         if self.running == "auto":
             traced = convolves or on_policy or recurs or whole
+            traced = traced or any(p.is_complex() for p in model.parameters())
             engine = replace(engine, running="traced" if traced else "compiled")
         if self.memory == "auto":
             steps = learner.steps > 1 and not whole
@@ -153,10 +157,12 @@ class Engine:
         """`function` of tensors as the engine runs it; perhaps never compiled."""
         if self.running == "eager":
             return function
-        return Replay(function, compiled=compiled and self.running == "compiled")
+        compiled = compiled and self.running == "compiled"
+        return Replay(function, compiled=compiled, arranged=self.arranges)
 
     def prepared(self, function: Function) -> Prepare:
         """`function` of (tensor, *fixed), made ready at the fixed ones for many tensors."""
         if self.running == "eager":
             return unprepared(function)
-        return Prepared(function, compiled=self.running == "compiled")
+        compiled = self.running == "compiled"
+        return Prepared(function, compiled=compiled, arranged=self.arranges)

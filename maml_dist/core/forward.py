@@ -3,21 +3,24 @@
     batch norm   normalises with the current batch, or as told (`Normalise`); changes no buffer
     dropout      drawn from the task's random key; without a key nothing is dropped
     attention    by its formula: the fused kernels have no second derivative
+    weight norm  by its formula: that of torch (2.13) has a wrong second derivative
 
-The functions of torch.nn.functional are replaced while the module runs: torch's own modules call
-them there, and so does most code of users. What a user bound under another name before computes as
-torch does it, which `check` refuses where it draws random numbers or changes a buffer.
+The functions of torch.nn.functional are met where they are called, by whatever name, in the thread
+that the rules hold for: a TorchFunctionMode sees every function of torch. Other functions that draw
+random numbers (torch.dropout, torch.rand) compute as torch does it, which `check` refuses.
 """
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
+from threading import Lock
+from types import FunctionType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 from maml_dist.core.batch_norm import differentiates_fast, normalise
 from maml_dist.core.random import fold, uniform
@@ -25,22 +28,59 @@ from maml_dist.core.random import fold, uniform
 Normalise = Callable[..., Tensor]  # (x, running mean, variance, weight, bias, eps) -> normalised
 Seen = dict[int, list[tuple[Tensor, Tensor]]]  # id of a running mean -> means, variances of batches
 
-_batch_norm = functional.batch_norm
+_RECURRENT = (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)
+_batch_norm, _attend = functional.batch_norm, functional.multi_head_attention_forward
+_cudnn = Lock()  # whether it is used is one flag of the process
 SELU_LIMIT = 1.7580993408473766  # scale * alpha of SELU: what alpha dropout drops to, negated
 
 
-@contextmanager
-def forward_rules(
-    *, key: Tensor | None, normalise: Normalise | None = None, followed: Collection[int] = ()
-) -> Iterator[None]:
-    """Inside, modules compute by the rules above.
+class ForwardRules(TorchFunctionMode):
+    """Inside, modules compute by the rules above, in this thread."""
 
-    Args:
-        key: seeds what is drawn.
-        normalise: how batch norm computes; with the current batch if None.
-        followed: ids of the running means that are kept beside the parameters; a batch norm
-            called with others computes as torch does it.
-    """
+    def __init__(
+        self,
+        *,
+        key: Tensor | None,
+        normalise: Normalise | None = None,
+        followed: Collection[int] = (),
+        given: Iterable[Tensor] = (),
+    ) -> None:
+        """Rules for one pass of a model.
+
+        Args:
+            key: seeds what is drawn.
+            normalise: how batch norm computes; with the current batch if None.
+            followed: ids of the running means that are kept beside the parameters; a batch norm
+                called with others computes as torch does it.
+            given: the parameters; one of another origin that wants a gradient is refused.
+        """
+        super().__init__()
+        self._given = given
+        self._rules = _rules(key, normalise, followed)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        self._refuse_others((*args, *kwargs.values()))
+        return self._rules.get(func, func)(*args, **kwargs)
+
+    def _refuse_others(self, values: Iterable[Any]) -> None:
+        for value in values:
+            kind = type(value)
+            if kind is nn.Parameter and value.requires_grad:
+                if not any(value is each for each in self._given):
+                    raise ValueError(
+                        f"the model computes with a parameter {list(value.shape)} by another way "
+                        "than its module's attribute (a plain list, a function): hold it by an "
+                        "nn.ModuleList or nn.ParameterList; requires_grad=False if not learned"
+                    )
+            elif kind is list or kind is tuple:
+                self._refuse_others(value)
+
+
+def _rules(
+    key: Tensor | None, normalise: Normalise | None, followed: Collection[int]
+) -> dict[Any, Callable[..., Any]]:
+    """Functions of torch -> how they compute."""
     drawn = 0
 
     def keep(x: Tensor, p: float, shape: tuple[int, ...]) -> Tensor:
@@ -136,23 +176,42 @@ def forward_rules(
         by = by_batch if normalise is None else normalise
         return by(input, running_mean, running_var, weight, bias, eps)
 
-    rules: dict[str, Any] = {
-        "dropout": dropout,
-        "dropout1d": channel_dropout(2),
-        "dropout2d": channel_dropout(None),  # as torch, which takes [n, channels, length] too
-        "dropout3d": channel_dropout(4),
-        "alpha_dropout": alpha_dropout,
-        "feature_alpha_dropout": feature_alpha_dropout,
-        "scaled_dot_product_attention": attention,
-        "batch_norm": batch_norm,
+    def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+        """The norm is taken over all axes but `dim`; over all where that is -1."""
+        over = [axis for axis in range(v.dim()) if dim == -1 or axis != dim % v.dim()]
+        y: Tensor = v * (g / torch.linalg.vector_norm(v, dim=over, keepdim=dim != -1))
+        return y
+
+    def attend(*args: Any, **options: Any) -> Any:
+        """What nn.MultiheadAttention calls; a mode does not see what it calls in turn."""
+        own: dict[str, Any] = {"dropout": dropout, "scaled_dot_product_attention": attention}
+        within = {**vars(functional), **own, "has_torch_function": lambda tensors: False}
+        run = FunctionType(_attend.__code__, within, argdefs=_attend.__defaults__)
+        return run(*args, **options)
+
+    return {
+        functional.dropout: dropout,
+        functional.dropout1d: channel_dropout(2),
+        functional.dropout2d: channel_dropout(None),  # as torch: [n, channels, length] too
+        functional.dropout3d: channel_dropout(4),
+        functional.alpha_dropout: alpha_dropout,
+        functional.feature_alpha_dropout: feature_alpha_dropout,
+        functional.scaled_dot_product_attention: attention,
+        torch.ops.aten.scaled_dot_product_attention: attention,
+        functional.multi_head_attention_forward: attend,
+        functional.batch_norm: batch_norm,
+        torch._weight_norm: weight_norm,
+        torch.view_as_complex: lambda x: torch.view_as_complex(x.clone()),  # of any memory layout
+        **{function: partial(_without_cudnn, function) for function in _RECURRENT},
     }
-    before = {name: getattr(functional, name) for name in rules}
-    vars(functional).update(rules)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):  # for attention that is not called by the name replaced
-            yield
-    finally:
-        vars(functional).update(before)
+
+
+def _without_cudnn(function: Callable[..., Any], x: Tensor, *rest: Any) -> Any:
+    """A recurrent layer; cuDNN's have no second derivative."""
+    if not x.is_cuda:
+        return function(x, *rest)
+    with _cudnn, torch.backends.cudnn.flags(enabled=False):
+        return function(x, *rest)
 
 
 def _channels(x: Tensor, leading: int) -> tuple[int, ...]:

@@ -54,20 +54,21 @@ class PathScores:
         objective: Objective,
         *,
         into: Layout,
-        mode: Mode = "transductive",
     ) -> None:
         self._engine = engine
         self._tasks = TaskFunctions(engine, learner, objective, into)
-        self._mode = mode
         self._functions: dict[Form, Callable[..., dict[str, Tensor]]] = {}
 
-    def __call__(self, meta: Tensor, episodes: Episode, it: Tensor) -> dict[str, Tensor]:
+    def __call__(
+        self, meta: Tensor, episodes: Episode, it: Tensor, *, mode: Mode = "transductive"
+    ) -> dict[str, Tensor]:
         """Each score of each task after each step [task, step]."""
         form, tensors = pack(episodes)
         if form not in self._functions:
-            self._functions[form] = self._tasks.scores(form, self._mode)
+            self._functions[form] = self._tasks.scores(form)
+        scores = self._functions[form]
         with torch.no_grad():
-            parts = [self._functions[form](meta, it, *part) for part in self._engine.parts(tensors)]
+            parts = [scores(meta, it, *part, mode=mode) for part in self._engine.parts(tensors)]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 

@@ -8,42 +8,32 @@ Batch norm normalises with the current batch while training. At test there are u
                    follow the queries of training at the adapted parameters
 """
 
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
 from maml_dist.core.episode import Batch, Episode
-from maml_dist.core.forward import Normalise, Seen, by_first, by_running, forward_rules, observing
-from maml_dist.core.params import Params
+from maml_dist.core.forward import ForwardRules, Normalise, Seen, by_first, by_running, observing
+from maml_dist.core.params import Params, complex_of
 from maml_dist.core.source import TaskSource
+from maml_dist.core.stateless import Modes, Stateless, training_modes
 
-_ARITHMETIC = {
-    "sub",
-    "rsub",
-    "add",
-    "radd",
-    "mul",
-    "rmul",
-    "div",
-    "truediv",
-    "rtruediv",
-    "eq",
-    "ne",
+_ARITHMETIC = ("sub", "rsub", "add", "radd", "mul", "rmul", "div", "truediv", "rtruediv", "eq")
+_OF_EQUAL_SHAPES = {
+    *(functional.mse_loss, functional.l1_loss, functional.smooth_l1_loss, functional.huber_loss)
 }
 Mode = Literal["transductive", "inductive", "running"]  # what batch norm normalises queries by
 
 
 def modes(model: nn.Module) -> tuple[Mode, ...]:
     """The modes in which a model can be scored; none where it has no batch norm."""
-    with _in(training_modes(model)):
-        norms = [part for part in model.modules() if _follows_batch(part)]
+    norms = [part for part, training in training_modes(model) if _follows_batch(part, training)]
     running: tuple[Mode, ...] = ("running",) if running_statistics(model) else ()
     return ("transductive", "inductive", *running) if norms else ()
 
@@ -52,7 +42,7 @@ def running_statistics(model: nn.Module) -> Params:
     """The running means and variances of a model's batch norms, and counts where those matter."""
     return {
         f"{name}.{kind}": getattr(part, kind)
-        for name, part in _followed(model).items()
+        for name, part in _followed(model, training_modes(model)).items()
         for kind in _kept(part)
     }
 
@@ -60,19 +50,27 @@ def running_statistics(model: nn.Module) -> Params:
 class Objective:
     """The losses and scores of one task as functions of (parameters, data)."""
 
-    def __init__(self, model: nn.Module, source: TaskSource, *, bfloat16: bool = False) -> None:
-        self._model = model
+    def __init__(
+        self, model: nn.Module, source: TaskSource, *, bfloat16: bool = False, strict: bool = False
+    ) -> None:
+        """`strict`: an inner loss that broadcasts its arguments raises a RuntimeError."""
+        self._model = Stateless(model)
         self._source = source
         self._bfloat16 = bfloat16
-        self._recurs = any(isinstance(part, nn.RNNBase) for part in model.modules())
-        self._norms = _followed(model)
+        self._strict = strict
+        self._complex = {name for name, p in model.named_parameters() if p.is_complex()}
+        training = training_modes(model)
+        self._norms = _followed(model, training)
         still = set(self._norms.values())  # so that they leave their own counters alone
-        self._training = [(p, mode and p not in still) for p, mode in training_modes(model)]
+        self._training = [(p, mode and p not in still) for p, mode in training]
         self.kept = tuple(running_statistics(model))  # names of what is kept, not differentiated
 
     def loss(self, params: Params, batch: Batch) -> Tensor:
         """The inner loss, a scalar."""
-        return self._source.loss(self.output(params, batch.x, key=batch.key), batch)
+        output = self.output(params, batch.x, key=batch.key)
+        targets = [batch.y] if isinstance(batch.y, Tensor) else []
+        with broadcasting_refused(*targets) if self._strict else nullcontext():
+            return self._source.loss(output, batch)
 
     def query_loss(self, params: Params, batch: Batch) -> Tensor:
         """The outer loss, a scalar."""
@@ -86,15 +84,15 @@ class Objective:
         """On-policy: the mean KL divergence of outputs from others on the same batch, a scalar."""
         return self._source.divergence(new, batch._replace(y=batch.y._replace(before=old)))
 
-    def scores(
+    def answer(
         self,
         params: Params,
         episode: Episode,
         *,
         mode: Mode = "transductive",
         kept: Mapping[str, Tensor] | None = None,
-    ) -> dict[str, Tensor]:
-        """The scalars to report of the query set.
+    ) -> Tensor:
+        """The output [n, …] for the query set, as it is scored: nothing is dropped.
 
         Inductive needs a support set; running needs the running statistics, `kept`.
         """
@@ -102,16 +100,18 @@ class Objective:
         if mode == "inductive":
             support = episode.support[0].x
             both = torch.cat([support, query.x])
-            output = self.output(params, both, normalise=by_first(len(support)))[len(support) :]
-        elif mode == "running":
+            return self.output(params, both, normalise=by_first(len(support)))[len(support) :]
+        if mode == "running":
             assert kept is not None
             values = {
                 id(part.running_mean): (kept[f"{name}.running_mean"], kept[f"{name}.running_var"])
                 for name, part in self._norms.items()
             }
-            output = self.output(params, query.x, normalise=by_running(values))
-        else:
-            output = self.output(params, query.x)
+            return self.output(params, query.x, normalise=by_running(values))
+        return self.output(params, query.x)
+
+    def score(self, output: Tensor, query: Batch) -> dict[str, Tensor]:
+        """The numbers to report of the query set, from the model's output for it."""
         return self._source.score(output, query)
 
     def statistics(self, params: Params, kept: Mapping[str, Tensor], batch: Batch) -> Params:
@@ -139,58 +139,57 @@ class Objective:
         normalise: Normalise | None = None,
     ) -> Tensor:
         """The model's output [n, …] at x [n, …]; dropout is drawn from `key`, or none."""
-        followed = [id(part.running_mean) for part in self._norms.values()]
-        with ExitStack() as rules:
-            rules.enter_context(forward_rules(key=key, normalise=normalise, followed=followed))
-            rules.enter_context(_in(self._training))
-            if self._recurs:  # cuDNN's recurrent layers have no second derivative
-                rules.enter_context(torch.backends.cudnn.flags(enabled=False))
-            if self._bfloat16:
-                cast = torch.autocast(x.device.type, torch.bfloat16, cache_enabled=False)
-                rules.enter_context(cast)
-            output: Tensor = functional_call(self._model, params, (x,))
-        return output.float() if self._bfloat16 else output
+        (output,) = self._outputs(params, x, key=key, normalise=normalise)
+        return output
 
+    def remembers(self, params: Params, batch: Batch) -> bool:
+        """Whether the model's output differs where it is called twice in a row."""
+        first, second = self._outputs(params, batch.x, key=batch.key, times=2)
+        return not torch.equal(first.nan_to_num(), second.nan_to_num())
 
-Modes = list[tuple[nn.Module, bool]]  # modules, and whether each is in training mode
-
-
-def training_modes(model: nn.Module) -> Modes:
-    """The modes of a model's parts after its own `train()`, which may leave some as they are."""
-    before = [(part, part.training) for part in model.modules()]
-    model.train()
-    after = [(part, part.training) for part in model.modules()]
-    for part, mode in before:
-        part.training = mode
-    return after
-
-
-@contextmanager
-def _in(training: Modes) -> Iterator[None]:
-    """Inside, the modules are in these modes."""
-    changed = [part for part, mode in training if part.training != mode]
-    for part in changed:
-        part.training = not part.training
-    try:
-        yield
-    finally:
-        for part in changed:
-            part.training = not part.training
-
-
-def _follows_batch(part: nn.Module) -> bool:
-    """A batch norm that normalises with the batch while it trains: not one held in evaluation."""
-    return isinstance(part, _BatchNorm) and (part.training or part.running_mean is None)
-
-
-def _followed(model: nn.Module) -> dict[str, _BatchNorm]:
-    """The batch norms whose running statistics follow what is seen in training."""
-    with _in(training_modes(model)):
-        return {
-            name: part
-            for name, part in model.named_modules()
-            if isinstance(part, _BatchNorm) and part.training and part.running_mean is not None
+    def _outputs(
+        self,
+        params: Params,
+        x: Tensor,
+        *,
+        key: Tensor | None,
+        normalise: Normalise | None = None,
+        times: int = 1,
+    ) -> list[Tensor]:
+        """Of so many calls in a row: what the model keeps of one, the next sees."""
+        given = {
+            name: complex_of(value) if name in self._complex else value
+            for name, value in params.items()
         }
+        followed = [id(part.running_mean) for part in self._norms.values()]
+        cast: Any = nullcontext()
+        if self._bfloat16:
+            cast = torch.autocast(x.device.type, torch.bfloat16, cache_enabled=False)
+        outputs = []
+        with self._model.given(given, self._training) as model, cast:
+            for _ in range(times):
+                rules = ForwardRules(
+                    key=key, normalise=normalise, followed=followed, given=given.values()
+                )
+                with rules:
+                    output: Tensor = model(x)
+                outputs.append(output.float() if self._bfloat16 else output)
+        return outputs
+
+
+def _follows_batch(part: nn.Module, training: bool) -> bool:
+    """A batch norm that normalises with the batch while it trains: not one held in evaluation."""
+    return isinstance(part, _BatchNorm) and (training or part.running_mean is None)
+
+
+def _followed(model: nn.Module, modes: Modes) -> dict[str, _BatchNorm]:
+    """The batch norms whose running statistics follow what is seen in training."""
+    training = dict(modes)
+    return {
+        name: part
+        for name, part in model.named_modules()
+        if isinstance(part, _BatchNorm) and training[part] and part.running_mean is not None
+    }
 
 
 def _kept(part: _BatchNorm) -> tuple[str, ...]:
@@ -198,34 +197,40 @@ def _kept(part: _BatchNorm) -> tuple[str, ...]:
     return ("running_mean", "running_var", *counts)
 
 
-@contextmanager
-def broadcasting_refused(*targets: Tensor) -> Iterator[None]:
-    """Inside, a loss whose arguments differ in shape raises a UserWarning and computes nothing.
-
-    So does arithmetic of one of the `targets` and another tensor whose result has the shape of
-    neither: [n] and [n, 1] make [n, n], which is never meant.
-    """
-    with warnings.catch_warnings(), _NoOuter(targets):
-        warnings.filterwarnings("error", message="Using a target size")
-        yield
-
-
-class _NoOuter(TorchFunctionMode):
-    """Refuses arithmetic by which a target and another tensor are both made larger."""
-
+class _EqualShapes(TorchFunctionMode):
     def __init__(self, targets: tuple[Tensor, ...]) -> None:
         super().__init__()
         self._targets = {id(target) for target in targets}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        pair = args[:2] if getattr(func, "__name__", "").strip("_") in _ARITHMETIC else ()
-        if len(pair) == 2 and all(isinstance(part, Tensor) for part in pair):
-            shapes = [part.shape for part in pair]
-            if self._targets & {id(part) for part in pair} and shapes[0] != shapes[1]:
-                result = torch.broadcast_shapes(*shapes)
-                if result not in shapes:
-                    raise UserWarning(
-                        f"the loss broadcasts {list(shapes[0])} and {list(shapes[1])} to "
-                        f"{list(result)}: give y the shape of the model's output"
-                    )
+        if func in _OF_EQUAL_SHAPES and args[0].shape != args[1].shape:
+            output, target = (list(each.shape) for each in args[:2])
+            raise RuntimeError(
+                f"Using a target size {target} that is different to the input size {output}"
+            )
+        if getattr(func, "__name__", "").strip("_") in _ARITHMETIC:
+            self._refuse_outer(args[:2])
         return func(*args, **(kwargs or {}))
+
+    def _refuse_outer(self, pair: Any) -> None:
+        """A target and another tensor are not both made larger: [n] and [n, 1] to [n, n]."""
+        if len(pair) < 2 or not all(isinstance(part, Tensor) for part in pair):
+            return
+        one, other = (part.shape for part in pair)
+        if one == other or not self._targets & {id(part) for part in pair}:
+            return
+        made = torch.broadcast_shapes(one, other)
+        if made not in (one, other):
+            raise RuntimeError(
+                f"the loss broadcasts {list(one)} and {list(other)} to {list(made)}: give y the "
+                "shape of the model's output"
+            )
+
+
+def broadcasting_refused(*targets: Tensor) -> TorchFunctionMode:
+    """Inside, in this thread, a loss of two shapes raises a RuntimeError and computes nothing.
+
+    torch warns only, and what is done with a warning is one setting for all threads. Nor is one of
+    the `targets` broadcast against another tensor to what has the shape of neither.
+    """
+    return _EqualShapes(targets)

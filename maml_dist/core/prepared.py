@@ -20,11 +20,14 @@ Prepare = Callable[..., tuple[Callable[[Tensor], Any], int]]
 class Prepared:
     """Prepares `function`, traced once for each shape of its arguments."""
 
-    def __init__(self, function: Function, *, compiled: bool = False) -> None:
+    def __init__(
+        self, function: Function, *, compiled: bool = False, arranged: bool = True
+    ) -> None:
         self._function = function
         self._compiled = compiled
+        self._arranged = arranged
         self._cuts: dict[Any, _Cut] = {}
-        self._whole = Replay(function, compiled=compiled)  # where nothing is held
+        self._whole = Replay(function, compiled=compiled, arranged=arranged)  # nothing is held
 
     def __call__(
         self, *fixed: Tensor, like: Tensor, room: float
@@ -36,7 +39,9 @@ class Prepared:
         """
         inputs, key = plain((like, *fixed))
         if key not in self._cuts:
-            self._cuts[key] = _Cut(self._function, inputs, compiled=self._compiled)
+            self._cuts[key] = _Cut(
+                self._function, inputs, compiled=self._compiled, arranged=self._arranged
+            )
         halves = self._cuts[key]
         if halves.held > room:
             return lambda tensor: self._whole(tensor, *fixed), 0
@@ -56,14 +61,16 @@ def unprepared(function: Function) -> Prepare:
 class _Cut:
     """The trace of a function of (tensor, *fixed), in two halves."""
 
-    def __init__(self, function: Function, inputs: list[Tensor], *, compiled: bool) -> None:
+    def __init__(
+        self, function: Function, inputs: list[Tensor], *, compiled: bool, arranged: bool
+    ) -> None:
         traced, self._spec = trace(function, inputs)
         first, second = cut(traced)
         self._dense = compiled  # compiled code is made for one memory layout
-        self._first = ready(first, inputs[1:], compiled=compiled)
+        self._first = ready(first, inputs[1:], compiled=compiled, arranged=arranged)
         kept = self.first(inputs[1:])
         self.held = _bytes(kept, besides=inputs)
-        self._second = ready(second, [*inputs, *kept], compiled=compiled)
+        self._second = ready(second, [*inputs, *kept], compiled=compiled, arranged=arranged)
 
     def first(self, fixed: list[Tensor]) -> list[Tensor]:
         """What is held."""

@@ -11,39 +11,51 @@ from unittest import mock
 
 import torch
 from torch import Tensor, fx
+from torch._C import _functorch
 from torch._C._functorch import TransformType
 from torch._functorch.autograd_function import custom_function_call
 from torch._guards import TracingContext, tracing
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from maml_dist.core import compiler
 from maml_dist.core.convolutions import arrange
+from maml_dist.core.exclusive import EXCLUSIVE
 
 Function = Callable[..., Any]
 
 _READ = ("data-dependent", "item()", "tolist()", "data pointer", "dynamic shape")  # torch's words
+_ARRAYS = ("numpy", "__array__", "__dlpack__")  # what hands a tensor's memory to others
 _UNTRACEABLE = (
     "model, loss or learner read a tensor as a number or decide by it, which a trace cannot "
     "follow: use torch.where, or engine.running=eager with engine.batching=task"
 )
 
 
+class Untraceable(ValueError):
+    """A function reads or decides by values that a trace does not know."""
+
+
 class Replay:
     """`function` of tensors -> a tree of tensors, made fast for many calls of equal shapes."""
 
-    def __init__(self, function: Function, *, compiled: bool = False) -> None:
+    def __init__(
+        self, function: Function, *, compiled: bool = False, arranged: bool = True
+    ) -> None:
         self._function = function
         self._compiled = compiled
+        self._arranged = arranged
         self._traces: dict[Any, tuple[Function, Any]] = {}
 
     def __call__(self, *tensors: Tensor) -> Any:
         inputs, key = plain(tensors)
         if key not in self._traces:
             traced, spec = trace(self._function, inputs)
-            self._traces[key] = ready(traced, inputs, compiled=self._compiled), spec
+            run = ready(traced, inputs, compiled=self._compiled, arranged=self._arranged)
+            self._traces[key] = run, spec
         replay, spec = self._traces[key]
         with torch.no_grad():
             return pytree.tree_unflatten(replay(*inputs), spec)
@@ -55,10 +67,15 @@ def plain(tensors: Sequence[Tensor]) -> tuple[list[Tensor], Any]:
     return inputs, tuple((tensor.shape, tensor.dtype, tensor.device) for tensor in inputs)
 
 
-def ready(traced: fx.GraphModule, tensors: list[Tensor], *, compiled: bool) -> Function:
-    """A trace at arguments like these: compiled, or as fast as a replay of it gets."""
+def ready(
+    traced: fx.GraphModule, tensors: list[Tensor], *, compiled: bool, arranged: bool = True
+) -> Function:
+    """A trace at arguments like these: compiled, or as fast as a replay of it gets.
+
+    Not `arranged`, it computes what the function does, operation by operation.
+    """
     run = compiler.compiled(traced, tensors) if compiled else None
-    if run is None and all(tensor.device.type == "cpu" for tensor in tensors):
+    if run is None and arranged and all(tensor.device.type == "cpu" for tensor in tensors):
         arrange(traced.graph)
         traced.recompile()
     return run or traced
@@ -68,7 +85,8 @@ def trace(function: Function, tensors: list[Tensor]) -> tuple[fx.GraphModule, An
     """The graph of `function` at arguments of these shapes, and the form of its results.
 
     Raises:
-        ValueError: the function draws random numbers, or decides by a tensor's value.
+        Untraceable: the function reads a tensor's value, or decides by it.
+        ValueError: the function draws random numbers.
     """
     spec = None
 
@@ -81,16 +99,29 @@ def trace(function: Function, tensors: list[Tensor]) -> tuple[fx.GraphModule, An
     clones = [tensor.detach().clone() for tensor in tensors]
     try:
         # A fake mode for all of its nodes: the tracer would make one for each, half of its time.
-        with tracing(TracingContext(FakeTensorMode())), _functional_traced():
+        # Alone: while it traces, torch's tracer replaces methods of nn.Module.
+        fake = tracing(TracingContext(FakeTensorMode()))
+        with EXCLUSIVE, fake, _functional_traced(), _Unread():
             traced = make_fx(functionalize(flat))(*clones)
     except (RuntimeError, TypeError) as error:
         if not any(words in str(error) for words in _READ):
             raise
-        raise ValueError(_UNTRACEABLE) from None
+        raise Untraceable(_UNTRACEABLE) from None
     _refuse(traced.graph)
     _simplify(traced.graph)
     traced.recompile()
     return traced, spec
+
+
+class _Unread(TorchFunctionMode):
+    """Inside, numpy reads no tensor that is traced: the array would be kept, or be no values."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") in _ARRAYS and _functorch.is_functorch_wrapped_tensor(
+            args[0]
+        ):
+            raise Untraceable(_UNTRACEABLE)
+        return func(*args, **(kwargs or {}))
 
 
 @contextmanager
@@ -151,7 +182,7 @@ def _refuse(graph: fx.Graph) -> None:
                 "not seed: draw with maml_dist.core.random from batch.key"
             )
         if torch.Tag.dynamic_output_shape in tags and not _by_place(node):
-            raise ValueError(_UNTRACEABLE)
+            raise Untraceable(_UNTRACEABLE)
 
 
 def _by_place(node: fx.Node) -> bool:

@@ -12,7 +12,8 @@ a part is what the engine differentiates at once: stacked tasks, or a single one
 """
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ from maml_dist.core.inner import at_step
 from maml_dist.core.learner import Learner
 from maml_dist.core.objective import Mode, Objective
 from maml_dist.core.params import Layout, Params, flatten, unflatten
+from maml_dist.core.scored import Scored
 from maml_dist.core.summed import Summed, summed
 
 
@@ -186,36 +188,44 @@ class TaskFunctions:
 
         return part
 
-    def scores(self, form: Form, mode: Mode) -> Callable[..., dict[str, Tensor]]:
-        """(meta, it, *tensors of a part) -> each score [task, step]."""
+    def scores(self, form: Form) -> Callable[..., dict[str, Tensor]]:
+        """(meta, it, *tensors of a part, mode=) -> each score [task, step]."""
         learner, objective, engine = self._learner, self._objective, self._engine
         steps = form.steps
 
         def start(vector: Tensor, it: Tensor, like: Tensor) -> Tensor:
             return self._flat(*learner.start(self._split(vector)[0]))
 
-        def score(
-            vector: Tensor, it: Tensor, k: Tensor, carry: Tensor, *tensors: Tensor
-        ) -> dict[str, Tensor]:
+        def answer(
+            mode: Mode, vector: Tensor, it: Tensor, k: Tensor, carry: Tensor, *tensors: Tensor
+        ) -> Tensor:
             meta, kept = self._split(vector)
             weights = learner.weights(meta, self._tree(carry)[0], k)
             kept = self.kept_at(kept, k)
-            return objective.scores(weights, unpack(form, tensors), mode=mode, kept=kept)
+            return objective.answer(weights, unpack(form, tensors), mode=mode, kept=kept)
+
+        def score(output: Tensor, *tensors: Tensor) -> dict[str, Tensor]:
+            return objective.score(output, unpack(form, tensors).query)
 
         # Not compiled: an evaluation is rare, and bound by arithmetic.
-        start_, step_, score_ = (
+        start_, step_ = (
             engine.run(engine.over(function, shared=shared), compiled=False)
-            for function, shared in ((start, 2), (self.step(form), 3), (score, 3))
+            for function, shared in ((start, 2), (self.step(form), 3))
         )
+        answers: dict[Mode, Callable[..., Tensor]] = {
+            mode: engine.run(engine.over(partial(answer, mode), shared=3), compiled=False)
+            for mode in get_args(Mode)
+        }
+        score_ = Scored(engine, score)
 
-        def part(vector: Tensor, it: Tensor, *tensors: Tensor) -> dict[str, Tensor]:
+        def part(vector: Tensor, it: Tensor, *tensors: Tensor, mode: Mode) -> dict[str, Tensor]:
             self._learn_carry(vector)
             episode = unpack(form, tensors)
             carry = start_(vector, it, episode.key)
             results = []
             for k, count in enumerate(torch.arange(steps + 1, device=it.device).unbind()):
-                scores = score_(vector, it, count, carry, *tensors)
-                results.append(self._stacked((scores,))[0])
+                output = answers[mode](vector, it, count, carry, *tensors)
+                results.append(self._stacked((score_(output, *tensors),))[0])
                 if k < steps:
                     batch = (*leaves(episode.support[k]), tensors[-1])
                     carry = step_(vector, it, count, carry, *batch)

@@ -6,17 +6,20 @@ both; in this process the call runs at once and its result stands in for the ref
 
 import math
 import os
-import socket
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from importlib import import_module
+from threading import Thread
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 
+from maml_dist.core.exclusive import EXCLUSIVE
 from maml_dist.core.outer import Outer
+from maml_dist.runtime.join import join
+from maml_dist.runtime.own_ray import own_ray
 from maml_dist.runtime.ray_actors import RayShard, RayWorker
 from maml_dist.runtime.server import ParameterServer
 from maml_dist.runtime.shard import TaskShard
@@ -24,7 +27,6 @@ from maml_dist.runtime.work import Work
 
 PLACED_WITHIN = 120  # seconds for the cluster to place all actors
 RETRIES = 3  # of one call; a task that kills every process that tries it ends the run
-QUIET: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
 
 
 @dataclass(frozen=True)
@@ -71,14 +73,24 @@ class Crew:
 class InProcess:
     """Runs all actors in this process, one after the other."""
 
+    _runs: ClassVar[list[int]] = []  # the threads that each of those under way computes with
+
     def __enter__(self) -> "InProcess":
         self._threads = torch.get_num_threads()
         self._tf32 = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+        self._own: list[int] = []
         return self
 
     def __exit__(self, *exception: object) -> None:
-        torch.set_num_threads(self._threads)
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = self._tf32
+        with EXCLUSIVE:
+            torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = self._tf32
+            torch.set_num_threads(self._threads)
+            for threads in self._own:
+                self._runs.remove(threads)
+            if self._runs:  # OpenMP has a number for each thread, MKL one for all
+                other = Thread(target=torch.set_num_threads, args=(self._runs[0],))
+                other.start()
+                other.join()
 
     def resources(self, shards: int | None, asked: Asked, *, most: int) -> Resources:
         """What `shards` and GPUs mean here; null: a single shard, on the GPU if there is one.
@@ -99,10 +111,23 @@ class InProcess:
         *,
         outer: Outer,
         resources: Resources,
-        modules: Sequence[str] = (),
+        modules: object = None,
     ) -> Crew:
-        """The actors; they compute with as many threads as a shard on Ray."""
-        torch.set_num_threads(max(1, int(resources.cpus)))
+        """The actors; they compute with as many threads as a shard on Ray.
+
+        Raises:
+            ValueError: a run in another thread of this process computes with another number.
+        """
+        threads = max(1, int(resources.cpus))
+        with EXCLUSIVE:
+            if {*self._runs} - {threads}:
+                raise ValueError(
+                    f"cpus_per_shard={resources.cpus:g}: another run in this process computes with "
+                    f"{self._runs[0]}, which is one number for all: use that, or another process"
+                )
+            self._runs.append(threads)
+            self._own.append(threads)
+            torch.set_num_threads(threads)
         shards = [
             TaskShard(work, rank=rank, shards=resources.shards, device=resources.device)
             for rank in range(resources.shards)
@@ -132,12 +157,14 @@ class OnRay:
         import ray
 
         self._joined = ray.is_initialized()  # inside a Tune trial, say
+        self._own = ExitStack()
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, *exception: Any) -> None:
         import ray
 
         if not self._joined:
+            self._own.__exit__(*exception)
             ray.shutdown()
 
     def resources(self, shards: int | None, asked: Asked, *, most: int) -> Resources:
@@ -152,18 +179,12 @@ class OnRay:
 
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         if not self._joined and self._address == "local":
-            os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # it listens on this machine alone
             cores, devices = os.cpu_count() or 1, torch.cuda.device_count()
             resources = _decide(asked, shards, cores=cores, devices=devices, most=most)
-            declared = max(cores, math.ceil(resources.all_cpus))
-            ray.init(address="local", num_cpus=declared, include_dashboard=False, **QUIET)
+            self._own.enter_context(own_ray(max(cores, math.ceil(resources.all_cpus))))
             return resources
         if not self._joined:
-            _must_answer(self._address)
-            try:
-                ray.init(address=self._address, **QUIET)
-            except (ConnectionError, RuntimeError) as error:
-                raise ValueError(f"no Ray cluster at {self._address}: {error}") from None
+            join(self._address)
         here = ray.get_runtime_context().gcs_address
         if self._joined and self._given not in (None, "auto", here):
             raise ValueError(f"--address {self._given}: this process is on the cluster at {here}")
@@ -185,9 +206,9 @@ class OnRay:
         *,
         outer: Outer,
         resources: Resources,
-        modules: Sequence[str] = (),
+        modules: object = None,
     ) -> Crew:
-        """The actors, all of them up; `modules`, the user's own, travel along by value.
+        """The actors, all of them up; `modules`, the user's own, are unpickled before the rest.
 
         Raises:
             ValueError: the cluster has no room for the actors.
@@ -195,9 +216,7 @@ class OnRay:
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        for module in modules:
-            ray.cloudpickle.register_pickle_by_value(import_module(module))
-        shared = ray.put(work)
+        shared = ray.put(_With(modules, work))
         # A shard can always compute its part again: a lost one is restarted, its call repeated.
         shard_actor = ray.remote(RayShard).options(
             num_cpus=resources.cpus,
@@ -229,7 +248,7 @@ class OnRay:
         server = (
             ray.remote(ParameterServer)
             .options(num_cpus=0, scheduling_strategy=beside)
-            .remote(meta, outer, learned=work.learned)
+            .remote(meta, _With(modules, outer), learned=work.learned)
         )
         rolling = [worker for own in workers for worker in own]
         actors: list[Any] = [*shards, *rolling, server]
@@ -238,7 +257,7 @@ class OnRay:
             for actor in actors:
                 ray.kill(actor)
 
-        pings = [shard.ping.remote() for shard in actors[:-1]]
+        pings = [actor.ping.options(max_task_retries=0).remote() for actor in actors[:-1]]
         _, waiting = ray.wait(pings, num_returns=len(pings), timeout=PLACED_WITHIN)
         if waiting:
             free = ray.available_resources()
@@ -250,6 +269,20 @@ class OnRay:
             )
         _get(pings)
         return Crew(shards, server, _get, close, rolling)
+
+
+class _With:
+    """Arrives as `value`, after `modules`, which make it possible to unpickle that."""
+
+    def __init__(self, modules: object, value: object) -> None:
+        self._both = modules, value
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _second, self._both
+
+
+def _second(modules: object, value: object) -> object:
+    return value
 
 
 def _get(references: Any) -> Any:
@@ -284,14 +317,3 @@ def _decide(
             f"there are {devices:g}"
         )
     return Resources(shards, asked.cpus, gpus, asked.workers, asked.worker_cpus)
-
-
-def _must_answer(address: str) -> None:
-    """Fail in seconds where Ray itself would retry for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host:
-        return  # "auto"
-    try:
-        socket.create_connection((host, int(port)), timeout=3).close()
-    except (OSError, ValueError) as error:
-        raise ValueError(f"no Ray cluster at {address}: {error}") from None

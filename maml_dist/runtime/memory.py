@@ -6,9 +6,13 @@ import sys
 from collections.abc import Iterator
 from typing import TypeVar
 
+from maml_dist.core.exclusive import EXCLUSIVE
+
 Piece = TypeVar("Piece")
 
 TRIM_THRESHOLD, MMAP_MAX = -1, -4  # of glibc's mallopt
+
+_spared: list[bool] = []  # for each work under way: whether the caller of the first had frozen
 
 
 def keep_freed() -> None:
@@ -27,7 +31,8 @@ def sparing(pieces: Iterator[Piece]) -> Iterator[Piece]:
     That is what was there before, and after the first piece, in which what runs here has compiled:
     to look at it takes .2 s, ten times in a run of the sinusoid. At the end it is looked at again.
     """
-    frozen = gc.get_freeze_count()
+    with EXCLUSIVE:
+        _spared.append(_spared[0] if _spared else gc.get_freeze_count() > 0)
     _spare()
     try:
         for number, piece in enumerate(pieces):
@@ -35,8 +40,10 @@ def sparing(pieces: Iterator[Piece]) -> Iterator[Piece]:
                 _spare()
             yield piece
     finally:
-        if not frozen:  # else they are the caller's
-            gc.unfreeze()
+        with EXCLUSIVE:
+            frozen = _spared.pop()
+            if not (frozen or _spared):  # else it is the caller's, or another thread's
+                gc.unfreeze()
 
 
 def _spare() -> None:

@@ -4,50 +4,61 @@ import json
 import math
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from maml_dist.core.schema import from_json
+from maml_dist.runtime.events import Events
+from maml_dist.runtime.folder import naming, read_bounded, replace
+
 FLUSH_EVERY = 1.0  # seconds
+METRICS_BYTES = 2_000_000_000  # at the most
 
 
 class Metrics:
     """Where the numbers of a run go. Rows after `start` (of a run that was killed) are dropped."""
 
     def __init__(self, folder: Path, *, start: int, total: int, quiet: bool = False) -> None:
-        from tensorboardX import SummaryWriter
-
         self._path = folder / "metrics.jsonl"
         kept = [row for row in read(self._path) if row["iteration"] <= start]
-        part = folder / "metrics.jsonl.part"
-        part.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        part.replace(self._path)
+        replace(self._path, "".join(json.dumps(row) + "\n" for row in kept).encode())
         self._file = self._path.open("a")
-        self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
+        self._events = Events(folder / "tensorboard", start=start + 1)
         self._flushed = time.monotonic()
         self._progress = _progress(start, total, quiet=quiet)
 
     def log(self, row: dict[str, Any]) -> None:
-        """One flat row; its `iteration` says when."""
+        """One flat row; its `iteration` says when.
+
+        Raises:
+            OSError: it cannot be written; names the path.
+        """
         numbers = {name: value if _is_sound(value) else None for name, value in row.items()}
-        self._file.write(json.dumps(numbers) + "\n")  # JSON has no infinity
+        with naming(self._path):
+            self._file.write(json.dumps(numbers) + "\n")  # JSON has no infinity
         for name, value in numbers.items():
             if name != "iteration" and not isinstance(value, str | None):
-                self._events.add_scalar(name, value, row["iteration"])
+                self._events.add(name, value, row["iteration"])
         now = time.monotonic()
         validated = any(name.startswith("val/") for name in row)  # its checkpoint comes next
         if validated or now - self._flushed > FLUSH_EVERY:
-            self._file.flush()
+            with naming(self._path):
+                self._file.flush()
             self._flushed = now
         self._progress.show(row)
 
     def close(self) -> None:
         """Flush everything."""
         self._progress.close()
-        self._file.close()
-        self._events.close()
+        try:
+            with naming(self._path):
+                self._file.close()
+        finally:
+            self._events.close()
 
 
 def _is_sound(value: Any) -> bool:
@@ -55,16 +66,40 @@ def _is_sound(value: Any) -> bool:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics file; a last line cut short by a kill is left out."""
+    """The rows of a metrics file, one an iteration; a last line cut short by a kill is left out.
+
+    Raises:
+        ValueError: the file is no such, or a line is not a flat object with its iteration.
+    """
     if not path.exists():
         return []
-    rows = []
-    for line in path.read_text().splitlines():
+    rows: list[dict[str, Any]] = []
+    *lines, cut = read_bounded(path, most=METRICS_BYTES).split(b"\n")
+    for number, line in enumerate((*lines, cut), 1):
+        where = f"{path}, line {number}"
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            row = from_json(line, dict[str, str | int | float | None], where)
+            if type(row.get("iteration")) is not int or row["iteration"] < 0:
+                raise ValueError(f"{where}: must have an iteration, 0 or more")
+        except ValueError as error:
+            if number > len(lines):
+                break
+            raise ValueError(f"{error}; remove that line to go on without it") from None
+        if rows and rows[-1]["iteration"] == row["iteration"]:
+            rows[-1] |= row  # its validation came later
+        else:
+            rows.append(row)
     return rows
+
+
+def scores(rows: Iterable[dict[str, Any]]) -> dict[int, float | None]:
+    """Of the iterations that were validated, the score by which checkpoints are judged."""
+    return {
+        row["iteration"]: score
+        for row in rows
+        for name, score in row.items()
+        if name.startswith("val/") and name.endswith("/path") and not isinstance(score, str)
+    }
 
 
 def _progress(start: int, total: int, *, quiet: bool) -> Any:

@@ -6,7 +6,6 @@ gives the same bits.
 """
 
 from collections.abc import Callable, Sequence
-from typing import get_args
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from maml_dist.core.meta_gradient import MetaGradient, PathScores
 from maml_dist.core.objective import Mode, Objective
 from maml_dist.core.source import TaskKey, keys_of
 from maml_dist.core.trajectories import Trajectories
+from maml_dist.runtime.blame import blamed
 from maml_dist.runtime.blocks import Blocks
 from maml_dist.runtime.memory import keep_freed
 from maml_dist.runtime.rollout_worker import RolloutWorker
@@ -56,10 +56,7 @@ class TaskShard:
         objective = Objective(model, work.source, bfloat16=engine.precision == "bfloat16")
         self._dtype = engine.dtype
         self._gradient = MetaGradient(engine, work.learner, objective, into=work.layout)
-        self._scores: dict[Mode, PathScores] = {
-            mode: PathScores(engine, work.learner, objective, into=work.layout, mode=mode)
-            for mode in get_args(Mode)
-        }
+        self._scores = PathScores(engine, work.learner, objective, into=work.layout)
         self._blocks = Blocks(self._collect)
         self._adapted = Adapted(engine, work.learner, objective, into=work.layout)
         alone = RolloutWorker(work.source, work.model, environments=work.environments)
@@ -183,6 +180,7 @@ class TaskShard:
         episodes = source.collect(tasks, steps=steps, adapt=adapt)
         return self._here(episodes._replace(key=drawn))
 
+    @blamed()
     def scores(
         self,
         meta: np.ndarray,
@@ -197,6 +195,9 @@ class TaskShard:
 
         Returns:
             Arrays [task, step]; none where this shard has no task.
+
+        Raises:
+            ValueError: a part of the experiment raised; says which.
         """
         work = self._work
         named = [TaskKey(work.seed, split, 0, i) for i in range(self._rank, tasks, self._shards)]
@@ -216,7 +217,7 @@ class TaskShard:
             drawn = [work.source.sample(key) for key in shown]
             collected = work.source.collect(drawn, steps=some)
             episodes = self._here(collected._replace(key=keys_of(shown)))
-            scores = self._scores[mode](self._tensor(meta), episodes, self._tensor(it))
+            scores = self._scores(self._tensor(meta), episodes, self._tensor(it), mode=mode)
             parts.append({name: by[:, : steps + 1].cpu().numpy() for name, by in scores.items()})
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 

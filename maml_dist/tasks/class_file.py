@@ -5,15 +5,26 @@ shape; the schema's metadata holds that shape and the names of the classes in or
 """
 
 import json
+import math
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 import platformdirs
 import pyarrow as pa
 
+from maml_dist.core.schema import from_json
+
 _KEY = b"maml_dist.classes"
+
+
+class Header(TypedDict):
+    """What the schema's metadata holds."""
+
+    names: list[str]  # of the classes, in order
+    shape: list[int]  # of an example
 
 
 def data_home() -> Path:
@@ -55,14 +66,35 @@ def read(path: Path, *, dataset: str) -> dict[str, np.ndarray]:
     if not path.exists():
         raise FileNotFoundError(f"{path} is not there; make it with: {command}")
     try:
+        if not path.is_file():  # a pipe would be waited for
+            raise ValueError("not a file")
         # Not closed here: the views keep the map open.
         reader = pa.ipc.open_file(pa.memory_map(str(path)))
-        header = json.loads((reader.schema.metadata or {})[_KEY])
-        batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
-        views = [batch.column(0).flatten().to_numpy() for batch in batches]
+        header: Header = from_json((reader.schema.metadata or {})[_KEY], Header, "its header")
+        if min(header["shape"], default=0) < 1 or len(set(header["names"])) < len(header["names"]):
+            raise ValueError("its header names no shape of examples, or a class twice")
+        (kind,) = reader.schema.types
+        size = math.prod(header["shape"])
+        if not pa.types.is_fixed_size_list(kind) or kind.list_size != size:
+            raise ValueError(f"it does not hold examples of {header['shape']}")
+        views = [_mapped(reader.get_batch(i), path) for i in range(reader.num_record_batches)]
         return {
             name: view.reshape(-1, *header["shape"])
             for name, view in zip(header["names"], views, strict=True)
         }
     except (pa.ArrowException, KeyError, ValueError) as error:
-        raise ValueError(f"{path} is damaged or no class file; make it with: {command}") from error
+        raise ValueError(
+            f"{path} is damaged or no class file ({error}); make it with: {command}"
+        ) from error
+
+
+def _mapped(batch: pa.RecordBatch, path: Path) -> np.ndarray:
+    """The examples of a class, where they lie in the file: every process would unpack its own."""
+    batch.validate()  # that its buffers are as long as it says
+    column = batch.column(0)
+    if column.null_count or column.type.value_type != pa.uint8():
+        raise ValueError("a class has gaps, or other numbers than bytes")
+    if batch.nbytes > path.stat().st_size:
+        raise ValueError("a class is compressed")
+    examples: np.ndarray = column.flatten().to_numpy()
+    return examples

@@ -8,12 +8,13 @@ from `np_random`, seeded by `reset(seed=…)`, or from numpy's and Python's own 
 
 import importlib
 import random
+import traceback
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, partial
-from typing import Any, cast
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -28,13 +29,15 @@ from maml_dist.tasks.rollout import Goal, Rollouts, whose
 
 Env = gymnasium.Env[Any, Any]
 SEEDS = 2**31
+OTHER_GYMS = ("GymV21Environment-v0", "GymV26Environment-v0")
+SAMPLE = ("sample_tasks", "sample_task")
 
 
 @dataclass(frozen=True)
 class GymTasks(Rollouts):
     """Tasks of an environment: observations are flattened, actions Box ([-1, 1]) or Discrete."""
 
-    env: str = ""  # a registered id, module:id, module:Class or module.Class
+    env: str = ""  # a registered id, module:id, or a gymnasium.Env as module:Class, module.Class
     settings: dict[str, Any] = field(default_factory=dict, hash=False)  # of the environment
 
     goals = 0
@@ -48,11 +51,23 @@ class GymTasks(Rollouts):
                 f"task.env={self.env}: its actions are {self._one.action_space}; "
                 "must be Box or Discrete"
             )
-        env = self._one.unwrapped
-        if not hasattr(env, "set_task") or not {"sample_tasks", "sample_task"} & set(dir(env)):
+        if None in (outermost(self._one, "set_task"), outermost(self._one, *SAMPLE)):
             raise ValueError(
                 f"task.env={self.env}: must have set_task, and sample_tasks or sample_task"
             )
+
+    @classmethod
+    def with_modules(
+        cls, arguments: Mapping[str, Any], path: Callable[[str], str]
+    ) -> dict[str, Any]:
+        """Arguments whose environment is named by the module that `path` gives for its own."""
+        module, between, name = _split(str(arguments.get("env", "")))
+        if not module:
+            return dict(arguments)
+        try:
+            return {**arguments, "env": f"{path(module)}{between}{name}"}
+        except ModuleNotFoundError as error:
+            raise ValueError(f"task.env={arguments['env']}: {error}") from error
 
     def __getstate__(self) -> dict[str, Any]:
         return {one.name: getattr(self, one.name) for one in fields(self)}  # no environments
@@ -79,13 +94,13 @@ class GymTasks(Rollouts):
         Raises:
             ValueError: it raised.
         """
-        env: Any = self._one.unwrapped
-        with _seeded(env, int(key.rng().integers(SEEDS))):
+        env = outermost(self._one, *SAMPLE)
+        with _seeded(self._one, int(key.rng().integers(SEEDS))):
             try:
                 drawn = (
                     env.sample_tasks(1)[0] if hasattr(env, "sample_tasks") else env.sample_task()
                 )
-            except Exception as error:  # whatever the user's environment raises
+            except (Exception, SystemExit) as error:  # whatever the user's environment raises
                 raise ValueError(
                     f"{whose([Goal(key, ())], None)}: the environment raised as it drew the task, "
                     f"{type(error).__name__}: {error}"
@@ -123,9 +138,11 @@ class GymTasks(Rollouts):
             return Once(_maker(self.env)(**self.settings))
         except (gymnasium.error.Error, ImportError, TypeError) as error:
             raise ValueError(f"task.env={self.env}: {error}") from error
-        except Exception as error:  # whatever the user's environment raises
+        except (Exception, SystemExit) as error:  # whatever the user's environment raises
+            last = traceback.extract_tb(error.__traceback__)[-1]
             raise ValueError(
-                f"task.env={self.env}: cannot be made, {type(error).__name__}: {error}"
+                f"task.env={self.env}: cannot be made, {type(error).__name__}: {error} "
+                f"({last.filename}, line {last.lineno})"
             ) from error
 
 
@@ -135,6 +152,7 @@ class Once(gymnasium.Wrapper[Any, Any, Any, Any]):
     def __init__(self, env: Env) -> None:
         super().__init__(env if _is_flat(env.observation_space) else FlattenObservation(env))
         self.place, self.over = 0, False
+        self.tasked = outermost(env, "set_task")
         self.task: Any = None
         self.last: Any = None
 
@@ -144,9 +162,9 @@ class Once(gymnasium.Wrapper[Any, Any, Any, Any]):
         """Begin the task's episode of this seed; without one, stay where it ended."""
         if seed is None:
             return self.last, {}
-        self.over, env = False, self.unwrapped
-        with self._blamed("raised at its start"), _seeded(env, seed):
-            env.set_task(self.task)  # type: ignore[attr-defined]
+        self.over = False
+        with self._blamed("raised at its start"), _seeded(self, seed):
+            self.tasked.set_task(self.task)
             self.last = self._checked(self.env.reset(seed=seed, options=options)[0])
         return self.last, {}
 
@@ -172,7 +190,7 @@ class Once(gymnasium.Wrapper[Any, Any, Any, Any]):
             yield
         except Fault:
             raise
-        except Exception as error:  # whatever the user's environment raises
+        except (Exception, SystemExit) as error:  # whatever the user's environment raises
             reason = f"the environment {what} {type(error).__name__}: {error}"
             raise Fault(self.place, reason) from error
 
@@ -201,14 +219,45 @@ class Environments(Simulator):
         return observations.astype(np.float64).reshape(*self.seeds.shape, -1)
 
 
-def _maker(name: str) -> Callable[..., Env]:
-    """What makes an environment of this name."""
-    if name not in gymnasium.registry:
-        module, _, attribute = name.rpartition(":" if ":" in name else ".")
-        made = getattr(importlib.import_module(module), attribute, None) if module else None
-        if made is not None:
-            return cast(Callable[..., Env], made)
-    return partial(gymnasium.make, name, disable_env_checker=True)
+def outermost(env: Env, *names: str) -> Any:
+    """An environment, or the first that it wraps, that has one of these attributes; or None."""
+    level = env
+    while not any(hasattr(level, name) for name in names):
+        if not isinstance(level, gymnasium.Wrapper):
+            return None
+        level = level.env
+    return level
+
+
+def _split(env: str) -> tuple[str, str, str]:
+    """Module, what is between, and name; a registered id has no module."""
+    if env in OTHER_GYMS:
+        raise ValueError(f"task.env={env}: makes environments of whatever module it is told to")
+    if env in gymnasium.registry:
+        return "", "", env
+    return env.rpartition(":" if ":" in env else ".")
+
+
+def _maker(env: str) -> Callable[..., Env]:
+    """What makes an environment of this name; nothing else is ever called."""
+    module, between, name = _split(env)
+    if not module:
+        return partial(gymnasium.make, env, disable_env_checker=True)
+    holds = importlib.import_module(module)
+    made = getattr(holds, name, None)
+    if isinstance(made, type) and issubclass(made, gymnasium.Env):
+        return made
+    if made is not None or between == ".":
+        raise TypeError(
+            f"{name} is no gymnasium.Env of {module} (what makes one by other means is named by "
+            "the id that the module registers it under, module:id)"
+        )
+    spec = gymnasium.spec(name)
+    if isinstance(spec.entry_point, str):  # found as that module's own imports are
+        owner, _, attribute = spec.entry_point.partition(":")
+        imports = vars(holds)["__builtins__"]["__import__"]
+        spec = replace(spec, entry_point=getattr(imports(owner, fromlist=[attribute]), attribute))
+    return partial(gymnasium.make, spec, disable_env_checker=True)
 
 
 def seen(observation: Any, space: gymnasium.Space[Any]) -> np.ndarray:
@@ -241,7 +290,7 @@ def given(actions: np.ndarray, space: gymnasium.Space[Any], *envs: int) -> np.nd
 @contextmanager
 def _seeded(env: Env, seed: int) -> Iterator[None]:
     """Seed the environment, and for a while numpy's and Python's own generators."""
-    env.np_random = np_random(seed)[0]
+    env.unwrapped.np_random = np_random(seed)[0]
     states = np.random.get_state(), random.getstate()
     np.random.seed(seed)
     random.seed(seed)

@@ -17,7 +17,7 @@ import numpy as np
 
 from maml_dist.tasks import class_file
 from maml_dist.tasks.few_shot import SPLITS, ClassData
-from maml_dist.tasks.image_folder import decode
+from maml_dist.tasks.image_folder import decode_bytes
 
 SIZE = 84  # pixels a side
 
@@ -94,7 +94,7 @@ def _decode(paths: list[Path]) -> np.ndarray:
     for path in paths:
         _check_file(path)
     return np.stack(
-        [decode(path.read_bytes(), name=str(path), size=SIZE, grey=False) for path in paths]
+        [decode_bytes(path.read_bytes(), name=str(path), size=SIZE, grey=False) for path in paths]
     )
 
 
@@ -107,12 +107,13 @@ def _from_pickle(source: Path, split: str) -> Loaders:
         images = cache["image_data"]
         indices = {name: np.asarray(where, np.int64) for name, where in cache["class_dict"].items()}
         last = max(where.max() for where in indices.values())
+        least = min(where.min() for where in indices.values())
     except (pickle.UnpicklingError, EOFError, ImportError, MemoryError) as error:
         raise ValueError(f"{path} is damaged or refused: {error}") from error
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is no miniImagenet cache ({error!r})") from error
     kind = (getattr(images, "dtype", None), getattr(images, "shape", ())[1:])
-    if kind != (np.dtype(np.uint8), (SIZE, SIZE, 3)) or last >= len(images):
+    if kind != (np.dtype(np.uint8), (SIZE, SIZE, 3)) or last >= len(images) or least < 0:
         raise ValueError(
             f"{path}: image_data must be uint8 [images, 84, 84, 3], one for each index"
         )
@@ -130,15 +131,27 @@ class _Unpickler(pickle.Unpickler):
         module = module.replace("numpy.core.", "numpy._core.")  # numpy 1
         if (module, name) == ("_codecs", "encode"):
             return _latin1
+        if (module, name) == ("numpy", "ndarray"):
+            return _NDARRAY
+        if (module, name) == ("numpy._core.multiarray", "_reconstruct"):
+            return _reconstruct
         if (module, name) in {
-            ("numpy", "ndarray"),
             ("numpy", "dtype"),
-            ("numpy._core.multiarray", "_reconstruct"),
             ("numpy._core.multiarray", "scalar"),
             ("numpy._core.numeric", "_frombuffer"),
         }:
             return super().find_class(module, name)
         raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no array needs")
+
+
+_NDARRAY = "numpy.ndarray"  # stands for the class, which could be called with any size
+
+
+def _reconstruct(kind: Any, shape: Any, dtype: Any) -> np.ndarray:
+    """How an array begins: empty. Its bytes follow, so that it is never larger than the file."""
+    if kind != _NDARRAY or tuple(shape) != (0,):
+        raise pickle.UnpicklingError(f"an array begins with the shape {shape!r}, not (0,)")
+    return np.ndarray((0,), np.uint8)
 
 
 def _latin1(text: str, encoding: str) -> bytes:

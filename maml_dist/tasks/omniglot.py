@@ -19,12 +19,13 @@ import numpy as np
 from maml_dist.core.bounds import check_least
 from maml_dist.tasks import class_file
 from maml_dist.tasks.few_shot import ClassData
-from maml_dist.tasks.image_folder import decode, divide
+from maml_dist.tasks.image_folder import decode_bytes, divide
 
 PARTS = ("images_background", "images_evaluation")
 SIZE = 28  # pixels a side
-# PART/ALPHABET/CHARACTER/DRAWING.png; a leading dot marks what macOS adds to its zip files
-_DRAWING = re.compile(rf"(?:.*/)?((?:{'|'.join(PARTS)})/[^/]+/[^/]+)/[^/.][^/]*\.png")
+DRAWING_BYTES = 1_000_000  # of a zip file's entry at the most; the official ones have under 1,000
+# PART/ALPHABET/CHARACTER/DRAWING.png; a leading dot marks what systems and editors add
+_DRAWING = re.compile(rf"(?:.*/)?((?:{'|'.join(PARTS)})/[^/.][^/]*/[^/.][^/]*)/[^/.][^/]*\.png")
 _LAYOUT = (
     f"give the folder that holds {' and '.join(PARTS)}, each as a folder or a zip file, "
     "or one zip file of both"
@@ -83,7 +84,7 @@ def _files(source: Path, opened: ExitStack) -> Iterator[tuple[str, Callable[[], 
     if source.is_dir():
         for part in PARTS:
             if (source / part).is_dir():
-                for path in (source / part).rglob("*.png"):
+                for path in filter(Path.is_file, (source / part).rglob("*.png")):
                     yield path.relative_to(source).as_posix(), path.read_bytes
             else:
                 yield from _zipped(source / f"{part}.zip", opened)
@@ -94,12 +95,23 @@ def _files(source: Path, opened: ExitStack) -> Iterator[tuple[str, Callable[[], 
 def _zipped(path: Path, opened: ExitStack) -> Iterator[tuple[str, Callable[[], bytes]]]:
     if not path.exists():
         raise FileNotFoundError(f"{path} is not there; {_LAYOUT}")
+    if not path.is_file():  # a pipe would be waited for
+        raise ValueError(f"{path} is no zip file")
     try:
         archive = opened.enter_context(zipfile.ZipFile(path))
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
         raise ValueError(f"{path} is no zip file, or not a whole one ({error})") from error
-    for name in archive.namelist():
-        yield name, partial(archive.read, name)
+    for entry in archive.infolist():
+        yield entry.filename, partial(_unzipped, archive, entry)
+
+
+def _unzipped(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
+    """An entry's bytes, of which there may be more than it says."""
+    with archive.open(entry) as file:
+        data = file.read(DRAWING_BYTES + 1)
+    if len(data) > DRAWING_BYTES:
+        raise zipfile.BadZipFile(f"more than {DRAWING_BYTES:,} bytes, which no drawing has")
+    return data
 
 
 def _check(source: Path, counts: dict[str, int]) -> None:
@@ -120,5 +132,5 @@ def _drawings(source: Path, files: list[tuple[str, Callable[[], bytes]]]) -> np.
             data = load()
         except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
             raise ValueError(f"{source}: {name} is damaged ({error})") from error
-        images.append(decode(data, name=f"{source}: {name}", size=SIZE, grey=True))
+        images.append(decode_bytes(data, name=f"{source}: {name}", size=SIZE, grey=True))
     return 255 - np.stack(images)

@@ -13,6 +13,7 @@ import mujoco
 import numpy as np
 from mujoco.batch import Batch, SimulationError
 
+from maml_dist.core.exclusive import EXCLUSIVE
 from maml_dist.core.simulator import Fault
 
 MODELS = Path(gymnasium.__file__).parent / "envs/mujoco/assets"
@@ -35,7 +36,7 @@ def sense(model: mujoco.MjSpec, kind: mujoco.mjtSensor) -> None:
 
 def compiled(model: mujoco.MjSpec) -> mujoco.MjModel:
     """The model, without the word that a part of Gymnasium's cheetah is deprecated."""
-    with warnings.catch_warnings():
+    with EXCLUSIVE, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return model.compile()
 

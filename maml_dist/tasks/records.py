@@ -47,6 +47,7 @@ class Records(TaskSource):
 
     Tasks with under shots + query rows are never drawn. A task's split depends on its id alone:
     new files move none. Row groups are read whole: some thousand tasks in each serve best.
+    In a folder, files and folders whose names begin with a dot or an underscore are passed over.
     """
 
     path: str  # file, or folder of them: a local path or a URI (file://, s3://, gs://)
@@ -296,21 +297,18 @@ def _find(path: str) -> tuple[fs.FileSystem, list[str]]:
         if info.type == fs.FileType.NotFound:
             raise ValueError(f"task.path={path!r}: no such file or folder")
         folder = fs.FileSelector(place, recursive=True)
-        infos = [info] if info.is_file else files.get_file_info(folder)
-    paths = sorted(
-        found.path
-        for found in infos
-        if found.is_file and found.path.endswith(SUFFIXES) and not _is_hidden(found, info)
-    )
+        found = [info] if info.is_file else files.get_file_info(folder)
+        infos = [each for each in found if info.is_file or not _passed_over(each.path, info.path)]
+    paths = sorted(each.path for each in infos if each.is_file and each.path.endswith(SUFFIXES))
     if not paths:
         raise ValueError(f"task.path={path!r}: no file ending in {', '.join(SUFFIXES)}")
     return files, paths
 
 
-def _is_hidden(file: fs.FileInfo, root: fs.FileInfo) -> bool:
-    """Whether a file, or a folder on the way to it, is another program's (._x, _temporary)."""
-    inside = file.path.removeprefix(root.path)
-    return any(part.startswith((".", "_")) for part in inside.split("/") if part)
+def _passed_over(path: str, folder: str) -> bool:
+    """What Spark, Hive and editors leave beside the data, as pyarrow's own data sets have it."""
+    inside = path.removeprefix(folder).strip("/").split("/")
+    return any(name.startswith((".", "_")) for name in inside)
 
 
 @contextmanager

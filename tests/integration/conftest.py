@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-QUIET = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+from maml_dist.runtime.own_ray import own_ray
 
 
 @pytest.fixture(scope="module")
@@ -14,36 +14,37 @@ def ray_here():
     """Ray in this process, with more CPUs declared than there are cores."""
     import ray
 
-    os.environ.update(QUIET)
-    ray.init(
-        address="local",
-        num_cpus=8,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-    )
-    yield ray
-    ray.shutdown()
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    with own_ray(8):
+        yield ray
 
 
-@pytest.fixture
-def command(tmp_path):
-    """Starts `python -m maml_dist.NAME ARGUMENTS` in an empty folder."""
-    started = []
+@pytest.fixture(scope="session")
+def command_in():
+    """Starts `python -m maml_dist.NAME ARGUMENTS` in a folder, as a user who has no cluster."""
 
-    def start(name: str, *arguments: str, **variables: str) -> subprocess.Popen:
-        environment = {**os.environ, **QUIET, **variables}
-        environment.pop("RAY_ADDRESS", None)
-        process = subprocess.Popen(
+    def start(folder, name: str, *arguments: str, **variables: str) -> subprocess.Popen:
+        own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        return subprocess.Popen(
             [sys.executable, "-m", f"maml_dist.{name}", *arguments],
-            cwd=tmp_path,
-            env=environment,
+            cwd=folder,
+            env=own | variables,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        started.append(process)
-        return process
+
+    return start
+
+
+@pytest.fixture
+def command(tmp_path, command_in):
+    """Starts `python -m maml_dist.NAME ARGUMENTS` in an empty folder."""
+    started = []
+
+    def start(name: str, *arguments: str, **variables: str) -> subprocess.Popen:
+        started.append(command_in(tmp_path, name, *arguments, **variables))
+        return started[-1]
 
     yield start
     for process in started:

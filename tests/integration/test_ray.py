@@ -10,8 +10,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
+import yaml
 
 import maml_dist
+from maml_dist.core.outer import Adam
+from maml_dist.recipe import read_recipe
 from maml_dist.run import Run
 from maml_dist.runtime.launch import OnRay
 from maml_dist.session import execute, prepare
@@ -82,6 +85,56 @@ def test_a_users_error_in_an_actor_is_raised_as_it_was(tmp_path, ray_here):
 
 
 @dataclass(frozen=True)
+class Locked(Sinusoid):
+    """A task source that holds what cannot be pickled."""
+
+    def __post_init__(self):
+        object.__setattr__(self, "lock", threading.Lock())
+
+
+@dataclass(frozen=True)
+class Refusing(Adam):
+    """An outer rule that raises something of its own."""
+
+    def __reduce_ex__(self, protocol):
+        raise NotImplementedError("not this one")
+
+
+@dataclass(frozen=True)
+class Unfolding(Sinusoid):
+    """Travels, and cannot be made again."""
+
+    def __setstate__(self, state):
+        raise KeyError("gone")
+
+
+def locked(module):
+    module.lock = threading.Lock()
+    return module
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda e: replace(e, task=Locked()), "task: Locked cannot be sent to Ray's actors: Type"),
+        (lambda e: replace(e, model=locked(e.model)), "model: MLP cannot be sent to Ray's actors"),
+        (lambda e: replace(e, outer=Refusing(beta=0.1)), "outer: Refusing .*not this one"),
+        (lambda e: replace(e, task=Unfolding()), "an actor could not be made: KeyError: 'gone'"),
+    ],
+)
+def test_what_cannot_travel_is_one_line_and_nothing_is_written(
+    tmp_path, ray_here, monkeypatch, capfd, change, said
+):
+    ray_here.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    run = prepare("sinusoid", {**RECIPE, "shards": 2}, run=tmp_path / "run")
+    monkeypatch.setattr(Run, "experiment", change(run.experiment))
+    with pytest.raises(ValueError, match=said) as caught:
+        execute(run, progress=False)
+    assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@dataclass(frozen=True)
 class Deadly(Sinusoid):
     """One task kills every process that tries it, but the driver."""
 
@@ -102,20 +155,43 @@ def test_a_task_that_kills_its_process_ends_the_run(tmp_path, ray_here, monkeypa
         execute(run, progress=False)
 
 
-def test_a_users_file_and_the_module_beside_it_travel(tmp_path, ray_here, monkeypatch):
-    (tmp_path / "beside_it.py").write_text("FACTOR = 2.0\n")
-    (tmp_path / "users_task.py").write_text(
-        "from beside_it import FACTOR\n"
-        "from maml_dist.tasks.sinusoid import Sinusoid\n"
-        "class Twice(Sinusoid):\n"
-        "    def loss(self, output, batch):\n"
-        "        return FACTOR * super().loss(output, batch)\n"
+TWICE = """
+from beside_it import FACTOR, Factor
+from maml_dist.tasks.sinusoid import Sinusoid
+
+
+class Twice(Sinusoid):
+    def loss(self, output, batch):
+        from later import scaled
+        return scaled(super().loss(output, batch), FACTOR)
+"""
+
+
+def test_a_users_files_travel_to_where_they_are_not(tmp_path, ray_here, monkeypatch):
+    """Those that it imports while it runs too; its learner goes to the shards, its outer rule
+    to the server."""
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "beside_it.py").write_text("FACTOR = 2.0\nclass Factor: ...\n")
+    (mine / "later.py").write_text("def scaled(value, factor): return value * factor\n")
+    (mine / "users_task.py").write_text(TWICE)
+    (mine / "rule.py").write_text(
+        "from dataclasses import dataclass\nfrom maml_dist.core.outer import SGD\n\n\n"
+        "@dataclass(frozen=True)\nclass Rule(SGD):\n    beta: float = 0.1\n"
     )
-    monkeypatch.syspath_prepend(str(tmp_path))
-    settings = {**SMALL, "task.class_path": "users_task.Twice", "iterations": 3, "shards": 1}
-    run = maml_dist.meta_train("sinusoid", run=tmp_path / "run", **settings)
-    again = maml_dist.meta_train("sinusoid", run=tmp_path / "local", local=True, **settings)
-    assert np.array_equal(weights(run), weights(again))
+    recipe = {**read_recipe("sinusoid"), "task": "users_task.Twice", "outer": "rule.Rule"}
+    (mine / "mine.yaml").write_text(yaml.safe_dump(recipe))
+    settings = {**SMALL, "iterations": 3, "shards": 2}
+    local = maml_dist.meta_train(mine / "mine.yaml", run=tmp_path / "local", local=True, **settings)
+    launch = OnRay.crew
+
+    def elsewhere(place, *work, **options):
+        mine.rename(tmp_path / "gone")
+        return launch(place, *work, **options)
+
+    monkeypatch.setattr(OnRay, "crew", elsewhere)
+    run = maml_dist.meta_train(mine / "mine.yaml", run=tmp_path / "run", **settings)
+    assert np.array_equal(weights(run), weights(local))
 
 
 def test_another_address_than_the_one_joined_is_an_error(tmp_path, ray_here):
@@ -145,7 +221,9 @@ def test_a_killed_driver_resumes_to_the_same_bits(tmp_path, command, local, dela
     assert np.array_equal(weights(run), local[2])
 
 
-def test_ctrl_c_leaves_a_checkpoint(tmp_path, command):
+def test_ctrl_c_leaves_a_checkpoint_and_the_working_directory_hides_nothing(tmp_path, command):
+    for name in ("torch", "typing", "random"):  # from the command, and from the actors
+        (tmp_path / f"{name}.py").write_text("raise RuntimeError('not this one')")
     driver = command("train", "sinusoid", "iterations=1000000", "--run", "run", "shards=1")
     metrics = tmp_path / "run" / "metrics.jsonl"
     deadline = time.monotonic() + 60

@@ -125,16 +125,10 @@ MODULES = {
     "group norm": lambda: normed(nn.GroupNorm, num_groups=2, num_channels=4),
     "layer norm": lambda: normed(nn.LayerNorm, normalized_shape=2),
     "instance norm": lambda: normed(nn.InstanceNorm1d, num_features=4, affine=True),
-    "weight norm": lambda: nn.Sequential(
-        nn.Flatten(),
-        nn.utils.parametrizations.weight_norm(nn.Linear(6, 4)),
-        nn.Tanh(),
-        nn.Linear(4, 1),
-    ),
 }
 TRACED = {  # the traces of the others take their time
     *("rnn", "lstm cell", "tied", "buffers", "words", "transformer"),
-    *("batch norm, running", "layer norm", "weight norm"),
+    *("batch norm, running", "layer norm"),
 }
 TASK_BY_TASK = ("rnn", "gru", "lstm", "lstm cell", "gru cell")
 

@@ -52,7 +52,7 @@ def refused(call, said):
         (X * float("nan"), "x holds what is not finite"),
         (X / 0, "x holds what is not finite"),
         (np.full((5, 1), 1e300), "too large for torch.float32"),
-        (X + 0j, "x is complex"),
+        (X + 0j, "cannot adapt to x .* complex64"),
         (X.to_sparse(), "must be dense"),
         (torch.zeros(5, 3), r"cannot adapt to x \[5, 3\] float32"),
         (torch.zeros(5, 1, dtype=torch.int64), r"cannot adapt to x \[5, 1\] int64"),
@@ -72,7 +72,7 @@ def test_adapt_takes_arrays_of_finite_numbers(model, x, said):
         ("abc", "y must be"),
         (Y[:, 0], "Using a target size"),
         (Y * float("nan"), "y holds what is not finite"),
-        (Y + 0j, "y is complex"),
+        (Y + 0j, "cannot adapt to .* y .* complex64"),
         (Y[:3], "equally many"),
     ],
 )

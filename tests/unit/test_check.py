@@ -1,5 +1,6 @@
 """What cannot be meta-learned is said in one line, with what would do; the rest is let pass."""
 
+import random
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from maml_dist.check import check
 from maml_dist.core.engine import Engine
+from maml_dist.core.learner import Learner
 from maml_dist.core.objective import running_statistics
 from maml_dist.core.outer import SGD
 from maml_dist.experiment import Experiment
@@ -23,6 +25,8 @@ from maml_dist.learners.maml import MAML
 from maml_dist.learners.maml_plus_plus import MAMLPlusPlus
 from maml_dist.learners.meta_sgd import MetaSGD
 from maml_dist.learners.reptile import Reptile
+from maml_dist.models.conv4 import Conv4
+from maml_dist.tasks.few_shot import SPLITS, Arrays, FewShot
 from maml_dist.tasks.sinusoid import Sinusoid
 
 
@@ -151,12 +155,12 @@ class Cell(nn.Module):
         return self.head(self.inside(x, self.inside(x))[0])
 
 
-def experiment(model, *, engine=None, learner=None, **options):
+def experiment(model, *, engine=None, learner=None, task=None, **options):
     torch.manual_seed(0)
     return Experiment(
-        task=Sinusoid(),
+        task=task or Sinusoid(),
         model=model if isinstance(model, nn.Module) else Around(model),
-        learner=learner or MAML(alpha=0.01, **options),
+        learner=learner or MAML(**{"alpha": 0.01, **options}),
         outer=SGD(),
         engine=engine or Engine(running="traced"),
     )
@@ -186,13 +190,13 @@ def refused(trial, device="cpu"):
 @pytest.mark.parametrize(
     ("function", "said"),
     [
-        (lambda _, h: bound_before(h, 0.01), "draw random numbers (aten.bernoulli"),
+        (lambda _, h: torch.dropout(h, 0.01, True), "draw random numbers (aten.bernoulli"),
         (lambda _, h: h + 1e-9 * torch.randn_like(h), "draw random numbers (aten.randn"),
         (lambda _, h: h + np.random.rand(), "differs when computed again"),
         (counts, "differs when computed again"),
         (changes_buffer, "changes its buffer seen while it computes: only the running statistics"),
         (replaces_buffer, "changes its buffer seen while it computes"),
-        (by_numpy, "hand a tensor to numpy"),
+        (by_numpy, "because of the model: it hands a tensor to numpy"),
         (lambda _, h: Wrong.apply(h), "second derivative of Wrong, an autograd.Function, is not"),
         (lambda _, h: Once.apply(h), "second derivative of Once, an autograd.Function, is not"),
         (lambda _, h: OldStyle.apply(h), "must override the setup_context"),
@@ -269,7 +273,7 @@ def test_custom_functions_that_mean_what_they_do_pass(kind):
 def test_what_can_be_meta_learned_passes(engine):
     def stopped(_, h):
         attended = F.scaled_dot_product_attention(h[None], h[None], h[None])[0]
-        return F.dropout(attended, 0.2) + h.detach() * h.relu()
+        return bound_before(F.dropout(attended, 0.2), 0.1) + h.detach() * h.relu()
 
     model = nn.Sequential(Around(stopped), nn.BatchNorm1d(1), nn.Dropout(0.1, inplace=True))
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -358,3 +362,255 @@ class Stacked(nn.Module):
 )  # fmt: skip
 def test_modules_that_are_refused(model, said):
     assert said in refused(experiment(model))
+
+
+def task(**methods):
+    """Sinusoids with methods of one's own, of (output, batch)."""
+    own = {n: lambda self, o, b, f=f: f(o, b) for n, f in methods.items()}
+    return type("Mine", (Sinusoid,), own)()
+
+
+def scored(score):
+    return task(score=lambda output, batch: {"mse": score(output, batch)})
+
+
+def mse_by_numpy(output, batch):
+    return float(np.mean((output.numpy() - batch.y.numpy()) ** 2))
+
+
+class Counting:
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, output, batch):
+        self.calls += 1
+        return float(self.calls)
+
+
+@pytest.mark.parametrize("engine", [ENGINES[0], ENGINES[3]], ids=["task-eager", "vmap-traced"])
+@pytest.mark.parametrize(
+    "score",
+    [
+        mse_by_numpy,
+        lambda o, b: mse_by_numpy(o, b) if o.mean() > b.y.mean() else F.mse_loss(o, b.y).item(),
+        lambda o, b: torch.tensor(sum(o.flatten().tolist())),
+        lambda o, b: np.float32(len(set(o.flatten().tolist()))),
+    ],
+    ids=["numpy", "if", "lists", "a set"],
+)
+def test_a_score_may_read_numbers_and_is_noted(engine, score, capsys):
+    checked(experiment(lambda _, h: h, engine=engine, task=scored(score)))
+    err = capsys.readouterr().err
+    noted = "note: the score of task=Mine reads tensors as numbers" in err
+    assert noted == (engine.running == "traced") and err.count("\n") == noted
+
+
+def test_a_score_that_is_followed_is_not_noted(capsys):
+    checked(experiment(lambda _, h: h))
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("score", "said"),
+    [
+        (lambda o, b: np.random.rand(), "differs when computed again: the score draws"),
+        (lambda o, b: random.random(), "differs when computed again: the score draws"),
+        (Counting(), "differs when computed again: the score draws"),
+        (lambda o, b: torch.rand(()), "the score draws random numbers (aten.rand"),
+        (lambda o, b: 1 / 0, "the score of the model's output [10, 1] cannot be computed: ZeroDiv"),
+        (lambda o, b: (o - b.y) ** 2, "its score 'mse' must be one number, not a tensor [10, 1]"),
+        (lambda o, b: "good", "its score 'mse' must be one number, not 'good'"),
+    ],
+)
+def test_a_score_that_is_no_score_is_refused_by_its_name(score, said):
+    assert said in refused(experiment(lambda _, h: h, task=scored(score)))
+
+
+def test_scores_without_the_metric_are_refused():
+    for given in ({}, None, [1.0]):
+        source = task(score=lambda output, batch, given=given: given)
+        assert "the task's score has no 'mse'" in refused(experiment(lambda _, h: h, task=source))
+
+
+class ByAutograd(Learner):
+    """As other libraries' code has it."""
+
+    def step(self, loss, meta, phi, state, batch, k, it):
+        gradient = torch.autograd.grad(loss(phi, batch), list(phi.values()), create_graph=True)
+        pairs = zip(phi.items(), gradient, strict=True)
+        return {name: p - 0.01 * g for (name, p), g in pairs}, state
+
+
+class Slowing(Learner):
+    def __init__(self, rate):
+        super().__init__()
+        object.__setattr__(self, "rate", rate)
+
+    def step(self, loss, meta, phi, state, batch, k, it):
+        gradient = torch.func.grad(loss)(phi, batch)
+        return {name: p - self.rate(it) * gradient[name] for name, p in phi.items()}, state
+
+
+BY_NUMBERS = "it reads a tensor as a number"
+
+
+@pytest.mark.parametrize(
+    ("changed", "part", "said"),
+    [
+        ({"learner": ByAutograd()}, "the learner", "use torch.func.grad"),
+        ({"learner": ByAutograd(steps=3)}, "the learner", "use torch.func.grad"),
+        ({"learner": Slowing(lambda it: 0.01 / (1 + float(it)))}, "the learner", BY_NUMBERS),
+        ({"learner": Slowing(lambda it: 0.01 if it < 9 else 0.1)}, "the learner", BY_NUMBERS),
+        ({"learner": Slowing(lambda it: float(np.asarray(it)))}, "the learner", "to numpy"),
+        (
+            {"task": task(loss=lambda o, b: F.mse_loss(o, b.y) * float(b.y.var()))},
+            "the loss",
+            BY_NUMBERS,
+        ),
+        (
+            {"task": task(loss=lambda o, b: F.mse_loss(o, b.y) * float(b.y.numpy().var()))},
+            "the loss",
+            "to numpy",
+        ),
+        (
+            {"task": task(query_loss=lambda o, b: F.mse_loss(o, b.y) * (2 if o[0] > 0 else 1))},
+            "the query loss",
+            BY_NUMBERS,
+        ),
+        ({"model": decides}, "the model", BY_NUMBERS),
+    ],
+)
+def test_the_part_that_cannot_be_followed_is_named(changed, part, said):
+    engine = Engine("task", running="traced")
+    changed = {"model": lambda _, h: h, **changed}
+    line = refused(experiment(changed.pop("model"), engine=engine, **changed))
+    assert f"cannot be computed, because of {part}: " in line and said in line
+
+
+@pytest.mark.parametrize(
+    ("changed", "part"),
+    [
+        ({"task": task(loss=lambda o, b: F.mse_loss(o, b.y) * np.random.rand())}, "the loss"),
+        (
+            {"task": task(query_loss=lambda o, b: F.mse_loss(o, b.y) * np.random.rand())},
+            "the query loss",
+        ),
+        ({"learner": Slowing(lambda it: 0.01 * np.random.rand())}, "the learner"),
+        ({"model": lambda _, h: h + np.random.rand()}, "the model"),
+    ],
+)
+def test_the_part_that_draws_unseeded_is_named(changed, part):
+    changed = {"model": lambda _, h: h, **changed}
+    line = refused(experiment(changed.pop("model"), **changed))
+    assert f"differs when computed again: {part} draws random numbers" in line
+
+
+def traced_otherwise(kept=2):
+    return kept if get_proxy_mode() else 1
+
+
+@pytest.mark.parametrize(
+    ("changed", "part"),
+    [
+        ({"model": lambda _, h: h * traced_otherwise()}, "the model"),
+        ({"task": task(loss=lambda o, b: F.mse_loss(o, b.y) * traced_otherwise())}, "the loss"),
+        ({"learner": Slowing(lambda it: 0.01 * traced_otherwise())}, "the learner"),
+    ],
+)
+def test_the_part_whose_trace_strays_is_named(changed, part):
+    changed = {"model": lambda _, h: h, **changed}
+    line = refused(experiment(changed.pop("model"), **changed))
+    assert "differs from the eager one" in line and f"the trace of {part}, made with one" in line
+
+
+def test_a_score_whose_trace_strays_is_refused():
+    source = task(score=lambda o, b: {"mse": F.mse_loss(o, b.y) * traced_otherwise()})
+    line = refused(experiment(lambda _, h: h, task=source))
+    assert line.startswith("the traced mse (transductive) of a task differs from the eager one")
+    assert "the trace of the score, made with one task" in line
+
+
+class Narrow(torch.autograd.Function):
+    """A kernel for float32 alone."""
+
+    functional = True
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        if x.dtype != torch.float32:
+            raise TypeError("expected float32")
+        return x * 2
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * 2
+
+
+TABLE = torch.linspace(-1, 1, 64).reshape(8, 8)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda _, h: h.float().relu(),
+        lambda _, h: (h @ TABLE).relu(),  # no buffer: stays in float32
+        lambda _, h: torch.cat([h[:, :4], torch.zeros(len(h), 4)], 1),
+        lambda _, h: Narrow.apply(h).relu(),
+        lambda _, h: F.linear(h, torch.eye(8, dtype=torch.float32)),
+    ],
+    ids=["float()", "attribute", "zeros", "kernel", "linear"],
+)
+def test_what_computes_in_float32_alone_passes(function):
+    checked(experiment(function, engine=Engine("task", running="traced")))
+
+
+@pytest.mark.parametrize("function", [lambda _, h: h.float(), lambda _, h: (h @ TABLE).relu()])
+def test_a_straying_trace_is_found_in_float32_too(function):
+    trial = experiment(lambda m, h: function(m, h) * traced_otherwise())
+    assert "the trace of the model, made with one task" in refused(trial)
+
+
+@pytest.mark.parametrize("engine", [ENGINES[0], ENGINES[3]], ids=["task-eager", "vmap-traced"])
+def test_the_model_is_afterwards_what_it_was(engine):
+    model = nn.Sequential(nn.Linear(1, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 1))
+    model.register_buffer("in_half", torch.ones(2, dtype=torch.float16))
+    model[3].requires_grad_(False)
+    held = {**model.state_dict(keep_vars=True)}
+    before = {name: (value, value.data_ptr(), value.dtype) for name, value in held.items()}
+    trial = experiment(model, engine=engine)
+    params = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
+    check(trial, trial.learner.init(params) | running_statistics(model))
+    after = model.state_dict(keep_vars=True)
+    for name, (value, place, dtype) in before.items():
+        assert after[name] is value and value.data_ptr() == place and value.dtype == dtype
+
+
+@pytest.mark.parametrize("batching", ["task", "vmap"])
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_constant_images_are_not_blamed(batching, value):
+    images = {split: [np.full((4, 1, 12, 12), value, np.float32)] * 3 for split in SPLITS}
+    source = FewShot(Arrays(images), ways=3, shots=1, query=2)
+    model = Conv4(outputs=3, channels=1, filters=6, downsample="stride")
+    engine = Engine(batching, running="traced")
+    checked(experiment(model, engine=engine, task=source, alpha=0.4))
+
+
+def test_a_convolution_whose_gradient_jumps_is_not_blamed():
+    """Images of few edges on a constant ground, where rounding flips many a ReLU."""
+    rng = np.random.default_rng(0)
+    images = {}
+    for split in SPLITS:
+        drawn = np.zeros((8, 6, 1, 28, 28), np.uint8)
+        for place in np.ndindex(8, 6):
+            row, column = rng.integers(4, 20, 2)
+            drawn[(*place, 0, slice(row, row + 3), slice(column, column + 8))] = 255
+        images[split] = list(drawn)
+    source = FewShot(Arrays(images), ways=8, shots=1, query=1)
+    model = Conv4(outputs=8, channels=1, filters=16, downsample="stride")
+    engine = Engine("task", running="traced")
+    checked(experiment(model, engine=engine, task=source, alpha=0.1, steps=4))

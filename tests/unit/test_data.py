@@ -109,3 +109,17 @@ def test_help_imports_nothing_heavy() -> None:
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert "--source PATH" in ended.stdout and "--out DIR" in ended.stdout
     assert not {"torch", "pyarrow", "numpy", "ray", "rich"} & set(json.loads(ended.stderr))
+
+
+@pytest.mark.parametrize("data_set", ["omniglot", "mini-imagenet"])
+@pytest.mark.parametrize("there", [False, True])
+def test_a_source_that_does_not_serve_leaves_no_folder(
+    tmp_path: Path, home: Path, data_set: str, there: bool
+) -> None:
+    out = tmp_path / "deep" / "out"
+    if there:
+        out.mkdir(parents=True)
+    (tmp_path / "source").mkdir()
+    with pytest.raises((ValueError, OSError)):
+        data.main([data_set, "--source", str(tmp_path / "source"), "--out", str(out)])
+    assert out.exists() == there and (tmp_path / "deep").exists() == there

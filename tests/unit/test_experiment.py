@@ -1,4 +1,4 @@
-import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ import yaml
 from maml_dist.core import inner as inner_rules
 from maml_dist.core.outer import SGD
 from maml_dist.core.schedule import Linear
-from maml_dist.experiment import build, compose, override, user_modules
+from maml_dist.experiment import build, compose, override
 from maml_dist.learners.maml import MAML
 from maml_dist.learners.reptile import Reptile
 from maml_dist.models.conv4 import Conv4
@@ -67,6 +67,16 @@ def test_the_seed_decides_the_initial_weights():
     assert not torch.equal(one.head.weight, other.head.weight)
 
 
+def test_threads_build_as_one_after_the_other():
+    def weights(seed):
+        model = build(compose("sinusoid", {"seed": seed, "model.hidden": [8 + seed]})).model
+        return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+    alone = [weights(seed) for seed in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        assert all(map(torch.equal, pool.map(weights, range(4)), alone))
+
+
 @pytest.mark.parametrize("recipe", recipes())
 def test_every_recipe_is_complete_and_cites_the_paper(recipe):
     config = compose(recipe)
@@ -93,7 +103,7 @@ def test_untrained_weights_are_not_compared_with_the_paper():
         (["meta_batch=0"], "meta_batch=0: must be 1 or more"),
         (["shards=26"], "shards=26: more than the 25 tasks"),
         (["engine.batching=all"], "Expected a Literal['auto', 'task', 'vmap']. Got value: all"),
-        (["learner.class_path=os.system"], "os.system does not correspond to a subclass"),
+        (["learner.class_path=os.system"], "os.system is refused: a recipe may not name it"),
         (["learner=maml_dist.learners.maml.MALM"], "no attribute 'MALM'; did you mean 'MAML'?"),
         (["learner=Reptil"], "learner: there is no class 'Reptil'; did you mean 'Reptile'?"),
         (["learner.inner=Adm"], "learner.inner: there is no class 'Adm'; did you mean 'Adam'?"),
@@ -163,13 +173,13 @@ def test_a_users_own_class_beside_its_recipe(tmp_path):
     composed = compose(tmp_path / "mine.yaml")
     assert build(composed).learner.gamma == 0.25
     assert composed["code"] == [str(tmp_path)]
-    assert user_modules(composed) == ["my_learner_file"]
+    assert composed["learner"]["class_path"] == "my_learner_file.Mine"
 
-    sys.path.remove(str(tmp_path))  # another process, another folder: the run's own recipe
-    del sys.modules["my_learner_file"]
-    (tmp_path / "run").mkdir()
+    (tmp_path / "run").mkdir()  # a recipe elsewhere that names the folder in `code`
     (tmp_path / "run" / "recipe.yaml").write_text(yaml.safe_dump(composed))
-    assert build(compose(tmp_path / "run" / "recipe.yaml")).learner.gamma == 0.25
+    again = compose(tmp_path / "run" / "recipe.yaml")
+    assert build(again).learner.gamma == 0.25
+    assert again["code"] == [str(tmp_path / "run"), str(tmp_path)]
 
 
 def test_what_may_be_null_and_has_no_default_is_null_where_left_out(tmp_path):

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -52,14 +53,15 @@ def test_the_snippets_run_as_they_stand(tmp_path, running):
     assert torch.equal(model(x), before)
 
 
-def test_the_environment_of_ones_own_is_learned(tmp_path):
+def test_the_environment_of_ones_own_is_learned(tmp_path, monkeypatch):
     for name in ("reach.py", "reach.yaml"):
         (tmp_path / name).write_text(snippets()[name])
     small = {"iterations": 2, "meta_batch": 3, "task.episodes": 3, "task.horizon": 5}
     small |= {"test_steps": 1, "validation_tasks": 2, "local": True, "progress": False}
     run = maml_dist.meta_train(tmp_path / "reach.yaml", run=tmp_path / "run", **small)
     assert run.config["code"] == [str(tmp_path)]
-    adapted = maml_dist.load(run.path).adapt(sys.modules["reach"].Reach(), steps=1)
+    monkeypatch.syspath_prepend(tmp_path)  # as a script that lies there
+    adapted = maml_dist.load(run.path).adapt(import_module("reach").Reach(), steps=1)
     assert adapted.act(torch.zeros(2)).shape == (2,)
 
 

@@ -154,11 +154,11 @@ def test_a_folder_is_claimed_by_one_run(undisturbed):
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path, undisturbed):
     other = maml_dist.meta_train("sinusoid", run=tmp_path / "o", hidden=[8], **SMALL)
-    with pytest.raises(ValueError, match="holds other parameters"):
+    with pytest.raises(ValueError, match=r"another run: model.hidden is \[8\] there"):
         undisturbed.weights(str(other.path / "checkpoints" / "00000006.safetensors"))
 
 
-def test_rows_are_written_before_their_checkpoint(tmp_path, monkeypatch):
+def test_rows_are_kept_where_their_checkpoint_cannot_be_written(tmp_path, monkeypatch):
     def dies(*_):
         raise Killed
 

@@ -150,8 +150,8 @@ def test_scores_are_made_where_the_parameters_are(setting):
         meta = meta_of(model, learner)
         for mode in get_args(Mode):
             objective = Objective(model, Labels())
-            scores = PathScores(engine, learner, objective, into=layout(meta), mode=mode)
-            told = scores(flatten(meta), episode, it)
+            scores = PathScores(engine, learner, objective, into=layout(meta))
+            told = scores(flatten(meta), episode, it, mode=mode)
             assert {name: by.device.type for name, by in told.items()} == {"mse": "meta"}
 
 

@@ -1,3 +1,5 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import nn
@@ -6,7 +8,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention as torchs_own
 
-from maml_dist.core.forward import forward_rules
+from maml_dist.core.forward import ForwardRules
 from maml_dist.core.random import keys
 from maml_dist.core.replay import Replay
 
@@ -26,7 +28,7 @@ DROPOUTS = {
 
 def ruled(function, x, key, **options):
     """By the rule: functions are named here as a module names them, at the call."""
-    with forward_rules(key=key):
+    with ForwardRules(key=key):
         return getattr(F, function.__name__)(x, training=True, **options)
 
 
@@ -64,13 +66,13 @@ def test_dropout_is_a_function_of_its_key(case):
 def test_every_call_of_one_pass_has_a_mask_of_its_own_and_the_next_pass_the_same():
     model = nn.Sequential(nn.Dropout(0.5), nn.Sigmoid(), nn.Dropout(0.5))
     x = torch.randn(4, 50)
-    with forward_rules(key=KEY):
+    with ForwardRules(key=KEY):
         first, second = F.dropout(x), F.dropout(x)
         F.dropout(x)
     assert not torch.equal(first != 0, second != 0)
-    with forward_rules(key=KEY):
+    with ForwardRules(key=KEY):
         one = model(x)
-    with forward_rules(key=KEY):
+    with ForwardRules(key=KEY):
         again = model(x)
     assert torch.equal(one, again)
 
@@ -82,16 +84,21 @@ def test_the_ends_and_what_is_outside():
         assert torch.equal(ruled(function, x, KEY, p=0.0), x)
         with pytest.raises(ValueError, match="must be in"):
             ruled(function, x, KEY, p=1.5)
-    with forward_rules(key=KEY):
+    with ForwardRules(key=KEY):
         assert torch.equal(F.dropout(x, training=False), x)
 
 
-def test_the_functions_are_torchs_own_again_afterwards():
+def test_the_rules_are_those_of_one_thread_and_nothing_of_torchs_is_replaced():
     before = {name: value for name, value in vars(F).items() if callable(value)}
-    with pytest.raises(ZeroDivisionError), forward_rules(key=KEY):
-        assert F.dropout is not before["dropout"]
+    x, flash = torch.ones(4, 50), torch.backends.cuda.flash_sdp_enabled()
+    with ThreadPoolExecutor(1) as other, ForwardRules(key=None):
+        assert torch.equal(F.dropout(x), x)
+        assert (other.submit(F.dropout, x).result() == 0).any()
+        assert {name: value for name, value in vars(F).items() if callable(value)} == before
+        assert torch.backends.cuda.flash_sdp_enabled() == flash
+    with pytest.raises(ZeroDivisionError), ForwardRules(key=None):
         raise ZeroDivisionError
-    assert {name: value for name, value in vars(F).items() if callable(value)} == before
+    assert (F.dropout(x) == 0).any()
 
 
 ATTENTION = {
@@ -114,7 +121,7 @@ def test_attention_and_both_its_derivatives_are_those_of_torchs_formula(case):
     along = [torch.randn_like(part) for part in (q, k, v)]
 
     def ours(q, k, v):
-        with forward_rules(key=None):
+        with ForwardRules(key=None):
             return F.scaled_dot_product_attention(q, k, v, **ATTENTION[case])
 
     def theirs(q, k, v):
@@ -139,7 +146,7 @@ def test_attention_bound_under_another_name_before_has_its_second_derivative_too
     q = torch.randn(2, 6, 4, 3)
 
     def twice(q):
-        with forward_rules(key=None):
+        with ForwardRules(key=None):
             return grad(lambda q: torchs_own(q, q, q).square().sum())(q).square().sum()
 
     assert grad(twice)(q).isfinite().all()
@@ -147,11 +154,11 @@ def test_attention_bound_under_another_name_before_has_its_second_derivative_too
 
 def test_attention_drops_weights_by_the_key():
     q, v = torch.zeros(3, 40, 2), torch.eye(50).expand(3, 50, 50)
-    with forward_rules(key=KEY):
+    with ForwardRules(key=KEY):
         weights = F.scaled_dot_product_attention(q, torch.zeros(3, 50, 2), v, dropout_p=0.2) * 50
     torch.testing.assert_close(weights.unique(), torch.tensor([0.0, 1.25]))
     assert abs((weights == 0).double().mean() - 0.2) < 0.03
-    with forward_rules(key=None):
+    with ForwardRules(key=None):
         weights = F.scaled_dot_product_attention(q, torch.zeros(3, 50, 2), v, dropout_p=0.2) * 50
     torch.testing.assert_close(weights, torch.ones(3, 40, 50))
 
@@ -166,7 +173,7 @@ def test_multihead_attention_has_seeded_dropout_and_both_derivatives(need_weight
     ignored = torch.tensor([[False] * 5, [False] * 3 + [True] * 2])
 
     def loss(params, key):
-        with forward_rules(key=key):
+        with ForwardRules(key=key):
             options = {"need_weights": need_weights, "key_padding_mask": ignored}
             return functional_call(module, params, (x, x, x), options)[0].square().sum()
 

@@ -50,10 +50,10 @@ def test_inductive_scores_normalise_queries_by_the_support_set_alone():
     params = parameters(model)
     x, queries = torch.randn(6, 1).double(), torch.randn(5, 1).double()
     episode = supervised(Batch(x, x), Batch(queries, queries), steps=1)
-    scores = Objective(model, Outputs()).scores(params, episode, mode="inductive")
+    answer = Objective(model, Outputs()).answer(params, episode, mode="inductive")
     hidden = x @ params["0.weight"].T + params["0.bias"]
     expected = by_hand(params, queries, hidden.mean(0), hidden.var(0, correction=0))
-    torch.testing.assert_close(scores["mse"], expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(answer, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_running_scores_normalise_queries_by_what_is_kept():
@@ -62,17 +62,17 @@ def test_running_scores_normalise_queries_by_what_is_kept():
     episode = supervised(Batch(queries, queries), Batch(queries, queries), steps=1)
     held = {"1.running_mean": torch.randn(4).double(), "1.running_var": torch.rand(4).double()}
     params = parameters(model)
-    scores = Objective(model, Outputs()).scores(params, episode, mode="running", kept=held)
+    answer = Objective(model, Outputs()).answer(params, episode, mode="running", kept=held)
     expected = by_hand(params, queries, held["1.running_mean"], held["1.running_var"])
-    torch.testing.assert_close(scores["mse"], expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(answer, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_transductive_scores_normalise_queries_by_themselves():
     model = model_with_statistics()
     queries = torch.randn(5, 1).double()
     episode = supervised(Batch(queries, queries), Batch(queries, queries), steps=1)
-    scores = Objective(model, Outputs()).scores(parameters(model), episode)
-    torch.testing.assert_close(scores["mse"], model_with_statistics()(queries).detach())
+    answer = Objective(model, Outputs()).answer(parameters(model), episode)
+    torch.testing.assert_close(answer, model_with_statistics()(queries).detach())
 
 
 def test_the_modes_are_those_of_the_batch_norms():
@@ -176,8 +176,8 @@ def test_dropout_is_drawn_in_the_losses_and_left_out_of_the_scores():
     x, y = torch.randn(6, 1).double(), torch.randn(6, 1).double()
     losses = [objective.loss(params, Batch(x, y, key)) for key in (one, one, other)]
     assert losses[0] == losses[1] != losses[2]
-    scored = objective.scores(params, supervised(Batch(x, y), Batch(x, y, one), steps=1))["mse"]
-    torch.testing.assert_close(scored, model.eval()(x))
+    answer = objective.answer(params, supervised(Batch(x, y), Batch(x, y, one), steps=1))
+    torch.testing.assert_close(answer, model.eval()(x))
 
 
 class Everything(nn.Module):
@@ -219,7 +219,7 @@ def test_bfloat16_passes_give_float32_losses_and_gradients_near_the_float32_ones
     assert (same - ours).norm() < 0.02 * ours.norm()  # a trace's convolutions round otherwise
     episode = supervised(batch, batch, steps=1)
     for mode in modes(model):
-        near, score = (o.scores(params, episode, mode=mode, kept=held) for o in (exact, rough))
+        near, score = (o.answer(params, episode, mode=mode, kept=held) for o in (exact, rough))
         torch.testing.assert_close(near, score, rtol=0.03, atol=0.03)
     after, near = (o.statistics(params, held, batch) for o in (rough, exact))
     torch.testing.assert_close(after, near, rtol=0.02, atol=0.02)

@@ -68,10 +68,8 @@ def test_a_prediction_after_k_steps_is_normalised_by_row_k():
     model, learner, meta, episodes = setting()
     meta["1.running_mean"] = torch.arange(12).reshape(3, 4).double()
     engine = Engine("vmap", running="eager", precision="float64")
-    scores = PathScores(
-        engine, learner, Objective(model, Sinusoid()), into=layout(meta), mode="running"
-    )
-    mse = scores(flatten(meta), episodes, IT)["mse"]
+    scores = PathScores(engine, learner, Objective(model, Sinusoid()), into=layout(meta))
+    mse = scores(flatten(meta), episodes, IT, mode="running")["mse"]
     support, query = (
         Batch(batch.x[0], batch.y[0]) for batch in (episodes.support[0], episodes.query)
     )

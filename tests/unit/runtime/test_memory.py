@@ -44,3 +44,10 @@ def test_what_the_caller_froze_stays_frozen():
     gc.freeze()
     assert list(sparing(iter([1, 2]))) == [1, 2]
     assert gc.get_freeze_count() > 0
+
+
+def test_what_one_thread_spares_another_does_not_give_back():
+    first, second = sparing(iter("ab")), sparing(iter("ab"))
+    next(first), next(second)
+    assert [*first] == ["b"] and gc.get_freeze_count() > 0
+    assert [*second] == ["b"] and gc.get_freeze_count() == 0

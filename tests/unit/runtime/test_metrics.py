@@ -1,4 +1,7 @@
 import json
+import os
+
+import pytest
 
 from maml_dist.runtime.metrics import Metrics, read
 
@@ -44,3 +47,48 @@ def test_what_is_not_finite_is_null_and_no_complaint(tmp_path, caplog):
         {"iteration": 1, "val/mse": None, "loss/after": 1.0}
     ]
     assert not caplog.records
+
+
+def test_a_row_that_came_in_two_parts_is_one(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"iteration": 1, "loss": 2}\n{"iteration": 2, "loss": 1}\n{"iteration": 2, "val/mse": 3}\n'
+    )
+    assert read(tmp_path / "metrics.jsonl") == [
+        {"iteration": 1, "loss": 2},
+        {"iteration": 2, "loss": 1, "val/mse": 3},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[1]", "line 2 must be keys and values"),
+        ("1", "line 2 must be keys and values"),
+        ("{}", "line 2: must have an iteration"),
+        ('{"iteration": "2"}', "line 2: must have an iteration"),
+        ('{"iteration": -2}', "line 2: must have an iteration"),
+        ('{"iteration": true}', "line 2"),
+        ('{"iteration": 2, "loss": [1]}', "line 2.loss must be a text or a whole number"),
+        ('{"iteration": 2, "loss": NaN}', "line 2 is not JSON: NaN"),
+        ('{"iteration": 2, "loss', "line 2 is not JSON"),
+        ("\0\0\0", "line 2 is not JSON"),
+        ("[" * 100_000, "line 2 is not JSON"),
+        ("", "line 2 is not JSON"),
+    ],
+)
+def test_a_line_that_is_no_row_is_said(tmp_path, text, said):
+    (tmp_path / "metrics.jsonl").write_text(f'{{"iteration": 1}}\n{text}\n{{"iteration": 3}}\n')
+    with pytest.raises(ValueError, match=said) as error:
+        read(tmp_path / "metrics.jsonl")
+    assert "remove that line to go on without it" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_bytes_that_are_no_text_and_things_that_are_no_file(tmp_path):
+    (tmp_path / "metrics.jsonl").write_bytes(b'\xff\xfe\n{"iteration": 1}\n')
+    with pytest.raises(ValueError, match="line 1 is not JSON"):
+        read(tmp_path / "metrics.jsonl")
+    (tmp_path / "metrics.jsonl").unlink()
+    os.mkfifo(tmp_path / "metrics.jsonl")
+    with pytest.raises(ValueError, match="is not a file"):
+        read(tmp_path / "metrics.jsonl")

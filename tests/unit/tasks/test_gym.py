@@ -1,5 +1,6 @@
 """Environments that hand out tasks: the convention, the masks, the purity and the errors."""
 
+import inspect
 import pickle
 import random
 import sys
@@ -14,6 +15,7 @@ from gymnasium.spaces import Box, Dict, Discrete
 
 import maml_dist
 from maml_dist.core.source import TaskKey
+from maml_dist.experiment import build, compose
 from maml_dist.report import report
 from maml_dist.tasks.gym import GymTasks, given, seen
 
@@ -91,6 +93,128 @@ class Many(Walk):
     def __init__(self):
         super().__init__()
         self.action_space = Dict({"hand": Discrete(2)})
+
+
+class Fixed(gymnasium.Env):
+    """Says what its task is; takes tasks, but none of its own kind is to be drawn."""
+
+    observation_space, action_space = Box(-np.inf, np.inf, (1,)), Discrete(2)
+    task = -1.0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.array([self.task], np.float32), {}
+
+    def step(self, action):
+        return np.array([self.task], np.float32), 0.0, False, False, {}
+
+
+class Tasked(Fixed):
+    def sample_tasks(self, count):
+        return [1.0] * count
+
+    def set_task(self, task):
+        self.task = task
+
+
+class Draws(gymnasium.Wrapper):
+    """Draws and gives tasks to what it wraps, whatever that does itself."""
+
+    def __init__(self, env=None):
+        super().__init__(env or Fixed())
+
+    def sample_task(self):
+        return float(self.np_random.integers(2, 5))
+
+    def set_task(self, task):
+        self.unwrapped.task = 10 * task
+
+
+class Takes(gymnasium.Wrapper):
+    def __init__(self, env=None):
+        super().__init__(env or Tasked())
+
+    def set_task(self, task):
+        self.env.get_wrapper_attr("set_task")(task + 0.5)
+
+
+WRAPPED = {
+    "a wrapper that makes what it wraps": (Draws, {20.0, 30.0, 40.0}),
+    "the innermost": (lambda: limited(Tasked()), {1.0}),
+    "in the middle": (lambda: limited(Draws(limited(Fixed()))), {20.0, 30.0, 40.0}),
+    "the outermost, whatever its name": (lambda: Draws(Tasked()), {20.0, 30.0, 40.0}),
+    "each from where it is": (lambda: limited(Takes(limited(Tasked()))), {1.5}),
+    "through two": (lambda: Takes(Draws(Tasked())), {25.0, 35.0, 45.0}),
+}
+
+
+def limited(env):
+    """In what gymnasium.make puts around an environment."""
+    env = gymnasium.wrappers.OrderEnforcing(gymnasium.wrappers.PassiveEnvChecker(env))
+    return gymnasium.wrappers.TimeLimit(env, 100)
+
+
+@pytest.mark.parametrize("case", WRAPPED)
+@pytest.mark.filterwarnings("ignore:.*Overwriting")
+def test_tasks_are_drawn_and_set_by_the_outermost_definition(case):
+    make, seen = WRAPPED[case]
+    gymnasium.register("Wrapped-v0", make)
+    source = GymTasks(env="Wrapped-v0", horizon=3, episodes=2)
+    tasks = drawn(source, 12)
+    rolled = source.roll(still(2), tasks, stage=0)
+    assert set(rolled.observations.unique().tolist()) == seen
+    assert (rolled.observations == rolled.observations[:, :1, :1]).all()  # of all episodes, steps
+    assert [task.value for task in drawn(source, 12)] == [task.value for task in tasks]
+    del gymnasium.registry["Wrapped-v0"]
+
+
+REGISTERS = """
+import gymnasium
+from {module} import World
+gymnasium.register("Mine-v3", entry_point="{module}:World", max_episode_steps=2)
+"""
+
+
+@pytest.mark.parametrize("named", ["ids:Mine-v3", "inner.world:World", "ids.World"])
+def test_an_environment_of_ones_own_by_its_id_or_its_class(tmp_path, named):
+    """Its id names the class by a module that only its own folder's modules can import."""
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner" / "world.py").write_text(
+        "import random\nimport gymnasium\nimport numpy as np\n"
+        f"from gymnasium.spaces import Box, Discrete\n"
+        f"{inspect.getsource(Walk).replace('class Walk', 'class World')}"
+    )
+    (tmp_path / "ids.py").write_text(REGISTERS.format(module="inner.world"))
+    task = {"class_path": "maml_dist.tasks.gym.GymTasks", "init_args": {"env": named}}
+    sizes = {"observations": 3, "actions": 2}
+    model = {"class_path": "maml_dist.models.gaussian_policy.GaussianPolicy", "init_args": sizes}
+    recipe = {**compose("navigation"), "task": task, "model": model}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(recipe))
+    config = compose(tmp_path / "mine.yaml")
+    assert config["task"]["init_args"]["env"] == named
+    source = build(config).task
+    kept = pickle.loads(pickle.dumps(source))  # as a rollout worker has it
+    steps = source.roll(still(4), drawn(kept, 6), stage=0).mask.sum(-1)
+    assert type(kept._one.unwrapped).__name__ == "World"
+    assert steps.max() == (2 if "Mine" in named else steps.max())
+    gymnasium.registry.pop("Mine-v3", None)
+
+
+def test_an_id_that_it_does_not_register_is_said_as_it_was_named(tmp_path):
+    (tmp_path / "ids.py").write_text("")
+    task = {"class_path": "maml_dist.tasks.gym.GymTasks", "init_args": {"env": "ids:Mine"}}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({**compose("navigation"), "task": task}))
+    with pytest.raises(ValueError, match="^task.env=ids:Mine: [^_]*Mine"):
+        build(compose(tmp_path / "mine.yaml"))
+
+
+@pytest.mark.parametrize("env", ["subprocess:Popen", "os.system", "builtins:exec", "worlds:made"])
+def test_what_is_no_environment_is_never_called(monkeypatch, env):
+    calls = []
+    monkeypatch.setattr(sys.modules["worlds"], "made", lambda **_: calls.append(1), raising=False)
+    with pytest.raises(ValueError, match=f"task.env={env}: .* is no gymnasium.Env of"):
+        GymTasks(env=env, settings={"args": "true"})
+    assert not calls
 
 
 @pytest.fixture(autouse=True)
@@ -242,7 +366,10 @@ def test_what_cannot_be_drawn_is_named(split):
         ({"env": ""}, "task.env=: "),
         ({"env": "worlds:Walk", "settings": {"legs": 2}}, "unexpected keyword argument 'legs'"),
         ({"env": "worlds:Taskless"}, "must have set_task, and sample_tasks or sample_task"),
-        ({"env": "worlds:Broken"}, "task.env=worlds:Broken: cannot be made, LookupError: no legs"),
+        (
+            {"env": "worlds:Broken"},
+            "task.env=worlds:Broken: cannot be made, LookupError: no legs .*test_gym.py, line",
+        ),
         ({"env": "worlds:Many"}, "its actions are Dict.*; must be Box or Discrete"),
         ({"env": "worlds:Walk", "oracle": True}, "task.oracle=True: must be False"),
     ],
@@ -267,6 +394,10 @@ def test_a_trained_policy_adapts_in_the_environment_and_is_reported(
     small |= {"test_steps": 1, "episodes": 2, "horizon": 4, "local": True, "progress": False}
     small |= {"running": "eager"}
     env, sizes = f"worlds.{world.__name__}", {"observations": observations, "actions": 2}
+    (tmp_path / "worlds.py").write_text(
+        "import random\nimport gymnasium\nimport numpy as np\n"
+        f"from gymnasium.spaces import Box, Dict, Discrete\n{inspect.getsource(world)}"
+    )
     recipe = {
         "task": {"class_path": "maml_dist.tasks.gym.GymTasks", "init_args": {"env": env}},
         "model": {"class_path": f"maml_dist.models.{model}", "init_args": sizes},

@@ -117,6 +117,31 @@ def test_another_codec_is_refused(tmp_path: Path) -> None:
         convert(source, tmp_path / "out")
 
 
+class Wide:
+    """An array of a shape that the file does not hold."""
+
+    def __init__(self, function: Any, *arguments: Any) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+@pytest.mark.parametrize(
+    "wide",
+    [
+        Wide(np.ndarray, (1 << 33,)),
+        Wide(np._core.multiarray._reconstruct, np.ndarray, (1 << 33,), b"b"),
+    ],
+)
+def test_an_array_is_never_larger_than_its_file(tmp_path: Path, wide: Wide) -> None:
+    source = mini_imagenet_pickles(tmp_path, classes=1, images=1)
+    cache(source, "train").write_bytes(pickle.dumps({"image_data": wide, "class_dict": {"a": [0]}}))
+    with pytest.raises(ValueError, match=r"cache-train\.pkl"):
+        convert(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def content(**changes: Any) -> bytes:
     images = np.zeros((2, 84, 84, 3), np.uint8)
     return pickle.dumps({"image_data": images, "class_dict": {"a": [0, 1]}, **changes})
@@ -133,6 +158,7 @@ def content(**changes: Any) -> bytes:
         content(class_dict={}),
         content(class_dict={"a": ["x"]}),
         content(class_dict={"a": [0, 2]}),
+        content(class_dict={"a": [0, -1]}),
         content(image_data=np.zeros((2, 32, 32, 3), np.uint8)),
         content(image_data=np.zeros((2, 84, 84, 3))),
         content(image_data=[[0]] * 2),

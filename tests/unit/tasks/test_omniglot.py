@@ -121,9 +121,58 @@ def lost_drawing(root: Path) -> None:
         archive.writestr(f"{PARTS[1]}/Angelic/character01/1.png", b"")
 
 
+def bomb(root: Path) -> None:
+    """64 megabytes of zeros in 64 kilobytes."""
+    with zipfile.ZipFile(root / f"{PARTS[1]}.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        with archive.open(f"{PARTS[1]}/Angelic/character01/1.png", "w", force_zip64=True) as entry:
+            for _ in range(64):
+                entry.write(bytes(1 << 20))
+        for number in (2, 3, 4):
+            archive.writestr(f"{PARTS[1]}/Angelic/character01/{number}.png", b"")
+
+
+def lying_bomb(root: Path) -> None:
+    """One that says that it is small."""
+    path = root / f"{PARTS[1]}.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for number in range(4):
+            archive.writestr(f"{PARTS[1]}/Angelic/character01/{number}.png", bytes(5_000_000))
+    size = (5_000_000).to_bytes(4, "little")
+    path.write_bytes(path.read_bytes().replace(size, (500).to_bytes(4, "little")))
+
+
+def link_out(root: Path) -> None:
+    with zipfile.ZipFile(root / f"{PARTS[1]}.zip", "w") as archive:
+        for number in range(4):
+            link = zipfile.ZipInfo(f"{PARTS[1]}/Angelic/character01/{number}.png")
+            link.external_attr = 0o120777 << 16
+            archive.writestr(link, "/etc/passwd")
+
+
+def pipe(root: Path) -> None:
+    (root / f"{PARTS[1]}.zip").unlink()
+    os.mkfifo(root / f"{PARTS[1]}.zip")
+
+
+def locked_entry(root: Path) -> None:
+    path = root / f"{PARTS[1]}.zip"
+    content = bytearray(path.read_bytes())
+    for mark, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        at = content.find(mark)
+        while at >= 0:
+            content[at + flags] |= 1  # encrypted
+            at = content.find(mark, at + 4)
+    path.write_bytes(content)
+
+
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
+        (bomb, "is damaged .more than 1,000,000 bytes, which no drawing has"),
+        (lying_bomb, "is damaged"),
+        (link_out, r"0\.png is not a readable image"),
+        (pipe, "images_evaluation.zip is no zip file"),
+        (locked_entry, "is damaged .*password"),
         (no_part, r"images_evaluation\.zip is not there; give the folder that holds"),
         (truncated_zip, r"images_evaluation\.zip is no zip file, or not a whole one"),
         (damaged_member, r"character01/0001_01\.png is damaged \(Bad CRC-32"),
@@ -143,8 +192,48 @@ def test_what_is_wrong_is_named_and_nothing_is_written(
     assert os.listdir(tmp_path / "out") == []
 
 
+def test_names_that_lead_out_of_a_zip_file_are_only_names(folder: Path, tmp_path: Path) -> None:
+    zips = omniglot_zips(folder, tmp_path / "zips")
+    with zipfile.ZipFile(zips / f"{PARTS[1]}.zip", "a") as archive:
+        archive.writestr("../../victim.png", b"not theirs")
+        archive.writestr("/victim.png", b"not theirs")
+    convert(zips, tmp_path / "out" / "omniglot.arrow")
+    assert not list(tmp_path.parent.rglob("victim.png")) and not Path("/victim.png").exists()
+
+
 def test_an_empty_source(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"images_background\.zip is not there"):
         convert(tmp_path, tmp_path / "omniglot.arrow")
     with pytest.raises(FileNotFoundError, match="nowhere is not there"):
         convert(tmp_path / "nowhere", tmp_path / "omniglot.arrow")
+
+
+def test_what_systems_and_editors_leave_is_passed_over(folder: Path, tmp_path: Path) -> None:
+    convert(folder, tmp_path / "before.arrow")
+    drawing = next((folder / PARTS[0]).rglob("*.png"))
+    alphabet = drawing.parent.parent
+    for beside in (drawing.parent, alphabet, alphabet.parent, folder):
+        (beside / ".ipynb_checkpoints" / "x").mkdir(parents=True)
+        shutil.copy(drawing, beside / ".ipynb_checkpoints" / "x-checkpoint.png")
+        shutil.copy(drawing, beside / ".ipynb_checkpoints" / "x" / "x.png")
+        (beside / f"._{drawing.name}").write_bytes(b"resource fork")
+        (beside / "Thumbs.db").write_bytes(b"thumbs")
+    convert(folder, tmp_path / "after.arrow")
+    assert (tmp_path / "before.arrow").read_bytes() == (tmp_path / "after.arrow").read_bytes()
+
+
+def test_deep_drawings_are_rounded_to_a_byte(folder: Path, tmp_path: Path) -> None:
+    convert(folder, tmp_path / "before.arrow")
+    for path in folder.rglob("*.png"):
+        with Image.open(path) as image:
+            pixels = np.asarray(image.convert("L")).astype(np.uint16) * 257
+        Image.fromarray(pixels).save(path)
+    convert(folder, tmp_path / "after.arrow")
+    one, two = (
+        class_file.read(tmp_path / f"{name}.arrow", dataset="omniglot")
+        for name in ("before", "after")
+    )
+    for name, drawings in one.items():
+        assert two[name].dtype == np.uint8
+        # Pillow resizes bytes in two passes, and rounds and clips between them.
+        np.testing.assert_allclose(drawings.astype(float), two[name].astype(float), atol=24)

@@ -362,3 +362,27 @@ def test_a_damaged_page_is_named_where_the_file_has_checksums(tmp_path: Path) ->
     with pytest.raises(ValueError, match="part.parquet: cannot be read: .*[Cc][Rr][Cc]"):
         source = records(path)
         source.collect([source.sample(key) for key in keys(3)], steps=1)
+
+
+def test_what_others_leave_beside_the_data_is_passed_over(tmp_path: Path) -> None:
+    write(tmp_path / "set" / "part" / "a.parquet", tables(TEN))
+    before = ids(records(tmp_path / "set"), keys(8))
+    for name in (
+        "_temporary.parquet",
+        "._a.parquet",
+        ".ipynb_checkpoints/a-checkpoint.parquet",
+        "_temporary/0/b.parquet",
+        "part/_metadata.parquet",
+        "part/.a.parquet.crc",
+    ):
+        (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "set" / name).write_bytes(b"not whole")
+    (tmp_path / "set" / "_SUCCESS").write_bytes(b"")
+    assert ids(records(tmp_path / "set"), keys(8)) == before
+
+
+def test_a_file_that_is_named_is_read_whatever_its_name(tmp_path: Path) -> None:
+    path = write(tmp_path / "_hidden" / ".a.parquet", tables(TEN))
+    assert len(ids(records(path), keys(8))) == 8
+    write(tmp_path / "_hidden" / "b.arrow", tables(TEN))
+    assert len(ids(records(tmp_path / "_hidden"), keys(8))) == 8

@@ -1,0 +1,109 @@
+"""Rehearsal: what follows a run's iterations, in small and in memory, before it starts.
+
+checkpoint   the weights and the outer rule's state, written and read back
+load, adapt  the model as `maml_dist.load` gives it, adapted as the report adapts it, copied
+travel       what Ray's actors are given, pickled
+"""
+
+import copy
+from operator import itemgetter
+from typing import Any
+
+import torch
+from safetensors.torch import load as read
+from safetensors.torch import save as written
+from torch import Tensor
+
+from maml_dist.adaptable import adaptable
+from maml_dist.core.episode import map_tensors
+from maml_dist.core.params import flatten
+from maml_dist.core.source import TaskKey
+from maml_dist.policy import Policy
+from maml_dist.run import Run
+from maml_dist.runtime.pickled import unpicklable
+from maml_dist.runtime.server import ParameterServer
+from maml_dist.runtime.state import to_tensors
+from maml_dist.said import FAILURES, in_words
+from maml_dist.tasks.rollout import Rollouts
+from maml_dist.trial import collected
+
+
+def rehearse(run: Run) -> None:
+    """Go through the rest of a run's life in small.
+
+    Raises:
+        ValueError: a part of it cannot be; names the part at fault.
+    """
+    _keep(run)
+    fresh = Run(run.path, run.config)  # whose objects nothing has touched, as `load` builds them
+    weights = {name: value.clone() for name, value in run.initial.items()}
+    try:
+        loaded = adaptable(fresh.experiment, weights, 0)
+        copy.deepcopy(_adapted(fresh, loaded))
+    except FAILURES as error:
+        if isinstance(error, ValueError):
+            raise
+        raise ValueError(
+            "the trained model could not be loaded, adapted and copied, because of the model or "
+            f"the learner: {in_words(error)}"
+        ) from error
+
+
+def _keep(run: Run) -> None:
+    """The first checkpoint, written and read back."""
+    vector = flatten(run.initial).numpy()
+    server = ParameterServer(vector, run.experiment.outer, learned=run.work.learned)
+    tensors = to_tensors(server.state(), run.layout)
+    back = read(written(tensors))
+    given = {f"meta/{name}": value for name, value in run.initial.items()}
+    for name, value in {**tensors, **given}.items():
+        if not _same(back[name], value):
+            raise ValueError(
+                f"{name} ({value.dtype}) is not kept by a checkpoint, which holds "
+                f"{back[name].dtype}"
+            )
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and torch.equal(one.nan_to_num(), other.nan_to_num())
+
+
+def _adapted(run: Run, loaded: Any) -> torch.nn.Module:
+    """A loaded model after a step on a task, as the report makes it."""
+    experiment = run.experiment
+    steps = min(1, experiment.test_steps)
+    key = TaskKey(experiment.seed, "test", 0, 0)
+    if isinstance(loaded, Policy):
+        if isinstance(experiment.task, Rollouts) and not experiment.learner.by_scores:
+            loaded.learn(experiment.task.sample(key), steps=steps)
+        return loaded
+    alone = map_tensors(itemgetter(0), collected(experiment, [key], steps=1))
+    x = (
+        alone.query.x.to(experiment.engine.dtype)
+        if alone.query.x.is_floating_point()
+        else alone.query.x
+    )
+    with torch.no_grad():
+        adapted: torch.nn.Module = loaded.adapt(alone.support[0].x, alone.support[0].y, steps=steps)
+        adapted(x)
+    return adapted
+
+
+def refuse_unpicklable(run: Run) -> None:
+    """Raise ValueError where Ray's actors cannot be given their work; names the attribute."""
+    experiment = run.experiment
+    parts = {
+        "task": experiment.task,
+        "model": experiment.model,
+        "learner": experiment.learner,
+        "outer": experiment.outer,
+    }
+    if experiment.rollout_workers:
+        parts["a drawn task"] = experiment.task.sample(TaskKey(experiment.seed, "train", 0, 0))
+    for part, value in parts.items():
+        if found := unpicklable(value):
+            where, error = found
+            raise ValueError(
+                f"{part}{where}: cannot be sent to Ray's actors ({error}): make it when it is "
+                "first used and leave it out in __getstate__, or use --local"
+            )
