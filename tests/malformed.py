@@ -248,7 +248,7 @@ def _values(rng: random.Random) -> Iterator[Case]:
     while True:
         key = rng.choice(ODD_KEYS) if rng.random() < 0.1 else rng.choice(KEYS)
         recipe = rng.choice(
-            ["sinusoid"] * 6 + ["navigation", "grid", "knapsack-es", "sinusoid-imaml"]
+            ["sinusoid"] * 6 + ["sinusoid-reptile", "grid", "knapsack-es", "sinusoid-imaml"]
         )
         words = small(**({key: rng.choice(TEXTS)}))
         yield Case("values", "train", (recipe, *words, "--local"), valid=True)
@@ -257,7 +257,7 @@ def _values(rng: random.Random) -> Iterator[Case]:
 def _recipes(rng: random.Random) -> Iterator[Case]:
     """Recipe files: lines changed, bytes changed, or no recipe at all."""
     folder = resources.files("maml_dist") / "recipes"
-    names = ("sinusoid", "sinusoid-maml-plus-plus", "navigation", "sinusoid-reptile")
+    names = ("sinusoid", "sinusoid-maml-plus-plus", "grid", "sinusoid-reptile")
     whole = {name: (folder / f"{name}.yaml").read_text() for name in names}
     local = (*small(), "--local")
     odd = [
@@ -300,7 +300,7 @@ def _runs(rng: random.Random) -> Iterator[Case]:
     """Files of a run: other text, other bytes, gone, or something else under their name."""
     while True:
         name, draw = rng.choice(FILES), rng.random()
-        made: Any = rng.choice(["folder", "pipe", "loop", "gone"])
+        made: Any = {"made": rng.choice(["folder", "pipe", "loop", "gone"])}
         if draw < 0.4:
             made = {"text": rng.choice(JSONS)}
         elif draw < 0.8:
