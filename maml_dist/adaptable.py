@@ -1,6 +1,7 @@
 """Adaptable: a trained run as an `nn.Module` that can adapt."""
 
 import copy
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,9 @@ import torch
 from torch import nn
 
 from maml_dist.copying import copied, plain_state
+from maml_dist.core.bounds import STEPS
 from maml_dist.core.episode import Batch
+from maml_dist.core.form import leaves
 from maml_dist.core.inner import at_step
 from maml_dist.core.learner import Learner
 from maml_dist.core.objective import Objective, running_statistics
@@ -16,6 +19,7 @@ from maml_dist.core.params import Params, own_form, real_of
 from maml_dist.core.source import TaskSource
 from maml_dist.experiment import Experiment
 from maml_dist.run import Run
+from maml_dist.said import FAILURES, in_words
 from maml_dist.trust import Trust
 
 
@@ -43,12 +47,13 @@ class Adaptable(nn.Module):
         fixed = (self._meta, self._kept, self._learner, self._source, self._it)
         return {id(each): each for each in fixed}
 
-    def adapt(self, x: Any, y: Any, *, steps: int | None = None) -> "Adaptable":
+    def adapt(self, x: Any, y: Any = None, *, steps: int | None = None) -> "Adaptable":
         """A copy of this module, adapted to a support set; the module itself is unchanged.
 
         Args:
             x: inputs [shots, …] (a tensor or anything that `torch.as_tensor` takes).
-            y: targets, shaped as the task source gives them: [shots, …].
+            y: targets, shaped as the task source gives them: [shots, …]; of classes whole numbers
+                from 0.
             steps: inner steps; as many as in training if None.
 
         Returns:
@@ -56,17 +61,21 @@ class Adaptable(nn.Module):
             holds for each step, rates or norms, begins again at its first).
 
         Raises:
-            ValueError: x and y differ in length, or the model does not take them.
+            ValueError: x or y is no array of finite numbers, they differ in length, y holds no
+                classes where there are some, or the model does not take them.
         """
-        steps = self._learner.steps if steps is None else steps
+        steps = check_steps(self._learner.steps if steps is None else steps)
         like = real_of(next(self.parameters()))
-        x, y = torch.as_tensor(x, device=like.device), torch.as_tensor(y, device=like.device)
-        x = x.to(like.dtype) if x.is_floating_point() else x
-        y = y.to(like.dtype) if y.is_floating_point() else y
-        if steps < 0 or not len(x) or len(x) != len(y):
+        x, y = as_numbers(x, "x", like=like), as_numbers(y, "y", like=like)
+        if not x.dim() or not y.dim() or not len(x) or len(x) != len(y):
             raise ValueError(
                 f"adapt(x {list(x.shape)}, y {list(y.shape)}, steps={steps}): "
                 "x and y must hold equally many examples, at least one"
+            )
+        if self._source.classifies and (y.is_floating_point() or y.dim() != 1 or y.min() < 0):
+            raise ValueError(
+                f"adapt(y {list(y.shape)} of {str(y.dtype).removeprefix('torch.')}, from "
+                f"{y.min():g}): must be the class of each example, a whole number from 0"
             )
         return self._adapted((Batch(x, y),) * steps)
 
@@ -85,9 +94,11 @@ class Adaptable(nn.Module):
                 key = torch.zeros((), dtype=torch.int64, device=like.device)
                 it = self._it.to(like.device)
                 phi = self._learner.adapt(loss, meta, support, it, key)
-        except (RuntimeError, IndexError) as error:
-            x, y = list(support[0].x.shape), list(getattr(support[0].y, "shape", ()))
-            raise ValueError(f"cannot adapt to x {x}, y {y}: {error}") from None
+        except FAILURES as error:
+            x, y = leaves(support[0])[:2] if support else (None, None)
+            raise ValueError(
+                f"cannot adapt to x {_kind(x)}, y {_kind(y)}: {in_words(error)}"
+            ) from None
         kept = self._statistics(torch.tensor(len(support))) if self._learner.keeps_steps else {}
         adapted.load_state_dict({**adapted.state_dict(), **own_form(phi, adapted), **kept})
         return adapted.train(self.training)
@@ -97,6 +108,42 @@ class Adaptable(nn.Module):
         if not self._learner.keeps_steps:
             return self._kept
         return {name: at_step(rows, k) for name, rows in self._kept.items()}
+
+
+def as_numbers(value: Any, name: str, *, like: torch.Tensor) -> torch.Tensor:
+    """A value as a tensor on the device of `like`, and of its type unless it is whole numbers.
+
+    Raises:
+        ValueError: it is no array of finite numbers.
+    """
+    try:
+        tensor = torch.as_tensor(value, device=like.device)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        kind = type(value).__name__
+        raise ValueError(
+            f"{name} must be an array of numbers, not {kind}: {in_words(error)}"
+        ) from None
+    if tensor.layout != torch.strided:
+        raise ValueError(f"{name} is {tensor.layout}: must be dense")
+    if tensor.is_floating_point():
+        tensor = tensor.to(like.dtype)
+    if not torch.isfinite(tensor).all():
+        raise ValueError(f"{name} holds what is not finite (NaN, or too large for {like.dtype})")
+    return tensor.detach()
+
+
+def check_steps(steps: Any) -> int:
+    """Raise ValueError where a number of adaptation steps is none."""
+    whole = isinstance(steps, Integral) and not isinstance(steps, bool)
+    if not whole or not 0 <= int(steps) <= STEPS:
+        raise ValueError(f"steps={steps!r}: must be a whole number from 0 to {STEPS}")
+    return int(steps)
+
+
+def _kind(tensor: torch.Tensor | None) -> str:
+    if tensor is None:
+        return "none"
+    return f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
 
 
 _classes: dict[tuple[type, type], type[Adaptable]] = {}

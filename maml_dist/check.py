@@ -282,7 +282,7 @@ def _score(objective: Objective, output: Tensor, query: Batch) -> Any:
 
 def _loss(judge: Any, output: Tensor, batch: Batch) -> Any:
     try:
-        with broadcasting_refused():
+        with broadcasting_refused(*leaves(batch)[1:2]):
             return judge(output, batch)
     except (RuntimeError, IndexError, UserWarning) as error:
         y = leaves(batch)[1]

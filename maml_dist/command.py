@@ -1,13 +1,50 @@
-"""How every command ends: a user's mistake is one line on stderr and exit status 2."""
+"""How every command ends: what went wrong is one line on stderr, and an exit status.
+
+2    a user's mistake, in the words, the files or the code that were given
+1    numbers or machines in mid-run       130  interrupted
+70   a mistake of this package            141  nobody reads the output any more
+"""
 
 import argparse
+import os
+import re
+import select
 import sys
+import sysconfig
+import traceback
 from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+SHOWN = 1000  # characters of a message at the most
+WORD = 200  # and of one word of it
+
+_PACKAGE = Path(__file__).parent
+_INSTALLED = [Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib", "platlib")]
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's, whose errors are one line too."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.add_argument(
+            "--traceback", action="store_true", help="show the whole traceback of an error"
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Raise ValueError, which `guarded` prints."""
+        raise ValueError(f"{message} (--help shows what there is)")
 
 
 def fail(message: object, *, status: int) -> int:
     """Print one error line; returns the exit status."""
-    print("error:", " ".join(str(message).split()), file=sys.stderr)
+    line = " ".join(str(message).split()) or "no reason is given"
+    line = re.sub(rf"\S{{{WORD},}}", lambda word: f"{word[0][:60]}…{word[0][-60:]}", line)
+    line = line if len(line) <= SHOWN else f"{line[:SHOWN]} …"
+    if sys.stderr is not None:  # closed
+        print("error:", line, file=sys.stderr)
     return status
 
 
@@ -23,15 +60,80 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
 
 
 def guarded(main: Callable[[list[str]], int]) -> int:
-    """Run `main(arguments)`; what a user can cause (ValueError, OSError) is one line, status 2.
-
-    What went wrong with the numbers or the machines in mid-run is one line too, and status 1.
-    """
+    """Run `main(arguments)`; what goes wrong is one line, or with --traceback all of it."""
+    arguments = sys.argv[1:]
     try:
-        return main(sys.argv[1:])
-    except (FloatingPointError, ChildProcessError) as error:
-        return fail(error, status=1)
-    except (ValueError, OSError) as error:
-        return fail(error, status=2)
+        status = main(arguments)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return status
     except KeyboardInterrupt:
         return 130
+    except SystemExit as end:
+        where = _users_line(end, raised=True)
+        if where is None:
+            raise  # --help
+        return fail(f"{where}: it ends the program (SystemExit: {end.code})", status=2)
+    except Exception as error:  # the last resort: nothing may end in a bare traceback
+        if isinstance(error, BrokenPipeError) and _is_unread():
+            return 141
+        if "--traceback" in arguments:
+            traceback.print_exc()
+        return _told(error)
+
+
+def _told(error: Exception) -> int:
+    """Print the line of an error; returns the exit status."""
+    where = _users_line(error)
+    said = f"{where}: {type(error).__name__}: {error}" if where else str(error)
+    if isinstance(error, FloatingPointError | ChildProcessError):
+        return fail(error, status=1)
+    if isinstance(error, ValueError | OSError) or where:
+        return fail(said, status=2)
+    if isinstance(error, MemoryError) or "out of memory" in said or "allocate memory" in said:
+        return fail(f"not enough memory. {_first_line(said)}", status=1)
+    return fail(
+        f"a mistake of maml_dist, {type(error).__name__}: {_first_line(said)} "
+        "(please report it with what --traceback shows)",
+        status=70,
+    )
+
+
+def _users_line(error: BaseException, *, raised: bool = False) -> str | None:
+    """File, line and function of the user's that it came from, or that `raised` it; else None."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    for frame, line in reversed(frames):
+        if _is_installed(frame) and not raised:
+            continue
+        path = Path(frame.f_code.co_filename)
+        if path.is_relative_to(_PACKAGE) or not path.is_file() or _is_installed(frame):
+            return None
+        return f"{path}, line {line}, in {frame.f_code.co_name}"
+    return None
+
+
+def _is_installed(frame: FrameType) -> bool:
+    path = Path(frame.f_code.co_filename)
+    if path.is_relative_to(_PACKAGE):
+        return False
+    return any(path.resolve().is_relative_to(folder) for folder in _INSTALLED)
+
+
+def _first_line(text: str) -> str:
+    """The line that says what; of a traceback from another process the last."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return "" if not lines else lines[-1] if lines[0].startswith("ray::") else lines[0]
+
+
+def _is_unread() -> bool:
+    """Whether nobody reads stdout any more; then nothing more is written to it."""
+    try:
+        descriptor = sys.stdout.fileno()
+    except (AttributeError, OSError):  # closed, or no file
+        return False
+    watched = select.poll()
+    watched.register(descriptor, 0)
+    if not watched.poll(0):  # nothing is the matter with it
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+    return True

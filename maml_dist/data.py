@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from maml_dist.command import guarded
+from maml_dist.command import Parser, guarded
 
 OMNIGLOT_URL = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python"
 OMNIGLOT_SHA256 = {
@@ -23,7 +23,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m maml_dist.data",
         description="Convert a data set to the memory-mapped Arrow files that training reads.",
     )

@@ -1,14 +1,14 @@
 """Meta-test: the score of held-out tasks after 0 … M adaptation steps, in this process."""
 
-import argparse
 import json
 import math
 import statistics
 import sys
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
-from maml_dist.command import add_trust, guarded
+from maml_dist.command import Parser, add_trust, guarded
 
 if TYPE_CHECKING:
     import numpy as np
@@ -72,18 +72,22 @@ def evaluate(
     """
     import torch
 
+    from maml_dist.core.bounds import STEPS
     from maml_dist.core.objective import modes
     from maml_dist.core.params import flatten
+    from maml_dist.experiment import TASKS
+    from maml_dist.plain import short
     from maml_dist.runtime.launch import InProcess
     from maml_dist.runtime.shard import TaskShard
 
     experiment = run.experiment
     if split not in ("train", "val", "test"):
-        raise ValueError(f"split {split!r}: there are train, val and test")
+        raise ValueError(f"split {short(repr(split))}: there are train, val and test")
     tasks = experiment.test_tasks if tasks is None else tasks
     steps = experiment.test_steps if steps is None else steps
-    if tasks < 2 or steps < 0:
-        raise ValueError(f"tasks={tasks}, steps={steps}: must be at least 2 and 0")
+    for name, value, low, high in (("tasks", tasks, 2, TASKS), ("steps", steps, 0, STEPS)):
+        if isinstance(value, bool) or not isinstance(value, Integral) or not low <= value <= high:
+            raise ValueError(f"{name}={value!r}: must be a whole number from {low} to {high}")
     weights, entry = run.weights(checkpoint)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     meta = flatten({name: weights[name] for name in run.layout.names}).numpy()
@@ -172,10 +176,10 @@ def show(evaluation: dict[str, Any], paper: dict[int, float]) -> None:
 
 def main(arguments: list[str]) -> int:
     """`python -m maml_dist.evaluate`."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m maml_dist.evaluate", description="Meta-test a run on held-out tasks."
     )
-    parser.add_argument("run", metavar="RUN", type=Path, help="the run's folder")
+    parser.add_argument("run", metavar="RUN", help="the run's folder")
     parser.add_argument("--split", default="test", help="train, val or test (default)")
     parser.add_argument("--tasks", type=int, metavar="N", help="tasks (default: the recipe's)")
     parser.add_argument("--steps", type=int, metavar="M", help="steps (default: the recipe's)")

@@ -6,6 +6,7 @@ want a second, structured copy of every constructor.)
 """
 
 import copy
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,8 @@ import yaml
 from jsonargparse import ArgumentError
 from torch import nn
 
-from maml_dist import learners, models, tasks
+from maml_dist import learners, models, plain, tasks
+from maml_dist.core.bounds import STEPS, check_least, check_range
 from maml_dist.core.engine import Engine
 from maml_dist.core.generators import global_generators
 from maml_dist.core.learner import Learner
@@ -38,6 +40,10 @@ from maml_dist.recipe import Config, nearest, read_recipe
 from maml_dist.runtime.launch import Asked
 from maml_dist.trust import Names
 from maml_dist.user_code import raised_told, spelled
+
+_NAME = re.compile(r"([^/\\.\n][^/\\\n]{0,99})?")
+TASKS = 1_000_000  # that an iteration, a validation or an evaluation may take
+ACTORS = 10_000  # that a run may have; cores and GPUs of one
 
 
 @dataclass(frozen=True)
@@ -76,14 +82,21 @@ class Experiment:
     code: tuple[str, ...] = ()  # folders of the user's own modules, beside the recipe's own
 
     def __post_init__(self) -> None:
-        least = {"meta_batch": 1, "test_steps": 0, "iterations": 0, "validation_tasks": 1}
-        least |= {"test_tasks": 2, "checkpoint_every": 1, "keep": 1, "log_every": 1, "ahead": 1}
-        least |= {"shards": 1, "seed": 0, "cpus_per_shard": 0, "gpus_per_shard": 0}
-        least |= {"rollout_workers": 0, "cpus_per_worker": 0, "environments": 1}
-        for name, bound in least.items():
-            value = getattr(self, name)
-            if value is not None and value < bound:
-                raise ValueError(f"{name}={value}: must be {bound} or more")
+        check_least(self, "", iterations=0, seed=0, checkpoint_every=1, keep=1, log_every=1)
+        check_least(self, "", environments=1)
+        check_range(self, "", meta_batch=(1, TASKS), validation_tasks=(1, TASKS))
+        check_range(self, "", test_tasks=(2, TASKS), test_steps=(0, STEPS), ahead=(1, 10_000))
+        check_range(self, "", shards=(1, ACTORS), rollout_workers=(0, ACTORS))
+        check_range(self, "", cpus_per_shard=(0, ACTORS), cpus_per_worker=(0, ACTORS))
+        check_range(self, "", gpus_per_shard=(0, ACTORS))
+        if not _NAME.fullmatch(self.name):
+            raise ValueError(
+                f"name={plain.short(repr(self.name))}: must be a word for a folder, without "
+                "/ and not over 100 characters"
+            )
+        for steps, score in self.paper.items():
+            if steps < 0 or not math.isfinite(score):
+                raise ValueError(f"paper={self.paper}: must be steps -> score, finite numbers")
         if self.shards is not None and self.shards > self.meta_batch:
             raise ValueError(
                 f"shards={self.shards}: more than the {self.meta_batch} tasks of a meta-batch"
@@ -119,16 +132,20 @@ def compose(recipe: str | Path, overrides: Mapping[str, Any] | None = None) -> C
     Raises:
         ValueError: in one line, the key, the value, what is allowed and the nearest valid name.
     """
-    return override({"name": Path(recipe).stem, **read_recipe(recipe)}, overrides or {})
+    content = read_recipe(recipe)
+    plain.check(content, "")
+    return override({"name": Path(recipe).stem, **content}, overrides or {})
 
 
 def override(config: Config, overrides: Mapping[str, Any]) -> Config:
     """`config` with some keys changed, and all defaults filled in; raises as `compose` does."""
     config = copy.deepcopy(config)
     values = {
-        key.replace(".init_args.", ".").removesuffix(".class_path"): _plain(value)
+        str(key).replace(".init_args.", ".").removesuffix(".class_path"): _plain(value)
         for key, value in overrides.items()
     }
+    for key, value in values.items():
+        plain.check(value, key)
     typed = list(_texts(values))
     while values:
         given = _leaves(config)
@@ -161,6 +178,7 @@ def build(config: Config) -> Experiment:
     Raises:
         ValueError: a key, type or value is wrong, or a class is not to be trusted.
     """
+    _check_classes(config, "")
     names = Names(config["code"])
     with explained(Experiment, names), global_generators() as seed:
         parser = _parser()
@@ -191,6 +209,7 @@ def _resolve(config: Config, typed: Sequence[str] = ()) -> Config:
     missing = [key for key in ("task", "model", "learner", "outer") if key not in config]
     if missing:
         raise ValueError(f"the recipe lacks {', '.join(missing)}")
+    _check_classes(config, "")
     names = Names(config.get("code") or (), typed)
     with explained(Experiment, names):
         parser = _parser()
@@ -203,9 +222,9 @@ def _resolve(config: Config, typed: Sequence[str] = ()) -> Config:
             namespace = parser.parse_object(config)
         resolved = parser.dump(namespace, skip_none=False)
         # An argument that may be null and has no default is null where it is left out.
-        plain: Config = yaml.safe_load(spelled(re.sub(r"(?m)(?<=: )==UNSET==$", "null", resolved)))
-        _find_environment(plain["task"], names)
-    return {**plain, "code": [*plain["code"], *names.found]}
+        whole: Config = yaml.safe_load(spelled(re.sub(r"(?m)(?<=: )==UNSET==$", "null", resolved)))
+        _find_environment(whole["task"], names)
+    return {**whole, "code": [*whole["code"], *names.found]}
 
 
 def _find_environment(task: Config, names: Names) -> None:
@@ -227,6 +246,18 @@ def _parser() -> Parser:
     return parser
 
 
+def _check_classes(node: Mapping[str, Any], prefix: str) -> None:
+    """Raise ValueError where a class is no text, or its arguments are no keys and values."""
+    for key, value in node.items():
+        name = f"{prefix}.{key}" if prefix else str(key)
+        if key == "class_path" and not isinstance(value, str):
+            raise ValueError(f"{name}={plain.short(value)}: must be the path of a class, as text")
+        if key == "init_args" and not isinstance(value, Mapping):
+            raise ValueError(f"{name}={plain.short(value)}: must be keys and values")
+        if isinstance(value, Mapping):
+            _check_classes(value, name)
+
+
 def _texts(value: Any) -> Iterator[str]:
     """The texts in plain data, an environment's `module:Class` written as class paths are."""
     if isinstance(value, str):
@@ -237,9 +268,11 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _plain(value: Any) -> Any:
-    """A numpy scalar or a path as YAML knows it."""
+    """Numpy's scalars and paths as YAML knows them."""
     if isinstance(value, np.generic):
         return value.item()
+    if isinstance(value, list | tuple):
+        return type(value)(map(_plain, value)) if type(value) in (list, tuple) else value
     return str(value) if isinstance(value, Path) else value
 
 

@@ -138,7 +138,7 @@ def _one_line(message: str, root: type) -> str:
         key = unknown.group(1)
         known = _arguments(class_named(within[-1]) if within else root)
         full = f"{where}.{key}" if where else key
-        return f"unknown key {full!r}{nearest(key, known)} (there are {', '.join(known)})"
+        return f"unknown key {full!r}{nearest(key, known)} ({_there_are(known)})"
     required = re.search(r"the following arguments are required: (.+)", message)
     if required and where:
         needed = ", ".join(f"{where}.{name}" for name in required.group(1).split(", "))
@@ -150,6 +150,10 @@ def _one_line(message: str, root: type) -> str:
     null = re.search(r"Not a valid subclass of (\w+)\. Got value: None", message)
     if null:
         return f"{where}: Expected a {null.group(1)}. Got value: None"
+    no_class = re.search(r"Not a valid subclass of (\w+)\. Got value: (.*)", message)
+    if no_class:
+        kind, value = no_class.groups()
+        return f"{where}: Expected a {kind}: a class path, or class_path and init_args. Got {value}"
     name = unknown_name(ArgumentError(None, message))
     if name:
         owner = class_named(within[-1]) if within else root
@@ -165,6 +169,10 @@ def _one_line(message: str, root: type) -> str:
     if absent and absent.group(1) in sys.modules:
         text += nearest(absent.group(2), list(vars(sys.modules[absent.group(1)])))
     return f"{where}: {text}" if where else text
+
+
+def _there_are(names: list[str]) -> str:
+    return f"there are {', '.join(names)}" if names else "it takes none"
 
 
 def class_named(path: str) -> Any:

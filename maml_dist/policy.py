@@ -2,13 +2,15 @@
 
 import copy
 from collections.abc import Callable, Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 import torch
 from gymnasium.spaces import Box, Discrete
 
-from maml_dist.adaptable import Adaptable
+from maml_dist.adaptable import Adaptable, as_numbers, check_steps
+from maml_dist.core.bounds import SEEDS
 from maml_dist.core.episode import Batch, map_tensors
 from maml_dist.core.params import layout, own_form, real_of
 from maml_dist.core.source import TaskKey, keys_of
@@ -33,12 +35,23 @@ class Policy(Adaptable):
 
         Returns:
             Actions [act] or [n, act], meant for [-1, 1] and not clipped; discrete: numbers.
+
+        Raises:
+            ValueError: `obs` is no array of finite numbers of that size, or the policy's output at
+                it is not finite.
         """
         like = real_of(next(self.parameters()))
-        seen = torch.as_tensor(np.asarray(obs), dtype=like.dtype, device=like.device)
+        seen, size = as_numbers(obs, "obs", like=like).to(like.dtype), self._source.observations
+        if seen.dim() not in (1, 2) or seen.shape[-1] != size:
+            raise ValueError(f"act(obs {list(seen.shape)}): must be [{size}], or [n, {size}]")
+        if not isinstance(generator, np.random.Generator | None):
+            kind = type(generator).__name__
+            raise ValueError(f"generator must be a numpy.random.Generator or None, not {kind}")
         distribution = self._source.distribution
         with torch.no_grad():
             output = self(seen)
+            if not torch.isfinite(output).all():
+                raise ValueError("the policy's output is not finite: it has diverged")
             if generator is None:
                 action = distribution.mode(output)
             else:
@@ -62,10 +75,12 @@ class Policy(Adaptable):
             seed: of the environment's starts and of what the policy draws.
 
         Raises:
-            ValueError: `steps` is negative, the environment's observations or actions are not those
-                of the policy, or it gives what is not finite.
+            ValueError: `steps` or `seed` is negative, the environment is none, its observations or
+                actions are not those of the policy, or it gives what is not finite.
         """
-        _check_steps(steps)
+        check_steps(steps)
+        if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed <= SEEDS:
+            raise ValueError(f"seed={seed!r}: must be a whole number from 0 to {SEEDS}")
         _check_actions(env, self._source)
         if self._learner.by_scores:
             task = Goal(TaskKey(seed, "adapt", 0, 0), ())
@@ -78,9 +93,12 @@ class Policy(Adaptable):
         """A copy of this policy that has adapted to a task of its own task source.
 
         Raises:
-            ValueError: `steps` is negative.
+            ValueError: `steps` is negative, or `task` is none.
         """
-        _check_steps(steps)
+        check_steps(steps)
+        if not isinstance(task, Goal):
+            kind = type(task).__name__
+            raise ValueError(f"task must be one that the task source has drawn, not {kind}")
         if self._learner.by_scores:
             return self._climbed(RolloutWorker(self._source, self).returns, task, steps)
         return self._taught(
@@ -162,7 +180,7 @@ class Policy(Adaptable):
             obs, _ = env.reset(seed=int(generator.integers(2**31)))
             for time in range(source.horizon):
                 here = (0, episode, time)
-                sight = seen(obs, env.observation_space).astype(np.float32)
+                sight = _numbers(seen(obs, env.observation_space), "observation", here)
                 if sight.shape != (source.observations,):
                     raise ValueError(
                         f"the environment gives {sight.size} numbers to observe; the policy takes "
@@ -179,19 +197,18 @@ class Policy(Adaptable):
                 obs, reward, terminated, truncated, _ = env.step(
                     given(action.numpy(), env.action_space)
                 )
-                rewards[here] = _finite(float(reward), "reward", here)
+                rewards[here] = float(_finite(_numbers(reward, "reward", here), "reward", here))
                 if terminated or truncated:
                     break
         return Trajectories(observations, actions, rewards, mask, outputs)
 
 
-def _check_steps(steps: int) -> None:
-    if steps < 0:
-        raise ValueError(f"steps={steps}: must be 0 or more")
-
-
 def _check_actions(env: Any, source: Rollouts) -> None:
     """Raise ValueError where an environment takes other actions than the policy's."""
+    needs = ("reset", "step", "action_space", "observation_space")
+    if lacks := [name for name in needs if not hasattr(env, name)]:
+        kind = type(env).__name__
+        raise ValueError(f"env must be a Gymnasium environment; {kind} has no {', '.join(lacks)}")
     space = env.action_space
     if source.discrete:
         fits = isinstance(space, Discrete) and int(space.n) == source.actions
@@ -202,6 +219,16 @@ def _check_actions(env: Any, source: Rollouts) -> None:
         raise ValueError(
             f"the environment takes {space}; the policy acts by {own.format(source.actions)}"
         )
+
+
+def _numbers(value: Any, what: str, here: tuple[int, int, int]) -> np.ndarray:
+    try:
+        return np.asarray(value, np.float32)
+    except (TypeError, ValueError) as error:
+        _, episode, time = here
+        raise ValueError(
+            f"episode {episode}, step {time}: the environment's {what} is no number: {error}"
+        ) from None
 
 
 def _finite(value: Any, what: str, here: tuple[int, int, int]) -> Any:

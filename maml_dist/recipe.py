@@ -6,8 +6,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from maml_dist import plain
 from maml_dist.trust import Names, own
 
 Config = dict[str, Any]
@@ -15,9 +14,7 @@ Config = dict[str, Any]
 
 def recipes() -> dict[str, str]:
     """The recipes that ship with the package: name -> description."""
-    folder = resources.files("maml_dist") / "recipes"
-    files = sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(".yaml"))
-    return {name[:-5]: read_yaml(str(folder / name))["description"] for name in files}
+    return {name: read_yaml(_shipped(name))["description"] for name in _names()}
 
 
 def read_yaml(path: str | Path) -> Config:
@@ -26,15 +23,7 @@ def read_yaml(path: str | Path) -> Config:
     Raises:
         ValueError: the file is missing, broken or empty, or asks for objects to be made.
     """
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"no such file: {path}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
-        raise ValueError(f"{path} is not a plain YAML file: {error}") from None
-    if not isinstance(content, dict) or not content:
-        raise ValueError(f"{path} must hold keys and values, not {content!r}")
-    return content
+    return plain.read(path)
 
 
 def read_recipe(recipe: str | Path) -> Config:
@@ -47,6 +36,7 @@ def read_recipe(recipe: str | Path) -> Config:
     Raises:
         ValueError: there is no such recipe, or its file is not plain YAML.
     """
+    plain.check_path(recipe, "the recipe")
     path = Path(recipe)
     if path.suffix in (".yaml", ".yml"):
         content, here = read_yaml(path), path.resolve().parent
@@ -58,18 +48,28 @@ def read_recipe(recipe: str | Path) -> Config:
         for folder in folders:
             own(folder)
         return {**content, "code": list(dict.fromkeys(map(str, folders)))}
-    file = str(resources.files("maml_dist") / "recipes" / f"{recipe}.yaml")
-    if not Path(file).exists():
+    if str(recipe) not in _names():
         raise ValueError(
-            f"no recipe {str(recipe)!r}{nearest(str(recipe), list(recipes()))} "
+            f"no recipe {plain.short(repr(str(recipe)))}{nearest(str(recipe), _names())} "
             "(--list shows them; a file of your own ends in .yaml)"
         )
-    return read_yaml(file)
+    return read_yaml(_shipped(str(recipe)))
+
+
+def _names() -> list[str]:
+    """The names of the recipes that ship with the package."""
+    folder = resources.files("maml_dist") / "recipes"
+    return sorted(item.name[:-5] for item in folder.iterdir() if item.name.endswith(".yaml"))
+
+
+def _shipped(name: str) -> str:
+    """The file of one of them."""
+    return str(resources.files("maml_dist") / "recipes" / f"{name}.yaml")
 
 
 def nearest(name: str, names: Sequence[str]) -> str:
     """`; did you mean 'x'?` for the nearest of `names`, or nothing."""
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name[:200], names, n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
@@ -77,17 +77,23 @@ def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
     """`key=value` words as a dict; values are YAML.
 
     Raises:
-        ValueError: a word has no key or no `=`.
+        ValueError: a word has no key or no `=`, a key is given twice, or a value is not plain.
     """
-    pairs = [word.partition("=") for word in words]
-    for word, (key, equals, _) in zip(words, pairs, strict=True):
-        if not equals or not key:
-            raise ValueError(f"{word!r}: expected key=value")
-    return {key: _value(text) for key, _, text in pairs}
+    found: dict[str, Any] = {}
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not equals or not key.strip():
+            raise ValueError(f"{plain.short(repr(word))}: expected key=value")
+        if key in found:
+            raise ValueError(f"{plain.short(key)} is given twice: leave one out")
+        found[key] = _value(key, text)
+    return found
 
 
-def _value(text: str) -> Any:
+def _value(key: str, text: str) -> Any:
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
+        return plain.parse(text)
+    except plain.Broken:
         return text
+    except ValueError as error:
+        raise ValueError(f"{plain.short(key)}: {error}") from None

@@ -1,6 +1,5 @@
 """Report: the pictures of a run, and one self-contained page that shows them."""
 
-import argparse
 import base64
 import io
 import os
@@ -11,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maml_dist.command import add_trust, guarded
+from maml_dist.command import Parser, add_trust, guarded
 from maml_dist.evaluate import read, score_text
 
 if TYPE_CHECKING:
@@ -164,13 +163,13 @@ def _facts(run: "Run") -> dict[str, str]:
 
 def main(arguments: list[str]) -> int:
     """`python -m maml_dist.report`."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m maml_dist.report",
         description="Draw a run: RUN/figures/*.png and one page that shows them, RUN/report.html.",
     )
-    parser.add_argument("run", metavar="RUN", type=Path, help="the run's folder")
+    parser.add_argument("run", metavar="RUN", help="the run's folder")
     parser.add_argument(
-        "--compare", metavar="RUN", type=Path, nargs="+", default=[], help="runs to draw beside it"
+        "--compare", metavar="RUN", nargs="+", default=[], help="runs to draw beside it"
     )
     add_trust(parser)
     options = parser.parse_args(arguments)

@@ -25,6 +25,7 @@ from maml_dist.core.objective import running_statistics
 from maml_dist.core.params import Layout, Params, flatten, layout, real_of, unflatten
 from maml_dist.experiment import Experiment
 from maml_dist.identity import complete, refuse_other
+from maml_dist.plain import check_path
 from maml_dist.recipe import Config, read_yaml
 from maml_dist.restored import restored, started
 from maml_dist.runtime import metrics
@@ -58,6 +59,7 @@ class Run:
         Raises:
             ValueError: the folder is not a run, or its recipe.yaml not one of a run.
         """
+        check_path(path, "the run's folder")
         allow(trust)
         path = Path(path).absolute()
         recipe = path / "recipe.yaml"
@@ -173,7 +175,7 @@ class Run:
             raise ValueError("the model has no parameter that requires a gradient")
         return self.experiment.learner.init(model)
 
-    def weights(self, checkpoint: str = "best") -> tuple[Params, Entry]:
+    def weights(self, checkpoint: str | Path = "best") -> tuple[Params, Entry]:
         """The meta-parameters of a checkpoint ("best", "last" or a file), and which one it is.
 
         Where the outer rule averages, the averaged ones: those that were validated.
@@ -181,7 +183,8 @@ class Run:
         Raises:
             ValueError: there is no such checkpoint, it is damaged, or of another run.
         """
-        tensors, entry = self._load(checkpoint)
+        check_path(checkpoint, "the checkpoint")
+        tensors, entry = self._load(str(checkpoint))
         named = {n.removeprefix("meta/"): t for n, t in tensors.items() if n.startswith("meta/")}
         if "outer/average" in tensors:
             named = unflatten(tensors["outer/average"], self.layout)
@@ -282,8 +285,7 @@ def run_folder(run: str | Path | None, name: str, *, kind: str = "") -> Path:
         ValueError: the path is none, or the name would lead out of `runs/`.
     """
     if run is not None:
-        if not str(run).strip() or "\0" in str(run):
-            raise ValueError(f"run={str(run)!r}: must be a folder")
+        check_path(run, "the run's folder")
         return Path(run).absolute()
     if not name or set(name) & set("/\\\0\n") or name in (".", ".."):
         raise ValueError(f"name={name!r}: must be the name of a folder, not a path")

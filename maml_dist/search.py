@@ -9,11 +9,14 @@ num_samples: 8
 
 import csv
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from maml_dist.core.bounds import LARGEST, check_least, check_range
+from maml_dist.plain import check
 from maml_dist.recipe import nearest, read_yaml
 
 # Ray Tune's names and arguments; `high` of the integers is not drawn, as in Python's range.
@@ -43,11 +46,8 @@ class Search:
     seed: int | None = None  # of the draws, and of every trial; null: the recipe's
 
     def __post_init__(self) -> None:
-        least = {"num_samples": 1, "grace_period": 1, "reduction_factor": 2, "max_concurrent": 1}
-        for name, bound in least.items():
-            value = getattr(self, name)
-            if value is not None and value < bound:
-                raise ValueError(f"{name}={value}: must be {bound} or more")
+        check_least(self, "", grace_period=1, reduction_factor=2, max_concurrent=1)
+        check_range(self, "", num_samples=(1, 100_000), seed=(0, 2**32 - 1))  # numpy's seeds
         if not self.search:
             raise ValueError("search: there is no key to search")
         for key, distribution in self.search.items():
@@ -80,12 +80,14 @@ def read(file: str | Path, overrides: Mapping[str, Any] | None = None) -> Search
     for key in content.keys() - names:
         guess = nearest(str(key), names)
         raise ValueError(f"{file}: unknown key {key!r}{guess} (there are {', '.join(names)})")
+    check(content, "")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Search, fail_untyped=False)
     try:
         plan = Search(**vars(parser.instantiate(parser.parse_object(content))))
     except ArgumentError as error:
-        raise ValueError(f"{file}: {' '.join(error.message.split())}") from None
+        said = re.sub(r'[Pp]arser key "([^"]+)":', r"\1:", " ".join(error.message.split()))
+        raise ValueError(f"{file}: {said.replace('typing.', '')}") from None
     others = {key: value for key, value in (overrides or {}).items() if key not in names}
     kept = {
         key: value
@@ -117,6 +119,8 @@ def _check_distribution(key: str, distribution: Mapping[str, list[Any]]) -> None
     if len(arguments) != 2 or not all(type(bound) in kinds for bound in arguments):
         raise ValueError(f"{said} ({'whole numbers' if kinds == (int,) else 'numbers'})")
     low, high = arguments
+    if kinds == (int,) and max(abs(low), abs(high)) > LARGEST:
+        raise ValueError(f"{said} (whole numbers up to {LARGEST})")
     if not -math.inf < low < high < math.inf or ("log" in name and low <= 0):
         raise ValueError(f"{said} ({'0 < ' if 'log' in name else ''}low < high)")
 

@@ -9,6 +9,7 @@ from typing import Any
 from maml_dist.check import check, check_engine, decide, refuse_idle
 from maml_dist.core.params import flatten
 from maml_dist.experiment import compose, override
+from maml_dist.plain import check_path
 from maml_dist.rehearsal import refuse_unpicklable, rehearse
 from maml_dist.run import Run, refuse_used, run_folder
 from maml_dist.runtime.launch import InProcess, OnRay
@@ -60,6 +61,11 @@ def meta_train(
         OSError: the run's folder cannot be written.
         FloatingPointError: a meta-gradient is not finite; names the tasks.
     """
+    for name, value in (("local", local), ("progress", progress)):
+        if not isinstance(value, bool):
+            raise ValueError(f"{name}={value!r}: must be True or False")
+    if not callable(on_validation):
+        raise ValueError(f"on_validation={on_validation!r}: must be a function of a row")
     prepared = prepare(recipe, overrides, run=run, resume=resume, trust=trust)
     return execute(
         prepared, address=address, local=local, progress=progress, on_validation=on_validation
@@ -75,6 +81,8 @@ def prepare(
     trust: Trust = (),
 ) -> Run:
     """The run to do, or to go on with; nothing is written yet. Raises as `meta_train` does."""
+    if run is not None:
+        check_path(run, "the run's folder")
     allow(trust)
     if resume is not None:
         if run is not None:
@@ -90,8 +98,8 @@ def prepare(
         return Run(before.path, override(before.config, overrides))
     config = compose(recipe, overrides)
     for key in ("init", "checkpoints"):
-        if config[key] is not None and (not config[key].strip() or "\0" in config[key]):
-            raise ValueError(f"{key}={config[key]!r}: must be a folder or a URI, or null")
+        if config[key] is not None:
+            check_path(config[key], key)
         if config[key] is not None and "://" not in config[key]:
             config[key] = str(Path(config[key]).absolute())
     folder = run_folder(run, config["name"])
@@ -112,6 +120,8 @@ def execute(
     on_validation: Callable[[Row], None] = lambda row: None,
 ) -> Run:
     """Train a prepared run; returns it with what was decided on these machines."""
+    if address is not None and not (isinstance(address, str) and address.strip()):
+        raise ValueError(f"address={address!r}: must name a Ray cluster, or be left out")
     resumed = (run.path / "recipe.yaml").exists()
     with ExitStack() as held:
         if resumed:

@@ -4,7 +4,6 @@ One meta-iteration goes one way: shards (gradients of their tasks) -> server (th
 shards. Only references pass through this process, which submits several iterations ahead.
 """
 
-import argparse
 import math
 import signal
 import sys
@@ -14,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from maml_dist.command import add_trust, guarded
+from maml_dist.command import Parser, add_trust, guarded
 from maml_dist.runtime.memory import sparing
 from maml_dist.validation import Row, due, keep
 
@@ -204,7 +203,7 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
 
 def main(arguments: list[str]) -> int:
     """`python -m maml_dist.train`."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m maml_dist.train",
         usage="%(prog)s [RECIPE | FILE.yaml] [key=value ...] [options]",
         description="Meta-train a recipe on Ray, evaluate it and draw its pictures.",
@@ -233,19 +232,14 @@ def main(arguments: list[str]) -> int:
     from maml_dist.session import execute, prepare
 
     words = options.words
-    recipe = words.pop(0) if words and "=" not in words[0] else None
+    named = bool(words) and "=" not in words[0]
+    recipe = words.pop(0) if named else "sinusoid"
     overrides = parse_overrides(words)
-    if options.local and options.address:
+    if options.local and options.address is not None:
         raise ValueError("--local uses no cluster, --address names one: give one of them")
-    if options.resume and (recipe or options.run):
+    if options.resume is not None and (named or options.run is not None):
         raise ValueError("--resume goes on with a run as it is: no RECIPE and no --run beside it")
-    before = prepare(
-        recipe or "sinusoid",
-        overrides,
-        run=options.run,
-        resume=options.resume,
-        trust=options.trust,
-    )
+    before = prepare(recipe, overrides, run=options.run, resume=options.resume, trust=options.trust)
     if options.print_config:
         import yaml
 

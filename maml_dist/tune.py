@@ -4,7 +4,6 @@ Ray Tune over a recipe. Each trial is the real distributed run, its shards and i
 in a placement group of their own; it is judged by the best of its validations so far.
 """
 
-import argparse
 import logging
 import math
 import os
@@ -14,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maml_dist.command import add_trust, fail, guarded
+from maml_dist.command import Parser, add_trust, fail, guarded
 from maml_dist.recipe import Config, parse_overrides
 from maml_dist.search import Search, Trial, ends, read, show
 from maml_dist.trust import allow, own
@@ -41,9 +40,12 @@ def search(plan: Search, *, run: str | Path | None = None, address: str | None =
     import yaml
 
     from maml_dist.experiment import compose
+    from maml_dist.plain import check_path
     from maml_dist.run import refuse_used, run_folder
     from maml_dist.runtime.launch import OnRay
 
+    if run is not None:
+        check_path(run, "the search's folder")
     config = compose(plan.recipe, plan.settings)
     folder = run_folder(run, config["name"], kind="tune-")
     refuse_used(folder)
@@ -235,7 +237,7 @@ def _watch(iterations: int, *, num_samples: int) -> Any:
 
 def main(arguments: list[str]) -> int:
     """`python -m maml_dist.tune`."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m maml_dist.tune",
         usage="%(prog)s FILE.yaml [key=value ...] [options]",
         description="Search a recipe's keys with Ray Tune; ends with a table and best.yaml.",

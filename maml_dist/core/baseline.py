@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.func import grad
 from torch.nn.functional import linear, relu
 
+from maml_dist.core.bounds import check_layers, check_least, check_positive
 from maml_dist.core.inner import Adam
 from maml_dist.core.params import Params
 
@@ -52,8 +53,7 @@ class Linear(Baseline):
     ridge: float = 1e-5  # added to the diagonal of F^T F
 
     def __post_init__(self) -> None:
-        if not 0 < self.ridge < float("inf"):
-            raise ValueError(f"baseline.ridge={self.ridge}: must be a positive number")
+        check_positive(self, "baseline", "ridge")
 
     def values(self, observations: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
         """The fit, solved in float64.
@@ -87,12 +87,9 @@ class Network(Baseline):
     seed: int = 0  # of its first weights, the same for every batch
 
     def __post_init__(self) -> None:
-        if not all(width >= 1 for width in self.hidden):
-            raise ValueError(f"baseline.hidden={self.hidden}: each must be 1 or more")
-        if self.steps < 1:
-            raise ValueError(f"baseline.steps={self.steps}: must be 1 or more")
-        if not 0 < self.rate < float("inf"):
-            raise ValueError(f"baseline.rate={self.rate}: must be a positive number")
+        check_layers("baseline", hidden=self.hidden)
+        check_least(self, "baseline", steps=1, seed=0)
+        check_positive(self, "baseline", "rate")
 
     def values(self, observations: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
         """The fit: inputs and returns are standardised over the unmasked steps."""

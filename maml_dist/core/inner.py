@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.func import grad
 
-from maml_dist.core.bounds import check_positive
+from maml_dist.core.bounds import check_positive, check_share
 from maml_dist.core.episode import Batch
 from maml_dist.core.params import Params
 
@@ -55,8 +55,7 @@ class Momentum(Rule):
     nesterov: bool = False  # look one step ahead
 
     def __post_init__(self) -> None:
-        if not 0 <= self.decay < 1:
-            raise ValueError(f"learner.inner.decay={self.decay}: must be in [0, 1)")
+        check_share(self, "learner.inner", "decay", zero=True)
 
     def init(self, phi: Params) -> State:
         """No velocity."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.func import grad_and_value
 
-from maml_dist.core.bounds import check_least
+from maml_dist.core.bounds import STEPS, check_range
 from maml_dist.core.episode import Batch, Episode, all_keyed, keyed
 from maml_dist.core.inner import Loss, State
 from maml_dist.core.params import Params
@@ -32,7 +32,7 @@ class Learner(ABC):
     steps: int = 1  # inner steps while meta-training
 
     def __post_init__(self) -> None:
-        check_least(self, "learner", steps=0)
+        check_range(self, "learner", steps=(0, STEPS))
 
     def init(self, params: Params) -> Params:
         """The meta-parameters at the start: the model's parameters, and what else is learned.

@@ -24,6 +24,7 @@ from maml_dist.core.params import Params, complex_of
 from maml_dist.core.source import TaskSource
 from maml_dist.core.stateless import Modes, Stateless, training_modes
 
+_ARITHMETIC = ("sub", "rsub", "add", "radd", "mul", "rmul", "div", "truediv", "rtruediv", "eq")
 _OF_EQUAL_SHAPES = {
     *(functional.mse_loss, functional.l1_loss, functional.smooth_l1_loss, functional.huber_loss)
 }
@@ -67,7 +68,8 @@ class Objective:
     def loss(self, params: Params, batch: Batch) -> Tensor:
         """The inner loss, a scalar."""
         output = self.output(params, batch.x, key=batch.key)
-        with broadcasting_refused() if self._strict else nullcontext():
+        targets = [batch.y] if isinstance(batch.y, Tensor) else []
+        with broadcasting_refused(*targets) if self._strict else nullcontext():
             return self._source.loss(output, batch)
 
     def query_loss(self, params: Params, batch: Batch) -> Tensor:
@@ -196,18 +198,39 @@ def _kept(part: _BatchNorm) -> tuple[str, ...]:
 
 
 class _EqualShapes(TorchFunctionMode):
+    def __init__(self, targets: tuple[Tensor, ...]) -> None:
+        super().__init__()
+        self._targets = {id(target) for target in targets}
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _OF_EQUAL_SHAPES and args[0].shape != args[1].shape:
             output, target = (list(each.shape) for each in args[:2])
             raise RuntimeError(
                 f"Using a target size {target} that is different to the input size {output}"
             )
+        if getattr(func, "__name__", "").strip("_") in _ARITHMETIC:
+            self._refuse_outer(args[:2])
         return func(*args, **(kwargs or {}))
 
+    def _refuse_outer(self, pair: Any) -> None:
+        """A target and another tensor are not both made larger: [n] and [n, 1] to [n, n]."""
+        if len(pair) < 2 or not all(isinstance(part, Tensor) for part in pair):
+            return
+        one, other = (part.shape for part in pair)
+        if one == other or not self._targets & {id(part) for part in pair}:
+            return
+        made = torch.broadcast_shapes(one, other)
+        if made not in (one, other):
+            raise RuntimeError(
+                f"the loss broadcasts {list(one)} and {list(other)} to {list(made)}: give y the "
+                "shape of the model's output"
+            )
 
-def broadcasting_refused() -> TorchFunctionMode:
+
+def broadcasting_refused(*targets: Tensor) -> TorchFunctionMode:
     """Inside, in this thread, a loss of two shapes raises a RuntimeError and computes nothing.
 
-    torch warns only, and what is done with a warning is one setting for all threads.
+    torch warns only, and what is done with a warning is one setting for all threads. Nor is one of
+    the `targets` broadcast against another tensor to what has the shape of neither.
     """
-    return _EqualShapes()
+    return _EqualShapes(targets)

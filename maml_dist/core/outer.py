@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import hardshrink
 
-from maml_dist.core.bounds import check_least, check_positive
+from maml_dist.core.bounds import check_least, check_positive, check_share
 from maml_dist.core.schedule import Constant, Schedule
 
 State = dict[str, Tensor]
@@ -57,8 +57,7 @@ class Outer(ABC):
     def __post_init__(self) -> None:
         check_positive(self, "outer", "beta", "clip", "clip_norm")
         check_least(self, "outer", epochs=1)
-        if self.average is not None and not 0 < self.average < 1:
-            raise ValueError(f"outer.average={self.average}: must be in (0, 1), or null")
+        check_share(self, "outer", "average")
 
     @abstractmethod
     def moments(self, meta: Tensor) -> State:
@@ -156,8 +155,7 @@ class SGD(Outer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"outer.momentum={self.momentum}: must be in [0, 1)")
+        check_share(self, "outer", "momentum", zero=True)
         if self.nesterov and not self.momentum:
             raise ValueError("outer.nesterov=True: needs a momentum")
 

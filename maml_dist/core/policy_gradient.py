@@ -16,6 +16,7 @@ from torch import Tensor
 from maml_dist.core import surrogate
 from maml_dist.core.advantage import advantages
 from maml_dist.core.baseline import Baseline, Linear
+from maml_dist.core.bounds import check_least, check_range, check_share
 from maml_dist.core.distribution import Distribution
 from maml_dist.core.episode import Batch
 from maml_dist.core.trajectories import Acted, Trajectories
@@ -43,13 +44,9 @@ class PolicyGradient:
     penalty: float = 0.0  # weight of the unadapted policy's divergence (ProMP: 0.0005)
 
     def __post_init__(self) -> None:
-        for name in ("gamma", "decay"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"task.policy_gradient.{name}={getattr(self, name)}: must be 0…1")
-        if not 0 < self.clip < 1:
-            raise ValueError(f"task.policy_gradient.clip={self.clip}: must be in (0, 1)")
-        if not self.penalty >= 0:
-            raise ValueError(f"task.policy_gradient.penalty={self.penalty}: must be 0 or more")
+        check_range(self, "task.policy_gradient", gamma=(0, 1), decay=(0, 1))
+        check_share(self, "task.policy_gradient", "clip")
+        check_least(self, "task.policy_gradient", penalty=0)
 
     def credit(
         self, rolled: Trajectories, distribution: Distribution

@@ -51,7 +51,7 @@ class Linear(Schedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_least(self, "outer.schedule", end=0)
+        check_least(self, "outer.schedule", end=0, until=1)
         _check_fall(self.warm_up, self.until)
 
     def factor(self, count: float) -> float:
@@ -69,7 +69,7 @@ class Cosine(Schedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_least(self, "outer.schedule", end=0)
+        check_least(self, "outer.schedule", end=0, until=1)
         _check_fall(self.warm_up, self.until)
 
     def factor(self, count: float) -> float:

@@ -58,6 +58,7 @@ class TaskSource(ABC):
     metric: ClassVar[str] = "loss"  # the score by which checkpoints are chosen and runs reported
     maximize: ClassVar[bool] = False  # whether more of it is better
     on_policy: ClassVar[bool] = False  # whether what is collected depends on the parameters
+    classifies: bool = False  # whether y [n] are classes, whole numbers from 0
     penalty: float = 0.0  # on-policy: weight of phi_0's divergence on the support
 
     @abstractmethod

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from maml_dist.core.bounds import check_layers
 from maml_dist.models.glorot import perceptron
 
 
@@ -18,6 +19,7 @@ class CategoricalPolicy(nn.Module):
         hidden: Sequence[int] = (100, 100),
     ) -> None:
         super().__init__()
+        check_layers("model", observations=observations, hidden=hidden, actions=actions)
         self.logits = perceptron(observations, hidden, actions)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -7,6 +7,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from maml_dist.core.bounds import check_layers
+
 
 class Conv4(nn.Module):
     """x [n, channels, size, size] -> [n, outputs]."""
@@ -22,6 +24,17 @@ class Conv4(nn.Module):
         running_statistics: bool = False,  # keep batch norm's, for predictions one by one
     ) -> None:
         super().__init__()
+        side = size // 16 if downsample == "pool" else 1  # pixels a side that the head sees
+        check_layers(
+            "model",
+            outputs=outputs,
+            channels=channels,
+            filters=filters,
+            size=size,
+            weights=9 * filters * (channels + 3 * filters) + filters * side**2 * outputs,
+        )
+        if not side:
+            raise ValueError(f"model.size={size}: must be 16 or more with model.downsample=pool")
         pools = downsample == "pool"
         layers: list[nn.Module] = []
         for _ in range(4):
@@ -36,7 +49,7 @@ class Conv4(nn.Module):
             channels = filters
         self.body = nn.Sequential(*layers)
         self.mean_over_space = not pools
-        self.head = nn.Linear(filters * (size // 16) ** 2 if pools else filters, outputs)
+        self.head = nn.Linear(filters * side**2, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [n, channels, size, size] -> [n, outputs]."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from maml_dist.core.bounds import check_layers
 from maml_dist.models.glorot import perceptron
 
 
@@ -22,8 +23,11 @@ class GaussianPolicy(nn.Module):
         min_std: float = 1e-6,  # what is below counts as this, and has no gradient
     ) -> None:
         super().__init__()
-        if not min_std > 0:
+        check_layers("model", observations=observations, hidden=hidden, actions=actions)
+        if not 0 < min_std < math.inf:
             raise ValueError(f"model.min_std={min_std}: must be positive")
+        if not math.isfinite(log_std):
+            raise ValueError(f"model.log_std={log_std}: must be a finite number")
         self.mean = perceptron(observations, hidden, actions)
         self.log_std = nn.Parameter(torch.full((actions,), float(log_std)))
         self.min_log_std = math.log(min_std)

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from maml_dist.core.bounds import check_layers
+
 
 class MLP(nn.Module):
     """x [n, …] (flattened to [n, inputs]) -> [n, outputs]; hidden layers with ReLU."""
@@ -17,6 +19,7 @@ class MLP(nn.Module):
         batch_norm: bool = False,  # with the statistics of the current batch, always
     ) -> None:
         super().__init__()
+        check_layers("model", inputs=inputs, hidden=hidden, outputs=outputs)
         layers: list[nn.Module] = []
         for width_in, width_out in zip((inputs, *hidden), hidden, strict=False):
             layers.append(nn.Linear(width_in, width_out))

@@ -38,7 +38,7 @@ class Ant(Rollouts):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self.goal, self.profile, self.threads)
+        check(self)
 
     @property
     def sensed(self) -> int:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from maml_dist.core.bounds import check_least
 from maml_dist.core.episode import Batch, Episode, supervised
 from maml_dist.core.source import Adapt, TaskKey, TaskSource
 
@@ -62,6 +63,7 @@ class FewShot(TaskSource):
 
     metric = "accuracy"
     maximize = True
+    classifies = True
 
     data: ClassData
     ways: int = 5  # classes a task
@@ -69,11 +71,7 @@ class FewShot(TaskSource):
     query: int = 15  # query examples a class
 
     def __post_init__(self) -> None:
-        if self.ways < 2 or self.shots < 1 or self.query < 1:
-            raise ValueError(
-                f"task.ways={self.ways}, task.shots={self.shots}, task.query={self.query}: "
-                "must be at least 2, 1 and 1"
-            )
+        check_least(self, "task", ways=2, shots=1, query=1)
 
     def sample(self, key: TaskKey) -> Draw:
         """Draw classes, their order, and examples of each, all without replacement."""

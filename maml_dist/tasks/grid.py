@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from maml_dist.core.bounds import LARGEST, check_least, check_range, check_size
 from maml_dist.core.simulator import Simulator, Stepped
 from maml_dist.core.source import TaskKey
 from maml_dist.tasks.rollout import Goal, Rollouts
@@ -31,8 +32,10 @@ class Grid(Rollouts):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.size < 2:
-            raise ValueError(f"task.size={self.size}: must be 2 or more")
+        check_least(self, "task", size=2)
+        check_range(self, "task", cost=(-LARGEST, LARGEST))
+        numbers = self.horizon * self.episodes * self.sensed
+        check_size(self, "task", "horizon", "episodes", "size", numbers=numbers)
 
     @property
     def sensed(self) -> int:

@@ -36,7 +36,7 @@ class HalfCheetah(Rollouts):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self.goal, self.profile, self.threads)
+        check(self)
 
     @property
     def sensed(self) -> int:

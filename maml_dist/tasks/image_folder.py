@@ -12,6 +12,7 @@ overshoot ends at 0 and 1. Of an animation the first frame is read. Names that b
 """
 
 import io
+import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image, ImageOps
 
+from maml_dist.core.bounds import check_least, check_range
 from maml_dist.tasks.few_shot import SPLITS, ClassData
 
 Item = TypeVar("Item")
@@ -114,6 +116,12 @@ class ImageFolder(ClassData):
     grey: bool = False  # one channel rather than three
     parts: tuple[float, float, float] = (0.64, 0.16, 0.2)  # classes to train, val and test
     seed: int = 0  # of the division into splits
+
+    def __post_init__(self) -> None:
+        check_range(self, "task.data", size=(1, 8192))
+        check_least(self, "task.data", seed=0)
+        if not all(0 <= part < math.inf for part in self.parts) or not sum(self.parts):
+            raise ValueError(f"task.data.parts={self.parts}: must be three shares, 0 or more")
 
     def classes(self, split: str) -> list[np.ndarray]:
         """One array [images, channels, size, size] a class, sorted by name."""

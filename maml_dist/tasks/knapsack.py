@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from maml_dist.core.bounds import check_least, check_share, check_size
 from maml_dist.core.episode import Batch, Episode, supervised
 from maml_dist.core.source import Adapt, TaskKey, TaskSource
 
@@ -45,11 +46,11 @@ class Knapsack(TaskSource):
     query: int = 10  # query instances a task
 
     def __post_init__(self) -> None:
-        for name in ("items", "attributes", "shots", "query"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"task.{name}={getattr(self, name)}: must be 1 or more")
-        if not 0 < self.capacity < 1:
-            raise ValueError(f"task.capacity={self.capacity}: must be between 0 and 1")
+        sizes = ("items", "attributes", "shots", "query")
+        check_least(self, "task", **dict.fromkeys(sizes, 1))
+        numbers = self.items * (self.shots + self.query) * (self.attributes + 3)
+        check_size(self, "task", *sizes, numbers=numbers)
+        check_share(self, "task", "capacity")
 
     def sample(self, key: TaskKey) -> Items:
         """The taste, and the items of all instances."""

@@ -7,10 +7,11 @@ v is the velocity along x. Profiles: `paper`, the released code's simulation, on
 control step; `gymnasium`, that of Gymnasium's v5 environments, five. Returns compare within one.
 """
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
+from maml_dist.core.bounds import check_range
 from maml_dist.core.source import TaskKey
 from maml_dist.tasks.rollout import Goal
 
@@ -18,17 +19,17 @@ Kind = Literal["direction", "velocity"]
 Profile = Literal["paper", "gymnasium"]
 
 
-def check(goal: str, profile: str, threads: int) -> None:
-    """The settings of a body.
+def check(body: Any) -> None:
+    """The settings of a body, its fields `goal`, `profile` and `threads`.
 
     Raises:
         ValueError: a setting is not one of those allowed.
     """
-    for name, value, kind in (("goal", goal, Kind), ("profile", profile, Profile)):
+    for name, kind in (("goal", Kind), ("profile", Profile)):
+        value = getattr(body, name)
         if value not in get_args(kind):
             raise ValueError(f"task.{name}={value}: must be {' or '.join(get_args(kind))}")
-    if threads < 1:
-        raise ValueError(f"task.threads={threads}: must be 1 or more")
+    check_range(body, "task", threads=(1, 1024))
 
 
 def draw(kind: Kind, key: TaskKey, *, fast: float) -> Goal:

@@ -73,6 +73,7 @@ def convert(source: Path, out: Path, *, track: Callable[[list[str]], Iterable[st
 def _from_csv(source: Path, split: str) -> Loaders:
     path = source / f"{split}.csv"
     files: dict[str, list[Path]] = {}
+    _check_file(path)
     try:
         with path.open(newline="", encoding="utf-8-sig") as lines:
             for row in csv.DictReader(lines, restval=""):
@@ -84,7 +85,14 @@ def _from_csv(source: Path, split: str) -> Loaders:
     return {label: partial(_decode, paths) for label, paths in files.items()}
 
 
+def _check_file(path: Path) -> None:
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is no file")  # a pipe or a device would never end
+
+
 def _decode(paths: list[Path]) -> np.ndarray:
+    for path in paths:
+        _check_file(path)
     return np.stack(
         [decode_bytes(path.read_bytes(), name=str(path), size=SIZE, grey=False) for path in paths]
     )
@@ -92,6 +100,7 @@ def _decode(paths: list[Path]) -> np.ndarray:
 
 def _from_pickle(source: Path, split: str) -> Loaders:
     path = source / f"mini-imagenet-cache-{split}.pkl"
+    _check_file(path)
     try:
         with path.open("rb") as file:
             cache = _Unpickler(file, encoding="latin1").load()  # some were written by Python 2

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from maml_dist.core.bounds import check_least
 from maml_dist.tasks import class_file
 from maml_dist.tasks.few_shot import ClassData
 from maml_dist.tasks.image_folder import decode_bytes, divide
@@ -42,6 +43,9 @@ class Omniglot(ClassData):
     path: str | None = None  # the converted file; null: omniglot.arrow in the data folder
     rotations: bool = True  # characters turned by 90, 180 and 270 degrees are further classes
     seed: int = 0  # of the division into splits
+
+    def __post_init__(self) -> None:
+        check_least(self, "task.data", seed=0)
 
     def classes(self, split: str) -> list[np.ndarray]:
         """The split's characters in a random order, each followed by its rotations."""

@@ -24,10 +24,12 @@ from pyarrow import parquet as pq
 from torch import Tensor
 from torch.nn.functional import cross_entropy, mse_loss
 
+from maml_dist.core.bounds import check_least, check_range, check_size
 from maml_dist.core.episode import Batch, Episode, supervised
 from maml_dist.core.source import Adapt, TaskKey, TaskSource
 
 SUFFIXES = (".parquet", ".arrow", ".feather")
+Place = tuple[str, int]  # a file, and the number of a row group within it
 Opened = tuple[pa.Schema, int, Callable[[int], pa.Table]]
 
 
@@ -61,15 +63,16 @@ class Records(TaskSource):
     cache: int = 64  # row groups kept in memory; best no fewer than the tasks of one shard
 
     def __post_init__(self) -> None:
-        for name in ("shots", "query", "visit", "cache"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"task.{name}={getattr(self, name)}: must be 1 or more")
-        if min(self.val, self.test) < 0 or self.val + self.test > 1:
+        check_least(self, "task", shots=1, query=1, visit=1, cache=1, classes=2)
+        check_range(self, "task", val=(0, 1), test=(0, 1))
+        if self.val + self.test > 1:
             raise ValueError(f"task.val={self.val}, task.test={self.test}: must add up to 0 … 1")
-        if self.classes is not None and self.classes < 2:
-            raise ValueError(f"task.classes={self.classes}: must be 2 or more, or null")
         if isinstance(self.features, str) or not self.features:
             raise ValueError(f"task.features={self.features!r}: must be a list of column names")
+        if not all(isinstance(name, str) for name in (*self.features, self.target, self.task_id)):
+            raise ValueError("task.features, task.target and task.task_id must be names of columns")
+        numbers = (self.shots + self.query) * (len(self.features) + 1)
+        check_size(self, "task", "shots", "query", numbers=numbers)
 
     @property
     def metric(self) -> str:  # type: ignore[override]  # a field decides what the base class fixes
@@ -79,6 +82,11 @@ class Records(TaskSource):
     @property
     def maximize(self) -> bool:  # type: ignore[override]  # as above
         """Whether more of the metric is better."""
+        return bool(self.classes)
+
+    @property
+    def classifies(self) -> bool:  # type: ignore[override]  # as above
+        """Whether the target is a class."""
         return bool(self.classes)
 
     @cached_property
@@ -142,7 +150,9 @@ class RecordIndex:
         self._source = source
         self._files, paths = _find(source.path)
         with ThreadPoolExecutor(8) as pool:  # several files at once: remote ones take their time
-            groups = [group for scan in pool.map(self._scan, paths) for group in scan]
+            scans = list(pool.map(self._scan, paths))
+        self._refuse_mixed(paths, [whole for whole, _ in scans])
+        groups = [group for _, found in scans for group in found]
         if not groups:
             raise ValueError(f"task.path={source.path!r}: no rows")
         self.groups, hashes, lengths = zip(*groups, strict=True)  # groups: file, number within it
@@ -187,7 +197,10 @@ class RecordIndex:
         finite, target = np.isfinite(values).all(0), values[:, -1]
         where = f"{path}, row group {number}"
         if not finite.all():
-            raise ValueError(f"{where}: {names[finite.argmin()]!r} has a missing or infinite value")
+            raise ValueError(
+                f"{where}: {names[finite.argmin()]!r} has a missing or infinite value, or "
+                "one too large for float32"
+            )
         if source.classes and not ((target >= 0) & (target < source.classes)).all():
             found = f"{target.min():.0f} … {target.max():.0f}"
             raise ValueError(
@@ -195,8 +208,9 @@ class RecordIndex:
             )
         return values
 
-    def _scan(self, path: str) -> list[tuple[tuple[str, int], np.ndarray, np.ndarray]]:
-        """Of each row group of a file: its place, the hashes of its tasks and their lengths."""
+    def _scan(self, path: str) -> tuple[bool, list[tuple[Place, np.ndarray, np.ndarray]]]:
+        """Whether a file's task ids are whole numbers; and of each row group its place, the hashes
+        of its tasks and their lengths."""
         groups = []
         with _open(self._files, path, [self._source.task_id]) as (schema, num_groups, read):
             self._check(path, schema)
@@ -205,7 +219,8 @@ class RecordIndex:
                 if ids.null_count:
                     raise ValueError(f"{path}, row group {number}: a row without a task id")
                 groups.append(((path, number), _hash(ids), length))
-        return groups
+            whole = pa.types.is_integer(_plain(schema.field(self._source.task_id).type))
+        return whole, groups
 
     def _check(self, path: str, schema: pa.Schema) -> None:
         """Raise if a column is not there or cannot be used."""
@@ -217,10 +232,22 @@ class RecordIndex:
             if name not in schema.names:
                 nearest = "".join(difflib.get_close_matches(name, schema.names, n=1, cutoff=0))
                 raise ValueError(f"task.{field}: no column {name!r} in {path}; nearest: {nearest}")
+            if schema.names.count(name) > 1:
+                raise ValueError(f"task.{field}: {path} has more than one column {name!r}")
             kind = _plain(schema.field(name).type)
             if not any(getattr(pa.types, f"is_{allowed}")(kind) for allowed in kinds):
                 raise ValueError(
                     f"task.{field}: column {name!r} in {path} is {kind}, not {' or '.join(kinds)}"
+                )
+
+    def _refuse_mixed(self, paths: Sequence[str], whole: Sequence[bool]) -> None:
+        """Raise if the task ids are numbers in one file and text in another: 1 is not "1"."""
+        kinds = ["integer" if each else "string" for each in whole]
+        for path, kind in zip(paths, kinds, strict=True):
+            if kind != kinds[0]:
+                raise ValueError(
+                    f"task.task_id: column {self._source.task_id!r} is {kinds[0]} in {paths[0]} and"
+                    f" {kind} in {path}: must be one of them in all files"
                 )
 
     def _refuse_scattered(self, hashes: np.ndarray, group: np.ndarray) -> None:
@@ -272,7 +299,7 @@ def _find(path: str) -> tuple[fs.FileSystem, list[str]]:
         folder = fs.FileSelector(place, recursive=True)
         found = [info] if info.is_file else files.get_file_info(folder)
         infos = [each for each in found if info.is_file or not _passed_over(each.path, info.path)]
-    paths = sorted(info.path for info in infos if info.path.endswith(SUFFIXES))
+    paths = sorted(each.path for each in infos if each.is_file and each.path.endswith(SUFFIXES))
     if not paths:
         raise ValueError(f"task.path={path!r}: no file ending in {', '.join(SUFFIXES)}")
     return files, paths
@@ -289,7 +316,11 @@ def _open(files: fs.FileSystem, path: str, names: list[str]) -> Iterator[Opened]
     """The schema of a file, how many row groups it has, and what reads columns of one of them."""
     with _reading(path), files.open_input_file(path) as file:
         if path.endswith(".parquet"):
-            parquet = pq.ParquetFile(file, pre_buffer=True)  # one request for all columns
+            parquet = pq.ParquetFile(
+                file,
+                pre_buffer=True,  # one request for all columns
+                page_checksum_verification=True,  # where there are any
+            )
             read = partial(parquet.read_row_group, columns=names)
             yield parquet.schema_arrow, parquet.num_row_groups, read
         else:

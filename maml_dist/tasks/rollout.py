@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from maml_dist.core.bounds import check_least, check_size
 from maml_dist.core.distribution import Categorical, Distribution, Gaussian
 from maml_dist.core.episode import Batch, Episode
 from maml_dist.core.policy_gradient import PolicyGradient, stacked
@@ -48,9 +49,8 @@ class Rollouts(TaskSource):
     policy_gradient: PolicyGradient = field(default_factory=PolicyGradient)  # what episodes teach
 
     def __post_init__(self) -> None:
-        for name in ("horizon", "episodes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"task.{name}={getattr(self, name)}: must be 1 or more")
+        check_least(self, "task", horizon=1, episodes=1)
+        check_size(self, "task", "horizon", "episodes", numbers=self.horizon * self.episodes)
 
     @property
     @abstractmethod

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
+from maml_dist.core.bounds import check_least, check_size
 from maml_dist.core.episode import Batch, Episode, supervised
 from maml_dist.core.random import fold, uniform
 from maml_dist.core.source import Adapt, TaskKey, TaskSource, keys_of
@@ -63,10 +64,8 @@ class Sinusoid(TaskSource):
     oracle: bool = False  # also give amplitude and phase as inputs: x [task, n, 3]
 
     def __post_init__(self) -> None:
-        if self.shots < 1 or self.query < 1:
-            raise ValueError(
-                f"task.shots={self.shots}, task.query={self.query}: both must be 1 or more"
-            )
+        check_least(self, "task", shots=1, query=1)
+        check_size(self, "task", "shots", "query", numbers=4 * (self.shots + self.query))
 
     def sample(self, key: TaskKey) -> Wave:
         """The wave of this key."""

@@ -1,5 +1,7 @@
 """What a user can get wrong: one line on stderr, exit status 2, nothing written, no traceback."""
 
+import json
+import os
 import sys
 
 import pytest
@@ -11,7 +13,15 @@ from maml_dist.command import guarded
 from maml_dist.experiment import compose
 from maml_dist.tasks import omniglot
 
+BOMB = "".join(
+    f"k{i}: &k{i} [{', '.join([f'*k{i - 1}'] * 9 if i else ['x'] * 9)}]\n" for i in range(12)
+)
 BROKEN = {
+    "twice.yaml": "alpha: 1\nalpha: 2\n",
+    "deep.yaml": "a: " + "[" * 3000 + "]" * 3000,
+    "bomb.yaml": BOMB,
+    "quoted.yaml": f"a: {json.dumps(BOMB)}",
+    "keys.yaml": "1.5: 2",
     "broken.yaml": "task: [1",
     "empty.yaml": "",
     "code.yaml": "task: !!python/object/apply:os.system ['touch hacked']",
@@ -46,6 +56,10 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     for name, text in BROKEN.items():
         (tmp_path / name).write_text(text)
+    (tmp_path / "loop.yaml").symlink_to("loop.yaml")
+    (tmp_path / "folder.yaml").mkdir()
+    os.mkfifo(tmp_path / "pipe.yaml")
+    (tmp_path / "binary.yaml").write_bytes(bytes(range(128, 256)))
     before = sorted(tmp_path.rglob("*"))
     yield tmp_path
     assert sorted(tmp_path.rglob("*")) == before
@@ -85,6 +99,65 @@ def folder(tmp_path, monkeypatch):
 )
 def test_train(folder, capsys, monkeypatch, words, said):
     assert said in fail(capsys, monkeypatch, train, words.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([""], "the recipe is empty"),
+        ([" "], "the recipe is empty"),
+        (["sinusoid", ""], "'': expected key=value"),
+        (["sinusoid", "--run", ""], "the run's folder is empty"),
+        (["--resume", ""], "the run's folder is empty"),
+        (["sinusoid", "--address", ""], "address=''"),
+        (["sinusoid", "checkpoints=''"], "checkpoints is empty"),
+        (["sinusoid", "init='  '"], "init is empty"),
+        (["sinusoid", "name=../../x"], "name='../../x': must be a word for a folder"),
+        (["sinusoid", "name=.x"], "name='.x'"),
+        (["sinusoid", "name=" + "x" * 200], "not over 100 characters"),
+        (["sinusoid", "alpha=1", "alpha=2"], "alpha is given twice"),
+        (["sinusoid", "task.query=100000000000"], "task.query=100000000000: must be 1 …"),
+        (["sinusoid", "task.query=1000000000"], "a task would hold 4,000,000,040 numbers"),
+        (["sinusoid", "seed=18446744073709551616"], "seed: 18446744073709551616"),
+        (["sinusoid", "seed=-1"], "seed=-1: must be 0 or more"),
+        (["sinusoid", "iterations=1e30"], "iterations: Expected a int"),
+        (["sinusoid", "iterations=99999999999"], "iterations=99999999999: must be 0 … 2147483647"),
+        (["sinusoid", "iterations=010"], "010 would be read as another number"),
+        (["sinusoid", "cpus_per_shard=.inf"], "cpus_per_shard=inf: must be 0 … 10000"),
+        (["sinusoid", "cpus_per_shard=.nan"], "cpus_per_shard=nan: must be a number"),
+        (["sinusoid", "alpha=.nan"], "alpha=nan: must be a number"),
+        (["sinusoid", "alpha=.inf"], "learner.alpha=inf: must be a positive number"),
+        (["sinusoid", "outer.decays=[.nan, 0]"], "outer.decays=nan: must be a number"),
+        (["sinusoid", "paper={1: .inf}"], "paper={1: inf}"),
+        (["sinusoid", "paper={-1: 1}"], "paper={-1: 1"),
+        (["sinusoid", "shots=true"], "task.shots: Expected a int. Got value: True"),
+        (["sinusoid", "first_order=1"], "learner.first_order: Expected a bool. Got value: 1"),
+        (["sinusoid", "hidden=3"], "model.hidden: Expected a collections.abc.Sequence"),
+        (["sinusoid", "hidden=[0]"], "model.hidden=[0]: each must be 1 or more"),
+        (["sinusoid", "hidden=[100000, 100000]"], "weights; at most"),
+        (["sinusoid", "learner={class_path: MAML, init_args: 3}"], "learner.init_args=3"),
+        (["sinusoid", "model=[1]"], "model: Expected a Module: a class path"),
+        (["sinusoid", "alpha=!!python/object/apply:os.system [x]"], "alpha: line 1: !!python"),
+        (["sinusoid", "alpha=&a [*a]"], "alpha: line 1: holds itself"),
+        (["sinusoid", "hidden=" + "[" * 3000], "hidden: line 1: nested more than 64 deep"),
+        (["sinusoid", "--tasks", "3"], "unrecognized arguments: --tasks"),
+        (["x" * 300 + ".yaml"], "File name too long"),
+        (["a\0.yaml"], "#x0000"),
+        (["loop.yaml"], "symbolic links"),
+        (["pipe.yaml"], "it is a folder or a device"),
+        (["folder.yaml"], "it is a folder or a device"),
+        (["twice.yaml"], "twice.yaml is not a plain YAML file: line 2: the key alpha stands there"),
+        (["deep.yaml"], "nested more than 64 deep"),
+        (["bomb.yaml"], "line 6: aliases make more than 100,000 values"),
+        (["quoted.yaml"], "aliases make more than 100,000 values"),
+        (["keys.yaml"], "1.5 is no key"),
+        (["binary.yaml"], "is not UTF-8 text"),
+    ],
+)
+def test_words_and_files_that_are_none(folder, capsys, monkeypatch, words, said):
+    small = ["--local", *(["iterations=2"] if "iterations" not in " ".join(words) else [])]
+    small = [] if "--resume" in words else small[1:] if "--address" in words else small
+    assert said in fail(capsys, monkeypatch, train, [*words, *small])
 
 
 @pytest.mark.parametrize("module", [evaluate, report])
@@ -138,7 +211,7 @@ class Broadcast(Sinusoid):
     [
         ("model.class_path=users.Random", "model or loss draw random numbers (aten."),
         ("task.class_path=users.Broadcast", "Using a target size"),
-        ("hidden=[-1]", "the recipe's objects cannot be made"),
+        ("hidden=[-1]", "model.hidden=[-1]: each must be 1 or more"),
     ],
 )
 def test_code_that_cannot_be_meta_learned(tmp_path, capsys, monkeypatch, part, said, batching):

@@ -207,6 +207,9 @@ def test_actions_are_scaled_to_the_bounds_as_in_training(run):
             "episode 0, step 1: the environment's observation is not",
         ),
         (Faulty(np.zeros(2), np.inf), "episode 0, step 0: the environment's reward is not finite"),
+        (Faulty(np.zeros(2), None), "step 0: the environment's reward is no number|is not finite"),
+        (Faulty(np.zeros(2), "much"), "step 0: the environment's reward is no number"),
+        (Faulty(np.array(["a", "b"]), 0.0), "observation is no number"),
     ],
 )
 def test_an_environment_that_does_not_fit_is_refused(run, env, said):
@@ -223,10 +226,10 @@ def test_no_step_is_a_copy_and_fewer_are_refused(name, request):
     assert all(
         torch.equal(a, b) for a, b in zip(same.parameters(), policy.parameters(), strict=True)
     )
-    with pytest.raises(ValueError, match="steps=-1: must be 0 or more"):
+    with pytest.raises(ValueError, match="steps=-1: must be a whole number"):
         policy.adapt(Point(), steps=-1)
     task = Run.open(path).work.source.sample(TaskKey(0, "test", 0, 0))
-    with pytest.raises(ValueError, match="steps=-1: must be 0 or more"):
+    with pytest.raises(ValueError, match="steps=-1: must be a whole number"):
         policy.learn(task, steps=-1)
 
 

@@ -70,6 +70,8 @@ def test_the_ends_are_values_that_can_be_drawn(distribution, values):
         ({"loguniform": [0, 1]}, "0 < low < high"),
         ({"randint": [1, 2.5]}, "whole numbers"),
         ({"choice": []}, "choice takes"),
+        ({"randint": [0, 2**63]}, "whole numbers up to 2147483647"),
+        ({"lograndint": [True, 3]}, "whole numbers"),
         ({"uniform": [0, 1], "choice": [1]}, "takes one distribution, not 2"),
         ({}, "takes one distribution, not 0"),
     ],
@@ -94,6 +96,12 @@ def test_a_wrong_distribution_is_one_clear_line(distribution, said):
         ({"search": {"alpha": [1, 2]}}, "search"),
         ({"search": {**ALPHA, "learner.alpha": {"choice": [1]}}}, "is set already"),
         ({"search": {"shards": {"choice": [1, 2]}}}, "all trials share it"),
+        ({"search": {"alpha": {"choice": [float("nan")]}}}, "search.alpha.choice=nan: must be"),
+        ({"search": {"alpha": {"uniform": 3}}}, "search: Expected"),
+        ({"num_samples": 10**9}, "num_samples=1000000000: must be 1 … 100000"),
+        ({"seed": 2**32}, "seed=4294967296: must be 0 … 4294967295"),
+        ({"scheduler": "fifo2"}, "scheduler: Expected a Literal"),
+        ({"overrides": {"x": float("nan")}}, "overrides.x=nan"),
     ],
 )
 def test_a_wrong_file_is_one_clear_line(file, keys, said):

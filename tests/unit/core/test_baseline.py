@@ -131,7 +131,10 @@ def test_vmapped_it_is_the_same(baseline):
 def test_mistakes_are_named():
     for make, said in (
         (lambda: Linear(ridge=0.0), "baseline.ridge=0.0: must be a positive number"),
-        (lambda: Network(hidden=(0,)), r"baseline.hidden=\(0,\): each must be 1 or more"),
+        (
+            lambda: Network(hidden=(0,)),
+            r"baseline.hidden=\(0,\): each must be 1 or more",
+        ),
         (lambda: Network(steps=0), "baseline.steps=0: must be 1 or more"),
         (lambda: Network(rate=-1.0), "baseline.rate=-1.0: must be a positive number"),
     ):

@@ -1,6 +1,7 @@
 """ImageFolder: where splits come from, and what an image becomes."""
 
 import io
+import os
 import pickle
 from pathlib import Path
 
@@ -104,6 +105,34 @@ def test_a_folder_that_is_not_there(tmp_path: Path, split: str) -> None:
     root = tmp_path / "set" if split == "val" else tmp_path / "other"
     with pytest.raises(FileNotFoundError, match="is not there: it should hold a folder for each"):
         ImageFolder(str(root)).classes(split)
+
+
+def test_what_other_programs_leave_is_passed_by(tmp_path: Path) -> None:
+    for name in ("red", "blue"):
+        paint(tmp_path / "train" / name, (255, 0, 0))
+    before = ImageFolder(str(tmp_path), size=4).classes("train")
+    (tmp_path / "train" / ".ipynb_checkpoints").mkdir()
+    (tmp_path / "train" / "red" / "._x.png").write_bytes(b"x")
+    (tmp_path / "train" / "red" / ".ipynb_checkpoints").mkdir()
+    (tmp_path / "train" / "red" / "folder.png").mkdir()
+    os.mkfifo(tmp_path / "train" / "red" / "pipe.png")
+    after = ImageFolder(str(tmp_path), size=4).classes("train")
+    assert all(np.array_equal(one, other) for one, other in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"size": 0}, "task.data.size=0: must be 1 or more"),
+        ({"size": 100_000}, "task.data.size=100000: must be 1 … 8192"),
+        ({"seed": -1}, "task.data.seed=-1"),
+        ({"parts": (1.0, float("nan"), 0.0)}, "task.data.parts"),
+        ({"parts": (0.0, 0.0, 0.0)}, "task.data.parts"),
+    ],
+)
+def test_settings_that_are_none(setting: dict, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        ImageFolder("x", **setting)
 
 
 def seen(image: Image.Image, *, kind: str = "PNG", grey: bool = True, **options) -> np.ndarray:

@@ -199,3 +199,11 @@ def test_a_lost_file_is_named_and_the_old_conversion_stays(tmp_path: Path, lost:
 def test_a_source_of_neither_kind(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds neither train\.csv .* nor mini-imagenet-cache"):
         convert(tmp_path, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["mini-imagenet-cache-train.pkl", "train.csv"])
+def test_a_pipe_is_not_waited_for(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(ValueError, match=f"{name} is no file"):
+        convert(tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

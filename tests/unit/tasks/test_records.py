@@ -1,5 +1,6 @@
 """Records: every row tells where it comes from (a = task, b = row of the task, y = 1000 a + b)."""
 
+import os
 import pickle
 from collections import Counter
 from pathlib import Path
@@ -294,6 +295,73 @@ def test_an_unknown_split_is_named(tmp_path: Path) -> None:
     source = records(write(tmp_path / "part.parquet", tables(TEN)))
     with pytest.raises(ValueError, match="split='dev': must be one of test, val, train"):
         source.sample(TaskKey(0, "dev", 0, 0))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (lambda n: pa.nulls(n), "column 'b' in .* is null, not integer"),
+        (lambda n: pa.array([[1.0]] * n), "is list"),
+        (lambda n: pa.array([{"x": 1}] * n), "is struct"),
+        (lambda n: pa.array([b"\xff"] * n), "is binary"),
+        (lambda n: pa.array([0] * n, pa.date32()), "is date32"),
+        (lambda n: pa.array([1] * n).cast(pa.decimal128(30, 2)), "is decimal128"),
+        (lambda n: pa.array(["1"] * n).dictionary_encode(), "is string"),
+        (lambda n: pa.array([float("inf")] * n), "'b' has a missing or infinite value"),
+    ],
+)
+def test_columns_of_other_types_are_named(tmp_path: Path, values: Any, message: str) -> None:
+    table = tables(TEN[:1])[0]
+    table = table.set_column(table.schema.names.index("b"), "b", values(table.num_rows))
+    source = records(write(tmp_path / "part.parquet", [table]))
+    with pytest.raises(ValueError, match=message):
+        source.collect([source.sample(key) for key in keys(5)], steps=1)
+
+
+def test_a_column_that_is_there_twice_is_named(tmp_path: Path) -> None:
+    table = tables(TEN)[0]
+    path = write(tmp_path / "part.parquet", [table.append_column("b", table["b"])])
+    with pytest.raises(ValueError, match="task.features: .* has more than one column 'b'"):
+        records(path).sample(keys(1)[0])
+
+
+def test_task_ids_are_of_one_kind_in_all_files(tmp_path: Path) -> None:
+    one, other = tables(TEN)[:2]
+    text = pa.array([f"x{number}" for number in other["task_id"].to_pylist()])
+    write(tmp_path / "a.parquet", [one])
+    write(tmp_path / "b.parquet", [other.set_column(0, "task_id", text)])
+    with pytest.raises(ValueError, match="is integer in .*a.parquet and string in .*b.parquet"):
+        records(tmp_path).sample(keys(1)[0])
+
+
+def test_files_of_other_programs_are_passed_by(tmp_path: Path) -> None:
+    write(tmp_path / "part.parquet", tables(TEN))
+    alone = [records(tmp_path).sample(key) for key in keys(5)]
+    for name in ("._part.parquet", "_temporary.parquet", ".ipynb_checkpoints/part.parquet"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"rubbish")
+    (tmp_path / "folder.parquet").mkdir()
+    os.mkfifo(tmp_path / "pipe.parquet")
+    for one, other in zip(alone, [records(tmp_path).sample(key) for key in keys(5)], strict=True):
+        assert one.group == other.group and np.array_equal(one.rows, other.rows)
+
+
+def test_a_damaged_page_is_named_where_the_file_has_checksums(tmp_path: Path) -> None:
+    path = tmp_path / "part.parquet"
+    table = tables(TEN)[0]
+    pq.write_table(
+        table, path, write_page_checksum=True, compression="none", use_dictionary=False
+    )  # fmt: skip
+    records(path).collect([records(path).sample(key) for key in keys(1)], steps=1)
+    content = bytearray(path.read_bytes())
+    number = np.float64(table["y"].to_numpy()[15]).tobytes()
+    at = content.find(number)
+    assert at > 0
+    content[at] ^= 1  # another number, as good as any
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="part.parquet: cannot be read: .*[Cc][Rr][Cc]"):
+        source = records(path)
+        source.collect([source.sample(key) for key in keys(3)], steps=1)
 
 
 def test_what_others_leave_beside_the_data_is_passed_over(tmp_path: Path) -> None:
