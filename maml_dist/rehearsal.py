@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from safetensors.torch import load as read
 from safetensors.torch import save as written
-from torch import Tensor
 
 from maml_dist.adaptable import adaptable
 from maml_dist.core.episode import map_tensors
@@ -57,15 +56,12 @@ def _keep(run: Run) -> None:
     back = read(written(tensors))
     given = {f"meta/{name}": value for name, value in run.initial.items()}
     for name, value in {**tensors, **given}.items():
-        if not _same(back[name], value):
+        kept = back[name].to(value.dtype)  # counts travel as floats
+        if not torch.equal(kept.nan_to_num(), value.nan_to_num()):
             raise ValueError(
                 f"{name} ({value.dtype}) is not kept by a checkpoint, which holds "
                 f"{back[name].dtype}"
             )
-
-
-def _same(one: Tensor, other: Tensor) -> bool:
-    return one.dtype == other.dtype and torch.equal(one.nan_to_num(), other.nan_to_num())
 
 
 def _adapted(run: Run, loaded: Any) -> torch.nn.Module:
