@@ -163,6 +163,8 @@ def _outcome(
         return "unclear"
     if len(lines) != 1 or len(said) > 1500 and case.command != "python":
         return "unclear"
+    if case.command == "report":  # the page without the picture that could not be drawn
+        left = {path for path in left if not path.startswith("RUN/")}
     return "left something" if left else "refused"
 
 

@@ -112,7 +112,7 @@ def test_train(folder, capsys, monkeypatch, words, said):
         (["sinusoid", "--address", ""], "address=''"),
         (["sinusoid", "checkpoints=''"], "checkpoints is empty"),
         (["sinusoid", "init='  '"], "init is empty"),
-        (["sinusoid", "name=../../x"], "name='../../x': must be a word for a folder"),
+        (["sinusoid", "name=../../x"], "name='../../x': must be"),
         (["sinusoid", "name=.x"], "name='.x'"),
         (["sinusoid", "name=" + "x" * 200], "not over 100 characters"),
         (["sinusoid", "alpha=1", "alpha=2"], "alpha is given twice"),
