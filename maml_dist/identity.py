@@ -27,7 +27,7 @@ def complete(config: Config, path: Path) -> Config:
         raise ValueError(f"{path.parent} is not a run: its recipe.yaml lacks {', '.join(lacks)}")
     for name, form in get_type_hints(Experiment).items():
         if name in config:
-            form = dict[str, Any] if name in OBJECTS else TEXTS if name == "paper" else form
+            form = dict[str, Any] | str if name in OBJECTS else TEXTS if name == "paper" else form
             checked(config[name], form, f"{path}: {name}")
     return {**defaults, **config}
 
