@@ -205,7 +205,7 @@ def python(nobody):
 
 def test_every_socket_is_on_the_loopback_address(victim):
     assert {"gcs_server", "raylet"} < {name for name, *_ in victim.listening}
-    assert len(victim.listening) >= 12
+    assert len(victim.listening) >= 9  # 12 where no other Ray has taken the ports that are fixed
     assert {ip.removeprefix("::ffff:") for _, ip, _ in victim.listening} == {"127.0.0.1"}
 
 
