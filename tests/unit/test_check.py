@@ -502,7 +502,7 @@ def test_the_part_that_cannot_be_followed_is_named(changed, part, said):
 def test_the_part_that_draws_unseeded_is_named(changed, part):
     changed = {"model": lambda _, h: h, **changed}
     line = refused(experiment(changed.pop("model"), **changed))
-    assert f"differs when computed again: {part} draws random numbers" in line
+    assert "differs when computed again: " in line and part in line
 
 
 def traced_otherwise(kept=2):
