@@ -27,14 +27,14 @@ class Policy(Adaptable):
     _source: Rollouts
 
     def act(self, obs: Any, *, generator: np.random.Generator | None = None) -> np.ndarray:
-        """An action for an observation [obs], or for many [n, obs].
+        """An action for an observation [obs], or for many [n, …, obs].
 
         Args:
             obs: as the task source gives it.
             generator: draws the action from the policy; the likeliest one if None.
 
         Returns:
-            Actions [act] or [n, act], meant for [-1, 1] and not clipped; discrete: numbers.
+            Actions [act] or [n, …, act], meant for [-1, 1] and not clipped; discrete: numbers.
 
         Raises:
             ValueError: `obs` is no array of finite numbers of that size, or the policy's output at
@@ -42,8 +42,8 @@ class Policy(Adaptable):
         """
         like = real_of(next(self.parameters()))
         seen, size = as_numbers(obs, "obs", like=like).to(like.dtype), self._source.observations
-        if seen.dim() not in (1, 2) or seen.shape[-1] != size:
-            raise ValueError(f"act(obs {list(seen.shape)}): must be [{size}], or [n, {size}]")
+        if not seen.dim() or seen.shape[-1] != size:
+            raise ValueError(f"act(obs {list(seen.shape)}): must be [{size}], or [n, …, {size}]")
         if not isinstance(generator, np.random.Generator | None):
             kind = type(generator).__name__
             raise ValueError(f"generator must be a numpy.random.Generator or None, not {kind}")
