@@ -190,14 +190,13 @@ def test_more_ways_than_classes_and_other_misfits(tmp_path, capsys, monkeypatch)
 CODE = """
 import torch
 from torch import nn
-from torch.nn.functional import dropout
 from maml_dist.tasks.sinusoid import Sinusoid
 
 class Random(nn.Linear):
     def __init__(self):
         super().__init__(1, 1)
     def forward(self, x):
-        return dropout(super().forward(x), 0.5)
+        return super().forward(x) + torch.randn_like(x)
 
 class Broadcast(Sinusoid):
     def loss(self, output, batch):
