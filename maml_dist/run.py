@@ -132,6 +132,14 @@ class Run:
         last = self.checkpoints.last
         return last is not None and last.validated and last.iteration >= self.config["iterations"]
 
+    def refuse_lost(self) -> None:
+        """Raise ValueError where there were checkpoints, and none is there any more."""
+        if self.checkpoints.last is None and metrics.scores(self.metrics):
+            raise ValueError(
+                f"no checkpoint is left in {self.checkpoints.folder.path}, though the run was "
+                "validated: put them back, or start again in a new run folder"
+            )
+
     @cached_property
     def initial(self) -> Params:
         """The meta-parameters before the first iteration: seeded, or from the run named by `init`.

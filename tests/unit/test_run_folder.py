@@ -263,6 +263,14 @@ def test_a_lost_index_is_made_again_with_the_scores_of_the_metrics(run, capsys):
     assert [row["iteration"] for row in resumed.metrics] == [1, 2, 3, 4, 5, 6]
 
 
+def test_a_run_whose_checkpoints_are_all_lost_does_not_start_again(run):
+    shutil.rmtree(run.path / "checkpoints")
+    before = (run.path / "metrics.jsonl").read_bytes()
+    with pytest.raises(ValueError, match="no checkpoint is left in .*/checkpoints, though"):
+        maml_dist.meta_train(resume=run.path, iterations=9, local=True, progress=False)
+    assert (run.path / "metrics.jsonl").read_bytes() == before
+
+
 def test_a_damaged_newest_checkpoint_is_done_again_to_the_same_bits(run, trained, capsys):
     path = run.path / "checkpoints" / "00000004.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"\1")
