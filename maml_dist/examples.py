@@ -15,6 +15,7 @@ from torch import Tensor
 
 from maml_dist.adaptable import Adaptable, load
 from maml_dist.core.episode import Batch, Episode, map_tensors
+from maml_dist.core.params import real_of
 from maml_dist.core.source import TaskKey
 from maml_dist.figures import Drawn, Picture, Style, plain
 from maml_dist.tasks.few_shot import FewShot
@@ -158,7 +159,7 @@ def _one_task(episode: Episode) -> tuple[Batch, Batch]:
 
 def _outputs(model: Adaptable, support: Batch, x: Tensor, *, steps: int) -> Tensor:
     """The model's outputs at x [n, …] after some steps on the support set."""
-    like = next(model.parameters())
+    like = real_of(next(model.parameters()))
     with torch.no_grad():
         x = x.to(like.dtype) if x.is_floating_point() else x
         outputs: Tensor = model.adapt(support.x, support.y, steps=steps)(x)

@@ -19,6 +19,10 @@ from maml_dist.recipe import nearest
 from maml_dist.trust import Names
 from maml_dist.user_code import OwnCodeError, folder_of, spelled
 
+# Of this package what recipes are made of; not what opens files, as `Metrics` does.
+_ROOMS = ("core", "experiment", "learners", "models", "tasks")
+ROOMS = tuple(f"maml_dist.{room}." for room in _ROOMS)
+
 _names: ContextVar[Names | None] = ContextVar("names", default=None)
 _refused: ContextVar[list[OwnCodeError]] = ContextVar("refused")
 
@@ -120,7 +124,7 @@ def _check_kind(named: Any) -> None:
     module = str(getattr(named, "__module__", None))
     kinds = getmro(named) if isclass(named) else ()
     if folder_of(module) or any(
-        kind is nn.Module or str(kind.__module__).startswith("maml_dist.") for kind in kinds
+        kind is nn.Module or f"{kind.__module__}.".startswith(ROOMS) for kind in kinds
     ):
         return
     raise OwnCodeError(

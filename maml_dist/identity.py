@@ -32,6 +32,23 @@ def complete(config: Config, path: Path) -> Config:
     return {**defaults, **config}
 
 
+def refuse_anothers(run: Path, checkpoints: Path) -> None:
+    """Raise ValueError where the place of checkpoints is, links followed, that of another run.
+
+    A stranger's recipe or a link of theirs may name it, and training removes checkpoints there.
+    """
+    place = checkpoints.resolve()
+    if (
+        place.name == "checkpoints"
+        and place.parent != run.resolve()
+        and (place.parent / "recipe.yaml").exists()
+    ):
+        raise ValueError(
+            f"{checkpoints} is the place of another run, {place.parent}: give the run one of its "
+            "own, or go on with that one"
+        )
+
+
 def refuse_other(config: Config, metadata: Metadata) -> None:
     """Raise ValueError where a checkpoint is not of the run of this recipe.
 

@@ -1,6 +1,7 @@
 """Rehearsal: what follows a run's iterations, in small and in memory, before it starts.
 
 checkpoint   the weights and the outer rule's state, written and read back
+made again   the model predicts the same
 load, adapt  the model as `maml_dist.load` gives it, adapted as the report adapts it, copied
 travel       what Ray's actors are given, pickled
 """
@@ -14,8 +15,10 @@ from safetensors.torch import load as read
 from safetensors.torch import save as written
 
 from maml_dist.adaptable import adaptable
-from maml_dist.core.episode import map_tensors
-from maml_dist.core.params import flatten
+from maml_dist.core.episode import Batch, map_tensors
+from maml_dist.core.fixed import fixed, kept, restore
+from maml_dist.core.objective import Objective
+from maml_dist.core.params import flatten, real_of
 from maml_dist.core.source import TaskKey
 from maml_dist.policy import Policy
 from maml_dist.run import Run
@@ -37,6 +40,7 @@ def rehearse(run: Run) -> None:
     fresh = Run(run.path, run.config)  # whose objects nothing has touched, as `load` builds them
     weights = {name: value.clone() for name, value in run.initial.items()}
     try:
+        _refuse_unlike(run, fresh)
         loaded = adaptable(fresh.experiment, weights, 0)
         copy.deepcopy(_adapted(fresh, loaded))
     except FAILURES as error:
@@ -64,23 +68,47 @@ def _keep(run: Run) -> None:
             )
 
 
+def _refuse_unlike(run: Run, fresh: Run) -> None:
+    """Raise ValueError where the model made again, with all that is kept of it, predicts otherwise.
+
+    Such a model holds what it draws, or reads from elsewhere, where no checkpoint finds it.
+    """
+    if run.experiment.task.on_policy:
+        return
+    models = run.experiment.model, fresh.experiment.model
+    restore(fixed(models[1]), kept(fixed(models[0])))
+    params = {name: real_of(p.detach()) for name, p in models[0].named_parameters()}
+    x = _one_task(run)[1]
+    with torch.no_grad():
+        one, two = (Objective(each, run.experiment.task).output(params, x) for each in models)
+    if not torch.allclose(one, two, rtol=1e-3, atol=1e-6, equal_nan=True):
+        raise ValueError(
+            "the model made again does not predict the same: its constructor draws or reads what "
+            "no checkpoint holds; hold it as a buffer, or as a tensor that is a module's attribute"
+        )
+
+
+def _one_task(run: Run) -> tuple[Batch, torch.Tensor]:
+    """The support set and the queries' inputs of a task, in the engine's precision."""
+    experiment = run.experiment
+    key = TaskKey(experiment.seed, "test", 0, 0)
+    alone = map_tensors(itemgetter(0), collected(experiment, [key], steps=1))
+    x = alone.query.x
+    return alone.support[0], x.to(experiment.engine.dtype) if x.is_floating_point() else x
+
+
 def _adapted(run: Run, loaded: Any) -> torch.nn.Module:
     """A loaded model after a step on a task, as the report makes it."""
     experiment = run.experiment
     steps = min(1, experiment.test_steps)
-    key = TaskKey(experiment.seed, "test", 0, 0)
     if isinstance(loaded, Policy):
         if isinstance(experiment.task, Rollouts) and not experiment.learner.by_scores:
+            key = TaskKey(experiment.seed, "test", 0, 0)
             loaded.learn(experiment.task.sample(key), steps=steps)
         return loaded
-    alone = map_tensors(itemgetter(0), collected(experiment, [key], steps=1))
-    x = (
-        alone.query.x.to(experiment.engine.dtype)
-        if alone.query.x.is_floating_point()
-        else alone.query.x
-    )
+    support, x = _one_task(run)
     with torch.no_grad():
-        adapted: torch.nn.Module = loaded.adapt(alone.support[0].x, alone.support[0].y, steps=steps)
+        adapted: torch.nn.Module = loaded.adapt(support.x, support.y, steps=steps)
         adapted(x)
     return adapted
 

@@ -33,20 +33,20 @@ def report(run: "Run", compare: Sequence["Run"] = ()) -> Path:
         The page.
 
     Raises:
-        ValueError: the runs have different scores, or a picture could not be drawn; then the page
-            holds the others.
+        ValueError: the runs have different scores, `figures` is a link, or a picture could not be
+            drawn; then the page holds the others.
         OSError: the pictures cannot be written, or the data of the tasks are not there.
     """
     from maml_dist.examples import sheet, waves
     from maml_dist.figures import steps, training, validation
     from maml_dist.films import films
     from maml_dist.runtime.blame import blamed
-    from maml_dist.runtime.folder import replace
+    from maml_dist.runtime.folder import make_within, replace
     from maml_dist.walks import walks
 
     drawn = _drawn([run, *compare])
     folder = run.path / "figures"
-    folder.mkdir(exist_ok=True)
+    make_within(folder)
     pictures, failed = [], []
     for draw in (steps, training, validation, waves, sheet, walks, films):
         try:

@@ -24,7 +24,7 @@ from maml_dist.core.fixed import Held, kept, unkept
 from maml_dist.core.objective import running_statistics
 from maml_dist.core.params import Layout, Params, flatten, layout, real_of, unflatten
 from maml_dist.experiment import Experiment
-from maml_dist.identity import complete, refuse_other
+from maml_dist.identity import complete, refuse_anothers, refuse_other
 from maml_dist.plain import check_path
 from maml_dist.recipe import Config, read_yaml
 from maml_dist.restored import restored, started
@@ -82,9 +82,11 @@ class Run:
         """Inside, no other driver trains this run, or writes to where its checkpoints are.
 
         Raises:
-            ValueError: another does.
+            ValueError: another does, or the checkpoints' place is another run's.
             OSError: the folder cannot be written.
         """
+        if place := self.checkpoints.folder.local:
+            refuse_anothers(self.path, place)
         with ExitStack() as held:
             places = [
                 self.path,
@@ -129,6 +131,14 @@ class Run:
         """Whether the run has reached its last iteration, and has been validated there."""
         last = self.checkpoints.last
         return last is not None and last.validated and last.iteration >= self.config["iterations"]
+
+    def refuse_lost(self) -> None:
+        """Raise ValueError where there were checkpoints, and none is there any more."""
+        if self.checkpoints.last is None and metrics.scores(self.metrics):
+            raise ValueError(
+                f"no checkpoint is left in {self.checkpoints.folder.path}, though the run was "
+                "validated: put them back, or start again in a new run folder"
+            )
 
     @cached_property
     def initial(self) -> Params:

@@ -90,6 +90,7 @@ def prepare(
                 "a run that is resumed stays in its folder: run and resume exclude each other"
             )
         before = Run.open(resume)
+        before.refuse_lost()
         fixed = sorted(overrides.keys() - RESUMABLE)
         if fixed:
             raise ValueError(

@@ -160,6 +160,8 @@ def strays(trial: Trial, terms: Terms) -> tuple[str, float] | None:
 def first_apart(expected: Found, found: Found, *, most: float = SAME) -> tuple[str, float] | None:
     """The first that is further off than `most`, and how far, relative to what is expected."""
     for name, value in expected.items():
+        if not value.is_floating_point():  # a count, a truth
+            value = value.double()
         other = found[name].to(value.dtype)
         finite = value.isfinite() & other.isfinite()
         alike = (value == other) | (value != value) & (other != other)

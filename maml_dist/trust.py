@@ -139,7 +139,7 @@ def _installed(name: str) -> bool:
     top = name.partition(".")[0]
     if top in sys.stdlib_module_names:
         return name in sys.modules
-    if top in NOT_NAMED:
+    if top in NOT_NAMED or name.endswith(".__main__"):  # a command, which would run
         return False
     path: Sequence[str] | None = _site_folders()
     parts = name.split(".")

@@ -7,20 +7,20 @@ queue is waited for ever after.
 import time
 from pathlib import Path
 
-from maml_dist.runtime.folder import naming
+from maml_dist.runtime.folder import make_within, naming
 
 
 class Events:
     """One more event file in a folder. Events from `start` on in the others are void."""
 
     def __init__(self, folder: Path, *, start: int) -> None:
-        """Raises OSError where it cannot be written; names the path."""
+        """Raises ValueError where the folder is a link, OSError where it cannot be written."""
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import Event, SessionLog
 
         self._path = folder
         with naming(folder):
-            folder.mkdir(parents=True, exist_ok=True)
+            make_within(folder)
             self._writer = EventsWriter(str(folder / "events"))
             self._writer.write_event(Event(step=start, file_version="brain.Event:2"))
             log = SessionLog(status=SessionLog.START)

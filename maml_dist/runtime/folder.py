@@ -184,6 +184,18 @@ def made(folder: Path) -> Iterator[None]:
         raise
 
 
+def make_within(folder: Path) -> None:
+    """Make a folder of a run's own, if it is not there.
+
+    Raises:
+        ValueError: it is a link, by which files elsewhere would be overwritten.
+        OSError: it cannot be made.
+    """
+    if folder.is_symlink():
+        raise ValueError(f"{folder} is a link to {folder.resolve()}: must be a folder, or not be")
+    folder.mkdir(parents=True, exist_ok=True)
+
+
 def _file_system(where: str) -> tuple[fs.FileSystem, str]:
     if not where.strip() or "\0" in where:
         raise ValueError(f"checkpoints={where!r}: must be a folder or a URI, or null")

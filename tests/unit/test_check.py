@@ -28,6 +28,7 @@ from maml_dist.learners.reptile import Reptile
 from maml_dist.models.conv4 import Conv4
 from maml_dist.tasks.few_shot import SPLITS, Arrays, FewShot
 from maml_dist.tasks.sinusoid import Sinusoid
+from maml_dist.trial import first_apart
 
 
 class Around(nn.Module):
@@ -616,3 +617,10 @@ def test_a_convolution_whose_gradient_jumps_is_not_blamed():
     model = Conv4(outputs=8, channels=1, filters=16, downsample="stride")
     engine = Engine("task", running="traced")
     checked(experiment(model, engine=engine, task=source, alpha=0.1, steps=2))
+
+
+@pytest.mark.parametrize(("one", "other"), [(3, 4), (True, False)])
+def test_scores_that_count_or_are_truths_are_compared(one, other):
+    found = {"right": torch.tensor(one)}
+    assert first_apart(found, found) is None
+    assert first_apart(found, {"right": torch.tensor(other)}) is not None

@@ -11,6 +11,7 @@ USERS = """
 import threading
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -33,6 +34,14 @@ class Mixed(Plain):  # of two precisions
         return super().forward(x) * self.scale.to(x.dtype)
     def to(self, *_):
         return self
+
+class Drawn(Plain):  # where nothing seeds it and no checkpoint finds it
+    def __init__(self):
+        super().__init__()
+        w = float(np.random.default_rng().normal())
+        self.scaled = lambda x: x * w
+    def forward(self, x):
+        return self.scaled(super().forward(x))
 
 @dataclass(frozen=True)
 class Opened(Sinusoid):
@@ -84,6 +93,11 @@ def test_recipes_pass(tmp_path, recipe, precision):
 def test_a_model_that_cannot_be_copied_is_refused(run):
     with pytest.raises(ValueError, match="could not be loaded, adapted and copied, because of the"):
         rehearse(run("Locked"))
+
+
+def test_what_a_model_predicts_by_and_no_checkpoint_holds_is_refused(run):
+    with pytest.raises(ValueError, match="the model made again does not predict the same"):
+        rehearse(run("Drawn"))
 
 
 def test_parameters_of_two_precisions_keep_their_values_in_a_checkpoint(run):

@@ -263,6 +263,14 @@ def test_a_lost_index_is_made_again_with_the_scores_of_the_metrics(run, capsys):
     assert [row["iteration"] for row in resumed.metrics] == [1, 2, 3, 4, 5, 6]
 
 
+def test_a_run_whose_checkpoints_are_all_lost_does_not_start_again(run):
+    shutil.rmtree(run.path / "checkpoints")
+    before = (run.path / "metrics.jsonl").read_bytes()
+    with pytest.raises(ValueError, match="no checkpoint is left in .*/checkpoints, though"):
+        maml_dist.meta_train(resume=run.path, iterations=9, local=True, progress=False)
+    assert (run.path / "metrics.jsonl").read_bytes() == before
+
+
 def test_a_damaged_newest_checkpoint_is_done_again_to_the_same_bits(run, trained, capsys):
     path = run.path / "checkpoints" / "00000004.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"\1")
@@ -503,3 +511,28 @@ def test_a_full_disk_ends_in_a_line_and_keeps_what_was_there(tmp_path, monkeypat
     last = Run.open(tmp_path / "run").checkpoints.last
     assert last is not None and last.iteration == 2  # by the file where the index was not written
     assert maml_dist.meta_train(resume=tmp_path / "run", local=True, progress=False).finished
+
+
+@pytest.mark.parametrize("by", ["recipe", "uri", "link"])
+def test_a_strangers_run_does_not_train_in_the_folder_of_mine(run, tmp_path, by):
+    theirs, place = tmp_path / "theirs", run.path / "checkpoints"
+    theirs.mkdir()
+    named = {"recipe": str(place), "uri": f"file://{place}", "link": None}[by]
+    (theirs / "recipe.yaml").write_text(yaml.safe_dump({**run.config, "checkpoints": named}))
+    if by == "link":
+        (theirs / "checkpoints").symlink_to(place)
+    before = {path: path.read_bytes() for path in place.iterdir()}
+    with pytest.raises(ValueError, match=f"is the place of another run, {run.path}"):
+        maml_dist.meta_train(resume=theirs, iterations=9, keep=1, local=True, progress=False)
+    assert {path: path.read_bytes() for path in place.iterdir()} == before
+
+
+@pytest.mark.parametrize("name", ["figures", "tensorboard"])
+def test_nothing_is_written_into_a_folder_by_a_link(run, tmp_path, name):
+    victim, link = tmp_path / "victim", run.path / name
+    victim.mkdir()
+    shutil.rmtree(link, ignore_errors=True)
+    link.symlink_to(victim)
+    with pytest.raises(ValueError, match=f"{name} is a link to {victim}"):
+        report.report(run) if name == "figures" else Metrics(run.path, start=4, total=6, quiet=True)
+    assert not list(victim.iterdir())

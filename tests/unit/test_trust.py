@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from types import ModuleType
@@ -78,7 +79,7 @@ def strangers(tmp_path, monkeypatch, mark, trained):
     """Makes a stranger's run in `theirs/run`; modules of theirs lie in and beside it."""
     run = tmp_path / "theirs" / "run"
     run.mkdir(parents=True)
-    (run / "checkpoints").symlink_to(trained.path / "checkpoints")
+    shutil.copytree(trained.path / "checkpoints", run / "checkpoints")
     source = EVIL.format(mark=str(mark))
     for folder in (run, run.parent):
         (folder / "evil.py").write_text(source)
@@ -169,6 +170,7 @@ INSTALLED = {
         lambda mark: env("ray.rllib.examples.envs.classes.env_with_subprocess.EnvWithSubprocess"),
         "No module named 'ray",
     ),
+    "command": (lambda mark: {"model": spec("PIL.__main__.Net")}, "has no attribute '__main__'"),
     "gym": (lambda mark: env("GymV26Environment-v0", env_id="evil:Evil-v0"), "whatever module"),
     "any": (lambda mark: linear(device=popen(mark)), "subprocess.Popen"),
     "any text": (lambda mark: linear(device=yaml.safe_dump(popen(mark))), "subprocess.Popen"),
@@ -182,6 +184,15 @@ INSTALLED = {
     ),
     "function": (lambda mark: {"model": spec("torch.hub.load", repo_or_dir=mark)}, "torch.hub"),
     "ours": (lambda mark: {"model": spec("maml_dist.adaptable.load", run=mark)}, "is refused"),
+    "our file": (
+        lambda mark: {
+            "model": spec(
+                "torch.nn.ParameterList",
+                values=[spec("maml_dist.runtime.metrics.Metrics", folder=mark, start=0, total=1)],
+            )
+        },
+        "maml_dist.runtime.metrics.Metrics is refused",
+    ),
     "os": (lambda mark: {"model": spec("os.mkdir", path=mark)}, "os.mkdir is refused"),
     "hop": (lambda mark: {"learner": spec("torch.os.mkdir", path=mark)}, "is refused"),
 }

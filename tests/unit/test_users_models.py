@@ -186,6 +186,10 @@ def test_all_that_is_learned_of_a_complex_weight_has_moved(trained):
     assert loaded.turn.is_complex()
 
 
+def test_the_report_of_a_complex_weight_is_drawn(trained):
+    assert report(trained("Spectral")).exists()
+
+
 def test_weight_norm_by_hooks_is_that_by_parametrization(trained):
     hooked, other = (trained(kind) for kind in ("WeightNormed", "Parametrized"))
     (a, _), (b, _) = hooked.weights("last"), other.weights("last")
