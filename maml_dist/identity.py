@@ -32,21 +32,21 @@ def complete(config: Config, path: Path) -> Config:
     return {**defaults, **config}
 
 
-def refuse_anothers(run: Path, checkpoints: Path) -> None:
+def refuse_anothers(run: Path, checkpoints: Path, *, owner: str | None) -> None:
     """Raise ValueError where the place of checkpoints is, links followed, that of another run.
 
     A stranger's recipe or a link of theirs may name it, and training removes checkpoints there.
+    `owner` is the folder of the run that wrote to a place outside of its folder.
     """
     place = checkpoints.resolve()
-    if (
-        place.name == "checkpoints"
-        and place.parent != run.resolve()
-        and (place.parent / "recipe.yaml").exists()
-    ):
-        raise ValueError(
-            f"{checkpoints} is the place of another run, {place.parent}: give the run one of its "
-            "own, or go on with that one"
-        )
+    whose = [place.parent] if place.name == "checkpoints" else []
+    whose += [Path(owner)] if owner else []
+    for other in whose:
+        if other.resolve() != run.resolve() and (other / "recipe.yaml").exists():
+            raise ValueError(
+                f"{checkpoints} is the place of another run, {other}: give the run one of its own, "
+                "or go on with that one"
+            )
 
 
 def refuse_other(config: Config, metadata: Metadata) -> None:

@@ -77,13 +77,15 @@ def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
     """`key=value` words as a dict; values are YAML.
 
     Raises:
-        ValueError: a word has no key or no `=`, a key is given twice, or a value is not plain.
+        ValueError: a word has no key, `=` or value, a key comes twice, or a value is not plain.
     """
     found: dict[str, Any] = {}
     for word in words:
         key, equals, text = word.partition("=")
         if not equals or not key.strip():
             raise ValueError(f"{plain.short(repr(word))}: expected key=value")
+        if not text.strip():
+            raise ValueError(f"{plain.short(repr(word))}: expected key=value, null for none")
         if key in found:
             raise ValueError(f"{plain.short(key)} is given twice: leave one out")
         found[key] = _value(key, text)

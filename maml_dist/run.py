@@ -86,7 +86,9 @@ class Run:
             OSError: the folder cannot be written.
         """
         if place := self.checkpoints.folder.local:
-            refuse_anothers(self.path, place)
+            inside = self.config["checkpoints"] is None  # a copy of a run has its own
+            owner = None if inside else self.checkpoints.owner
+            refuse_anothers(self.path, place, owner=owner)
         with ExitStack() as held:
             places = [
                 self.path,
@@ -117,6 +119,7 @@ class Run:
         return Checkpoints(
             self.path / "checkpoints" if elsewhere is None else elsewhere,
             keep=self.config["keep"],
+            run=str(self.path),
             belongs=lambda metadata: refuse_other(self.config, metadata),
             scores=lambda: metrics.scores(self.metrics),
         )

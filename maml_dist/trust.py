@@ -3,8 +3,9 @@
 Always: what this package and what installed packages hold of its kinds (`torch.nn.Module`, and what
 derives from classes of this package), and Gymnasium's environments. Modules of one's own: those of
 folders that are trusted, because a recipe in a file of one's own lies there or names it in `code:`,
-or by `--trust PATH` (`trust=`); and of class paths that one typed oneself, those that Python would
-import. Never because a run says so, nor because a module is loaded already.
+because the script that runs lies there, or by `--trust PATH` (`trust=`); and of class paths that
+one typed oneself, those that Python would import. Never because a run says so, nor because a module
+is loaded already.
 """
 
 import importlib.util
@@ -98,7 +99,7 @@ class Names:
             return name
         for place in map(_real, self.code):
             if find(place, name):
-                if place not in _trusted:
+                if place not in _trusted and place != _script_folder():
                     raise _refused(name, place)
                 return self._own(place, name)
         typed = any(f"{path}.".startswith(f"{name}.") for path in self.typed)
@@ -125,6 +126,13 @@ class Names:
         folders = dict.fromkeys([folder, *code, *self.found, *_given])
         user_code.join([place for place in folders if place in _trusted])
         return f"{user_code.package(folder)}.{name}"
+
+
+def _script_folder() -> str | None:
+    """Where the script is that runs (`python FILE.py`), from which Python itself imports."""
+    main = sys.modules["__main__"]
+    file = getattr(main, "__file__", None)
+    return str(Path(file).resolve().parent) if file and main.__spec__ is None else None
 
 
 def _refused(name: str, folder: str) -> OwnCodeError:

@@ -99,7 +99,9 @@ def raised_told(before: str = "") -> Iterator[None]:
     """
     try:
         yield
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         frames = [
             (str(frame.f_globals.get("__name__")), f"{frame.f_code.co_filename}, line {line}: ")
             for frame, line in traceback.walk_tb(error.__traceback__)

@@ -2,7 +2,7 @@
 
 Frozen parameters, buffers (persistent or not), and the tensors and arrays that the module's parts
 hold as plain attributes, alone, in lists, tuples and dicts, or in modules that are hidden there. A
-constructor may draw them or read them from a file; kept, they need neither.
+constructor may draw them or read them from a file: it still does, and what is kept comes instead.
 """
 
 from collections.abc import Iterator

@@ -37,6 +37,7 @@ class Checkpoints:
         where: str | Path,
         *,
         keep: int = 3,
+        run: str | None = None,
         belongs: Callable[[Metadata], None] = lambda metadata: None,
         scores: Callable[[], Mapping[int, float | None]] = dict,
     ) -> None:
@@ -45,6 +46,7 @@ class Checkpoints:
         Args:
             where: a folder, or a URI of `pyarrow.fs`.
             keep: how many of the last are kept.
+            run: the folder of the run that writes.
             belongs: raises ValueError where a checkpoint is of another run.
             scores: of the iterations that were validated, where the index is lost.
 
@@ -53,6 +55,8 @@ class Checkpoints:
         """
         self.folder = Folder(where)
         self._keep, self._belongs, self._scores = keep, belongs, scores
+        self._run = run
+        self.owner: str | None = None  # the folder of the run that has written
         self._verified: set[Entry] = set()
         self.entries: list[Entry] = []
         self.fixed: str | None = None  # sha256 of the fixed file
@@ -68,7 +72,7 @@ class Checkpoints:
             self._rebuild(f"is damaged ({error})")
             return
         self.entries, self._best, self._maximize = index.last, index.best, index.maximize
-        self.fixed = index.fixed
+        self.fixed, self.owner = index.fixed, index.run
 
     @property
     def by_this_version(self) -> bool:
@@ -263,7 +267,7 @@ class Checkpoints:
     def _put(self, entries: list[Entry], best: Entry) -> None:
         """Write the index; then remove what it no longer names."""
         before = [*self.entries, *([self._best] if self._best else [])]
-        index = Index(entries, best, self._maximize, self.fixed)
+        index = Index(entries, best, self._maximize, self.fixed, self._run)
         self.folder.write(INDEX, json.dumps(asdict(index), indent=1).encode())
         self.entries, self._best = entries, best
         for file in {old.file for old in before} - {kept.file for kept in (*entries, best)}:

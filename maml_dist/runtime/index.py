@@ -25,6 +25,7 @@ class Index:
     best: Entry
     maximize: bool | None = None  # whether more of the score is better; None: of 0.1.0
     fixed: str | None = None  # sha256 of fixed.safetensors; None: there is none
+    run: str | None = None  # the folder of the run whose they are; None: of 0.1.0
 
     def __post_init__(self) -> None:
         for entry in (*self.last, self.best):

@@ -141,13 +141,14 @@ def test_files_that_are_none(tmp_path):
 
 
 def test_words_are_values_or_text():
-    assert parse_overrides(["a=1", "b=[1, x]", "c=", "d=x=y", "e=[1"]) == {
+    assert parse_overrides(["a=1", "b=[1, x]", "c=null", "d=x=y", "e=[1"]) == {
         **{"a": 1, "b": [1, "x"], "c": None},
         **{"d": "x=y", "e": "[1"},  # no YAML is text
     }
     for words, said in (
         (["a=1", "a=2"], "a is given twice"),
         (["a"], "'a': expected key=value"),
+        (["a="], "'a=': expected key=value, null for none"),
         ([""], "'': expected key=value"),
         ([" =1"], "expected key=value"),
         (["a=010"], "a: line 1: 010 would be read"),

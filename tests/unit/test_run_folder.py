@@ -527,6 +527,20 @@ def test_a_strangers_run_does_not_train_in_the_folder_of_mine(run, tmp_path, by)
     assert {path: path.read_bytes() for path in place.iterdir()} == before
 
 
+def test_a_copy_of_a_recipe_does_not_train_where_the_run_itself_keeps_its_checkpoints(tmp_path):
+    place = tmp_path / "place"
+    mine = maml_dist.meta_train("sinusoid", run=tmp_path / "mine", checkpoints=str(place), **SMALL)
+    (tmp_path / "theirs").mkdir()
+    shutil.copy(mine.path / "recipe.yaml", tmp_path / "theirs")
+    before = {path: path.read_bytes() for path in place.iterdir()}
+    with pytest.raises(ValueError, match=f"is the place of another run, {mine.path}"):
+        maml_dist.meta_train(resume=tmp_path / "theirs", iterations=9, keep=1, local=True)
+    assert {path: path.read_bytes() for path in place.iterdir()} == before
+    moved = tmp_path / "moved"
+    mine.path.rename(moved)
+    assert maml_dist.meta_train(resume=moved, iterations=5, local=True, progress=False).finished
+
+
 @pytest.mark.parametrize("name", ["figures", "tensorboard"])
 def test_nothing_is_written_into_a_folder_by_a_link(run, tmp_path, name):
     victim, link = tmp_path / "victim", run.path / name

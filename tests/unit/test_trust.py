@@ -456,3 +456,24 @@ def test_a_class_of_ones_own_may_take_what_the_package_and_torch_have(mine):
     (mine / "mine.yaml").write_text(yaml.safe_dump(recipe))
     with pytest.raises(ValueError, match="os.system is refused"):
         compose(mine / "mine.yaml")
+
+
+def test_the_folder_of_the_script_that_runs_is_ones_own(tmp_path):
+    mine, work = tmp_path / "mine", tmp_path / "work"
+    mine.mkdir(), work.mkdir()
+    (mine / "nets.py").write_text("import torch\n\nclass Net(torch.nn.Linear):\n    pass\n")
+    config = compose("sinusoid", {})
+    model = {"class_path": "nets.Net", "init_args": {"in_features": 1, "out_features": 1}}
+    (mine / "mine.yaml").write_text(yaml.safe_dump({**config, "model": model}))
+    run = maml_dist.meta_train(mine / "mine.yaml", run=tmp_path / "run", **SMALL)
+    opens = f"import maml_dist; print(type(maml_dist.load({str(run.path)!r})).__name__)"
+    (mine / "serve.py").write_text(opens)
+    (work / "serve.py").write_text(opens)
+    here, there = (
+        subprocess.run(
+            [sys.executable, folder / "serve.py"], capture_output=True, text=True, cwd=work
+        )
+        for folder in (mine, work)
+    )
+    assert here.stdout == "Net\n"
+    assert there.returncode and f"trust={str(mine)!r}" in there.stderr
