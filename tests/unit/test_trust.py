@@ -475,5 +475,5 @@ def test_the_folder_of_the_script_that_runs_is_ones_own(tmp_path):
         )
         for folder in (mine, work)
     )
-    assert here.stdout == "Net\n"
+    assert here.stdout == "Net\n", here.stderr
     assert there.returncode and f"trust={str(mine)!r}" in there.stderr
