@@ -15,6 +15,7 @@ def ray_here():
     import ray
 
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ["RAY_worker_niceness"] = "0"  # else the tests beside these starve its actors
     with own_ray(8):
         yield ray
 
