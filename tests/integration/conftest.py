@@ -15,7 +15,8 @@ def ray_here():
     import ray
 
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ["RAY_worker_niceness"] = "0"  # else the tests beside these starve its actors
+    # Else the tests beside these starve its actors.
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - as Ray spells it
     with own_ray(8):
         yield ray
 
