@@ -28,12 +28,12 @@ from torch.nn import functional  # noqa: E402 - the same
 
 from benchmarks.peer_cases import WORKLOADS, Case, Workload, make, module  # noqa: E402 - the same
 from benchmarks.peer_ours import experiment  # noqa: E402 - the same
-from maml_dist.core.engine import Engine  # noqa: E402 - the same
-from maml_dist.core.episode import Episode, map_tensors  # noqa: E402 - the same
-from maml_dist.core.meta_gradient import MetaGradient  # noqa: E402 - the same
-from maml_dist.core.objective import Objective  # noqa: E402 - the same
+from maml_dist.core.data.episode import Episode, map_tensors  # noqa: E402 - the same
+from maml_dist.core.data.task_source import TaskKey, keys_of  # noqa: E402 - the same
+from maml_dist.core.engine.engine import Engine  # noqa: E402 - the same
+from maml_dist.core.engine.meta_gradient import MetaGradient  # noqa: E402 - the same
+from maml_dist.core.model.objective import Objective  # noqa: E402 - the same
 from maml_dist.core.params import flatten, layout  # noqa: E402 - the same
-from maml_dist.core.source import TaskKey, keys_of  # noqa: E402 - the same
 
 VARIANTS = "vmap/eager/graph,vmap/traced/auto,vmap/compiled/auto,task/traced/auto"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -25,16 +25,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # however it is st
 import torch  # noqa: E402 - after the path
 
 from benchmarks import rollouts  # noqa: E402 - the same
-from maml_dist.core.outer import Told  # noqa: E402 - the same
+from maml_dist.config.compose import compose  # noqa: E402 - the same
+from maml_dist.config.recipe import parse_overrides  # noqa: E402 - the same
+from maml_dist.core.outer.optimizers import Told  # noqa: E402 - the same
+from maml_dist.core.outer.trust_region import TrustRegion  # noqa: E402 - the same
 from maml_dist.core.params import flatten  # noqa: E402 - the same
-from maml_dist.core.policy_gradient import PolicyGradient  # noqa: E402 - the same
-from maml_dist.core.trust_region import TrustRegion  # noqa: E402 - the same
-from maml_dist.experiment import compose  # noqa: E402 - the same
-from maml_dist.recipe import parse_overrides  # noqa: E402 - the same
-from maml_dist.run import Run  # noqa: E402 - the same
+from maml_dist.core.rl.policy_gradient import PolicyGradient  # noqa: E402 - the same
+from maml_dist.runs.run import Run  # noqa: E402 - the same
 from maml_dist.runtime.rollout_worker import RolloutWorker  # noqa: E402 - the same
 from maml_dist.runtime.shard import TaskShard  # noqa: E402 - the same
-from maml_dist.tasks.half_cheetah import HalfCheetah  # noqa: E402 - the same
+from maml_dist.tasks.mujoco.half_cheetah import HalfCheetah  # noqa: E402 - the same
 
 PARTS = ("simulation", "policy", "baseline", "adaptation", "gradient", "curvature", "line search")
 

@@ -11,20 +11,21 @@ from torch.nn import functional
 
 from benchmarks.peer_cases import BETA, Case, module
 from benchmarks.peer_process import Contender, descendants
-from maml_dist.check import decide
-from maml_dist.core.engine import Engine
-from maml_dist.core.episode import Batch, Episode, map_tensors, supervised
-from maml_dist.core.meta_gradient import MetaGradient
-from maml_dist.core.objective import Objective
-from maml_dist.core.outer import Adam
+from maml_dist.config.experiment import Experiment
+from maml_dist.core.data.episode import Batch, Episode, map_tensors, supervised
+from maml_dist.core.data.task_source import Adapt, TaskKey, TaskSource
+from maml_dist.core.engine.engine import Engine
+from maml_dist.core.engine.meta_gradient import MetaGradient
+from maml_dist.core.model.objective import Objective
+from maml_dist.core.outer.optimizers import Adam
 from maml_dist.core.params import Params, flatten, layout
 from maml_dist.core.random import keys
-from maml_dist.core.source import Adapt, TaskKey, TaskSource
-from maml_dist.experiment import Experiment
 from maml_dist.learners.maml import MAML
-from maml_dist.runtime.launch import Asked, OnRay
-from maml_dist.runtime.memory import keep_freed
-from maml_dist.runtime.work import Work
+from maml_dist.preflight.check import decide
+from maml_dist.runtime.allocator import keep_freed
+from maml_dist.runtime.backend import Asked
+from maml_dist.runtime.messages import Work
+from maml_dist.runtime.ray_backend import OnRay
 from maml_dist.train import loop
 
 AHEAD = 8  # meta-iterations submitted before their metrics are read: the default of a recipe

@@ -9,7 +9,7 @@ from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
 from benchmarks.peer_cases import WORKLOADS
 from benchmarks.peer_process import LIBRARIES
-from maml_dist.figures import STYLES, plain
+from maml_dist.reporting.plotting import STYLES, plain
 
 COLOURS = dict(zip(LIBRARIES, [colour for colour, _ in STYLES] + ["0.6"], strict=True))
 COLOURS["pytorch"] = "0.3"

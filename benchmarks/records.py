@@ -60,7 +60,7 @@ def bytes_read() -> float:
 
 def measure(folder: Path, args: argparse.Namespace) -> dict[str, float]:
     """Feed `iterations` meta-batches as shard 0 of `shards` would; seconds and MiB."""
-    from maml_dist.core.source import TaskKey
+    from maml_dist.core.data.task_source import TaskKey
     from maml_dist.tasks.records import Records
 
     names = tuple(f"x{number}" for number in range(args.features))

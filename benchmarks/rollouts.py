@@ -32,8 +32,8 @@ import torch  # noqa: E402 - the same
 from gymnasium.vector import SyncVectorEnv  # noqa: E402 - the same
 from mujoco.batch import Batch  # noqa: E402 - the same
 
-from maml_dist.core.source import TaskKey  # noqa: E402 - the same
-from maml_dist.tasks.half_cheetah import HalfCheetah  # noqa: E402 - the same
+from maml_dist.core.data.task_source import TaskKey  # noqa: E402 - the same
+from maml_dist.tasks.mujoco.half_cheetah import HalfCheetah  # noqa: E402 - the same
 
 
 def main() -> None:

@@ -18,16 +18,20 @@ if (
 
 from typing import Any  # noqa: E402  # not before
 
-__all__ = ["load", "meta_train"]
+__all__ = ["load", "meta_test", "meta_train"]
 
 
 def __getattr__(name: str) -> Any:  # torch is imported by the first use, not by `--help`
     if name == "meta_train":
-        from maml_dist.session import meta_train
+        from maml_dist.training.trainer import meta_train
 
         return meta_train
+    if name == "meta_test":
+        from maml_dist.inference.meta_test import meta_test
+
+        return meta_test
     if name == "load":
-        from maml_dist.adaptable import load
+        from maml_dist.inference.load import load
 
         return load
     raise AttributeError(f"module 'maml_dist' has no attribute {name!r}")

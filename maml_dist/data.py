@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from maml_dist.command import Parser, guarded
+from maml_dist.cli import Parser, guarded
 
 OMNIGLOT_URL = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python"
 OMNIGLOT_SHA256 = {
@@ -63,8 +63,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _omniglot(source: Path | None, out: Path | None) -> int:
-    from maml_dist.runtime.folder import made
-    from maml_dist.tasks import class_file, omniglot
+    from maml_dist.runs.folder import made
+    from maml_dist.tasks.images import class_file, omniglot
 
     folder = out or class_file.data_home()
     path = folder / "omniglot.arrow"
@@ -79,7 +79,7 @@ def _omniglot(source: Path | None, out: Path | None) -> int:
 
 
 def _download(folder: Path) -> None:
-    from maml_dist.download import fetch
+    from maml_dist.tasks.images.download import fetch
 
     try:
         for name, sha256 in OMNIGLOT_SHA256.items():
@@ -92,9 +92,9 @@ def _download(folder: Path) -> None:
 
 
 def _mini_imagenet(source: Path, out: Path | None) -> int:
-    from maml_dist.runtime.folder import made
-    from maml_dist.tasks import class_file, mini_imagenet
+    from maml_dist.runs.folder import made
     from maml_dist.tasks.few_shot import SPLITS
+    from maml_dist.tasks.images import class_file, mini_imagenet
 
     folder = out or class_file.data_home() / "mini-imagenet"
     with made(folder):
@@ -112,7 +112,7 @@ def _progress(names: list[str]) -> Iterable[str]:
 
 
 def _summarise(paths: list[Path], *, dataset: str, official: int) -> None:
-    from maml_dist.tasks import class_file
+    from maml_dist.tasks.images import class_file
 
     classes = [c for path in paths for c in class_file.read(path, dataset=dataset).values()]
     images = sum(map(len, classes))

@@ -79,7 +79,8 @@ def _serve(folder: Path) -> None:
     os.environ.pop("RAY_ADDRESS", None)
     import torch
 
-    from maml_dist.runtime import launch
+    from maml_dist.training import trainer
+    from maml_dist.tuning import tuner
 
     torch.set_num_threads(1)
 
@@ -87,7 +88,8 @@ def _serve(folder: Path) -> None:
         def __init__(self, address: str | None) -> None:
             raise ValueError("Ray is not started here")
 
-    launch.OnRay = NoRay  # type: ignore[assignment,misc]
+    for module in (trainer, tuner):
+        module.OnRay = NoRay  # type: ignore[assignment,misc]
     print("ready", file=answers, flush=True)
     for number, line in enumerate(sys.stdin):
         case = Case(**json.loads(line))
@@ -110,7 +112,7 @@ def _run_of(recipe: str, folder: Path) -> Path:
         }
         settings |= {"episodes": 1, "horizon": 3} if recipe == "navigation" else {}
         settings |= {"run": folder / recipe, "local": True, "progress": False}
-        maml_dist.meta_train(recipe, **settings).evaluate()
+        maml_dist.meta_test(maml_dist.meta_train(recipe, **settings))
     return folder / recipe
 
 
@@ -171,7 +173,7 @@ def _outcome(
 def _command(case: Case) -> int:
     from importlib import import_module
 
-    from maml_dist.command import guarded
+    from maml_dist.cli import guarded
 
     sys.argv = [case.command, *case.words]
     return guarded(import_module(f"maml_dist.{case.command}").main)
@@ -192,7 +194,7 @@ def _call(case: Case, folder: Path) -> int:
     if "policy." in text:
         names["policy"] = maml_dist.load(_run_of("navigation", folder))
     if "run." in text:
-        from maml_dist.run import Run
+        from maml_dist.runs.run import Run
 
         names["run"] = Run.open("RUN")
     eval(text, names)

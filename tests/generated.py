@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from maml_dist.tasks import mini_imagenet, omniglot
 from maml_dist.tasks.few_shot import SPLITS
+from maml_dist.tasks.images import mini_imagenet, omniglot
 
 
 def omniglot_folder(root: Path, *, characters: int = 12, drawings: int = 20) -> Path:

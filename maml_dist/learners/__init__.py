@@ -1,1 +1,1 @@
-"""Meta-learning algorithms, one a file. Each is a `maml_dist.core.learner.Learner`."""
+"""Meta-learning algorithms, one a file. Each is a `maml_dist.core.adaptation.learner.Learner`."""

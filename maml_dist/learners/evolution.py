@@ -20,12 +20,19 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from maml_dist.core.bounds import check_least, check_positive
-from maml_dist.core.episode import Batch, Episode, keyed
-from maml_dist.core.inner import Descent, Loss, Rule, State, adapting, check_patterns
-from maml_dist.core.learner import Learner, Score
+from maml_dist.core.adaptation.inner_optimizers import (
+    Descent,
+    Loss,
+    Rule,
+    State,
+    adapting,
+    check_patterns,
+)
+from maml_dist.core.adaptation.learner import Learner, Score
+from maml_dist.core.data.episode import Batch, Episode, keyed
 from maml_dist.core.params import Layout, Params, flatten, layout, unflatten
 from maml_dist.core.random import fold, normal
+from maml_dist.core.validation import check_least, check_positive
 
 _STREAM = 1 << 30  # of a key: apart from those of the batches and of dropout, which count from 0
 

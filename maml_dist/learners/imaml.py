@@ -15,9 +15,7 @@ from torch import Tensor
 from torch.func import grad_and_value
 from torch.utils import _pytree as pytree
 
-from maml_dist.core.bounds import check_least, check_positive
-from maml_dist.core.episode import Batch, Episode
-from maml_dist.core.inner import (
+from maml_dist.core.adaptation.inner_optimizers import (
     Descent,
     Loss,
     Rule,
@@ -26,9 +24,11 @@ from maml_dist.core.inner import (
     check_patterns,
     support_gradient,
 )
-from maml_dist.core.learner import Learner
-from maml_dist.core.linear import hessian, solve
+from maml_dist.core.adaptation.learner import Learner
+from maml_dist.core.conjugate_gradient import hessian, solve
+from maml_dist.core.data.episode import Batch, Episode
 from maml_dist.core.params import Params
+from maml_dist.core.validation import check_least, check_positive
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from maml_dist.core.bounds import check_positive
-from maml_dist.core.episode import Batch
-from maml_dist.core.inner import (
+from maml_dist.core.adaptation.inner_optimizers import (
     Descent,
     Loss,
     Rule,
@@ -22,8 +20,10 @@ from maml_dist.core.inner import (
     check_patterns,
     support_gradient,
 )
-from maml_dist.core.learner import Learner
+from maml_dist.core.adaptation.learner import Learner
+from maml_dist.core.data.episode import Batch
 from maml_dist.core.params import Params
+from maml_dist.core.validation import check_positive
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from maml_dist.core.bounds import check_least, check_positive
-from maml_dist.core.episode import Batch
-from maml_dist.core.inner import (
+from maml_dist.core.adaptation.inner_optimizers import (
     Descent,
     Loss,
     Rule,
@@ -25,8 +23,10 @@ from maml_dist.core.inner import (
     check_patterns,
     support_gradient,
 )
-from maml_dist.core.learner import Learner
+from maml_dist.core.adaptation.learner import Learner
+from maml_dist.core.data.episode import Batch
 from maml_dist.core.params import Params
+from maml_dist.core.validation import check_least, check_positive
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from maml_dist.core.bounds import check_least
-from maml_dist.core.episode import Batch
-from maml_dist.core.inner import (
+from maml_dist.core.adaptation.inner_optimizers import (
     Descent,
     Loss,
     Rule,
@@ -24,9 +22,11 @@ from maml_dist.core.inner import (
     check_patterns,
     support_gradient,
 )
-from maml_dist.core.learner import Learner
+from maml_dist.core.adaptation.learner import Learner
+from maml_dist.core.data.episode import Batch
 from maml_dist.core.params import Params
 from maml_dist.core.random import keys, uniform
+from maml_dist.core.validation import check_least
 
 _PREFIX = "alpha."  # of the rates' names among the meta-parameters
 

@@ -12,12 +12,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from maml_dist.core.bounds import check_least, check_positive
-from maml_dist.core.episode import Batch, Episode
-from maml_dist.core.inner import Descent, Loss, Rule, State, at_step, support_gradient
-from maml_dist.core.learner import Learner
+from maml_dist.core.adaptation.inner_optimizers import (
+    Descent,
+    Loss,
+    Rule,
+    State,
+    at_step,
+    support_gradient,
+)
+from maml_dist.core.adaptation.learner import Learner
+from maml_dist.core.data.episode import Batch, Episode
 from maml_dist.core.params import Params
 from maml_dist.core.random import choice
+from maml_dist.core.validation import check_least, check_positive
 
 _SEEDS = 1 << 24  # whole numbers below this are exact in float32
 

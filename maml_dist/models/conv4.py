@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from maml_dist.core.bounds import check_layers
+from maml_dist.core.validation import check_layers
 
 
 class Conv4(nn.Module):

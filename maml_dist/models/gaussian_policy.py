@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from maml_dist.core.bounds import check_layers
+from maml_dist.core.validation import check_layers
 from maml_dist.models.glorot import perceptron
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from maml_dist.core.bounds import check_layers
+from maml_dist.core.validation import check_layers
 
 
 class MLP(nn.Module):

@@ -1,1 +1,1 @@
-"""The actors and what keeps a run: shards, parameter server, launching, checkpoints, metrics."""
+"""The actors, and where they run: in this process, or on Ray."""

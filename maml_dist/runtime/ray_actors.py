@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from maml_dist.core.data.trajectories import Trajectories
 from maml_dist.core.params import Params
-from maml_dist.core.trajectories import Trajectories
+from maml_dist.runtime.messages import Contribution, Work
 from maml_dist.runtime.rollout_worker import RolloutWorker, Weights
 from maml_dist.runtime.shard import TaskShard
-from maml_dist.runtime.work import Contribution, Work
 
 
 class RayShard(TaskShard):

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import vmap
 
-from maml_dist.core.objective import Objective
+from maml_dist.core.compile.tracing import Replay
+from maml_dist.core.data.task_source import TaskSource
+from maml_dist.core.data.trajectories import Trajectories
+from maml_dist.core.model.objective import Objective
 from maml_dist.core.params import Params
-from maml_dist.core.replay import Replay
-from maml_dist.core.source import TaskSource
-from maml_dist.core.trajectories import Trajectories
 
 Weights = dict[str, np.ndarray]  # of stacked tasks, each [task, …]
 

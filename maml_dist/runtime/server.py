@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from maml_dist.core.outer import Outer, State, Talk, Told
-from maml_dist.runtime.work import Contribution
+from maml_dist.core.outer.optimizers import Outer, State, Talk, Told
+from maml_dist.runtime.messages import Contribution
 
 Saved = tuple[int, np.ndarray, dict[str, np.ndarray]]  # iteration, meta [size], the rule's state
 

@@ -10,18 +10,27 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from maml_dist.core.adapted import Adapted
-from maml_dist.core.episode import Batch, Episode, Tree, chosen, ends, map_tensors, split, thinned
-from maml_dist.core.meta_gradient import MetaGradient, PathScores
-from maml_dist.core.objective import Mode, Objective
-from maml_dist.core.source import TaskKey, keys_of
-from maml_dist.core.trajectories import Trajectories
-from maml_dist.runtime.blame import blamed
-from maml_dist.runtime.blocks import Blocks
-from maml_dist.runtime.memory import keep_freed
+from maml_dist.core.data.episode import (
+    Batch,
+    Episode,
+    Tree,
+    chosen,
+    ends,
+    map_tensors,
+    split,
+    thinned,
+)
+from maml_dist.core.data.task_source import TaskKey, keys_of
+from maml_dist.core.data.trajectories import Trajectories
+from maml_dist.core.engine.meta_gradient import MetaGradient, PathScores
+from maml_dist.core.engine.policy_terms import Adapted
+from maml_dist.core.model.objective import Mode, Objective
+from maml_dist.runtime.allocator import keep_freed
+from maml_dist.runtime.messages import Contribution, Work
+from maml_dist.runtime.prefetch import Blocks
 from maml_dist.runtime.rollout_worker import RolloutWorker
-from maml_dist.runtime.scoring import ByScores, Returns, Roll
-from maml_dist.runtime.work import Contribution, Work
+from maml_dist.runtime.user_errors import blamed
+from maml_dist.runtime.zeroth_order import ByScores, Returns, Roll
 
 SCORED_AT_ONCE = 4_000_000  # input numbers of held-out tasks in one vmap; bounds memory
 SCORED_TASKS = 250  # in one vmap: small tasks' weights stay in the cache

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from maml_dist.core.bounds import check_least
-from maml_dist.core.episode import Batch, Episode, supervised
-from maml_dist.core.source import Adapt, TaskKey, TaskSource
+from maml_dist.core.data.episode import Batch, Episode, supervised
+from maml_dist.core.data.task_source import Adapt, TaskKey, TaskSource
+from maml_dist.core.validation import check_least
 
 SPLITS = ("train", "val", "test")
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from maml_dist.core.bounds import LARGEST, check_least, check_range, check_size
-from maml_dist.core.simulator import Simulator, Stepped
-from maml_dist.core.source import TaskKey
+from maml_dist.core.data.simulator import Simulator, Stepped
+from maml_dist.core.data.task_source import TaskKey
+from maml_dist.core.validation import LARGEST, check_least, check_range, check_size
 from maml_dist.tasks.rollout import Goal, Rollouts
 
 MOVES = np.array([[0, 0], [1, 0], [-1, 0], [0, 1], [0, -1]])

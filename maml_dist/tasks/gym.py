@@ -23,9 +23,9 @@ from gymnasium.utils.seeding import np_random
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import FlattenObservation
 
-from maml_dist.core.exclusive import EXCLUSIVE
-from maml_dist.core.simulator import Fault, Simulator, Stepped
-from maml_dist.core.source import TaskKey
+from maml_dist.core.data.simulator import Fault, Simulator, Stepped
+from maml_dist.core.data.task_source import TaskKey
+from maml_dist.core.process_lock import EXCLUSIVE
 from maml_dist.tasks.rollout import Goal, Rollouts, whose
 
 Env = gymnasium.Env[Any, Any]

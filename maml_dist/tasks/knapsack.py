@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maml_dist.core.bounds import check_least, check_share, check_size
-from maml_dist.core.episode import Batch, Episode, supervised
-from maml_dist.core.source import Adapt, TaskKey, TaskSource
+from maml_dist.core.data.episode import Batch, Episode, supervised
+from maml_dist.core.data.task_source import Adapt, TaskKey, TaskSource
+from maml_dist.core.validation import check_least, check_share, check_size
 
 
 class Items(NamedTuple):

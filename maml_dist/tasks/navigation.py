@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from maml_dist.core.simulator import Simulator, Stepped
-from maml_dist.core.source import TaskKey
+from maml_dist.core.data.simulator import Simulator, Stepped
+from maml_dist.core.data.task_source import TaskKey
 from maml_dist.tasks.rollout import Goal, Rollouts
 
 SPEED = 0.1  # of a full action

@@ -24,9 +24,9 @@ from pyarrow import parquet as pq
 from torch import Tensor
 from torch.nn.functional import cross_entropy, mse_loss
 
-from maml_dist.core.bounds import check_least, check_range, check_size
-from maml_dist.core.episode import Batch, Episode, supervised
-from maml_dist.core.source import Adapt, TaskKey, TaskSource
+from maml_dist.core.data.episode import Batch, Episode, supervised
+from maml_dist.core.data.task_source import Adapt, TaskKey, TaskSource
+from maml_dist.core.validation import check_least, check_range, check_size
 
 SUFFIXES = (".parquet", ".arrow", ".feather")
 Place = tuple[str, int]  # a file, and the number of a row group within it

@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maml_dist.core.bounds import check_least, check_size
-from maml_dist.core.distribution import Categorical, Distribution, Gaussian
-from maml_dist.core.episode import Batch, Episode
-from maml_dist.core.policy_gradient import PolicyGradient, stacked
-from maml_dist.core.simulator import Fault, Simulator
-from maml_dist.core.source import Adapt, TaskKey, TaskSource
-from maml_dist.core.trajectories import Trajectories
+from maml_dist.core.data.episode import Batch, Episode
+from maml_dist.core.data.simulator import Fault, Simulator
+from maml_dist.core.data.task_source import Adapt, TaskKey, TaskSource
+from maml_dist.core.data.trajectories import Trajectories
+from maml_dist.core.rl.distribution import Categorical, Distribution, Gaussian
+from maml_dist.core.rl.policy_gradient import PolicyGradient, stacked
+from maml_dist.core.validation import check_least, check_size
 
 Policy = Callable[[Tensor], Tensor]  # [task, episode, obs] float32 -> [task, episode, out]
 

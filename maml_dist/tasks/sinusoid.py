@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from maml_dist.core.bounds import check_least, check_size
-from maml_dist.core.episode import Batch, Episode, supervised
+from maml_dist.core.data.episode import Batch, Episode, supervised
+from maml_dist.core.data.task_source import Adapt, TaskKey, TaskSource, keys_of
 from maml_dist.core.random import fold, uniform
-from maml_dist.core.source import Adapt, TaskKey, TaskSource, keys_of
+from maml_dist.core.validation import check_least, check_size
 
 _WAVE = 1 << 32  # the stream of a task's key that draws it; lower ones are the learner's
 

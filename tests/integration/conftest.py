@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from maml_dist.runtime.own_ray import own_ray
+from maml_dist.runtime.private_ray import own_ray
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from maml_dist.core.engine import Engine
+from maml_dist.core.engine.engine import Engine
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
@@ -118,7 +118,10 @@ def test_a_name_that_is_none_is_refused(tmp_path):
         (["--recipe", "ant-direction"], "must be a half-cheetah's, with task.profile=paper"),
         (["--recipe", "navigation"], "must be a half-cheetah's, with task.profile=paper"),
         (["task.profile=gymnasium"], "must be a half-cheetah's, with task.profile=paper"),
-        (["outer.class_path=maml_dist.core.outer.Adam"], "outer=Adam: must be a TrustRegion"),
+        (
+            ["outer.class_path=maml_dist.core.outer.optimizers.Adam"],
+            "outer=Adam: must be a TrustRegion",
+        ),
         (["task.horizn=3"], "horizn"),
         (["--share", "0.5,2"], "'2': must be numbers above 0 and up to 1"),
         (["--share", "0.5/0"], "'0.5/0': must be numbers above 0 and up to 1"),

@@ -8,14 +8,14 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.functional import cross_entropy, mse_loss
 
-from maml_dist.core.engine import Engine
-from maml_dist.core.episode import Batch, supervised
-from maml_dist.core.inner import Adam
-from maml_dist.core.meta_gradient import MetaGradient
-from maml_dist.core.objective import Objective
+from maml_dist.core.adaptation.inner_optimizers import Adam
+from maml_dist.core.compile.partial_eval import Prepared
+from maml_dist.core.data.episode import Batch, supervised
+from maml_dist.core.data.task_source import TaskSource
+from maml_dist.core.engine.engine import Engine
+from maml_dist.core.engine.meta_gradient import MetaGradient
+from maml_dist.core.model.objective import Objective
 from maml_dist.core.params import flatten, layout
-from maml_dist.core.prepared import Prepared
-from maml_dist.core.source import TaskSource
 from maml_dist.learners.imaml import IMAML
 from maml_dist.learners.maml import MAML
 from maml_dist.learners.maml_plus_plus import MAMLPlusPlus

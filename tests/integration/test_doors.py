@@ -82,7 +82,7 @@ sys.argv = ["ray", "start", "--block", f"--address={{sys.argv[1]}}", f"--temp-di
 main()
 """
 JOIN = f"""{LITERAL}
-from maml_dist.runtime.join import join
+from maml_dist.runtime.ray_cluster import join
 try:
     join(sys.argv[1])
     print("joined", int(ray.cluster_resources()["CPU"]))

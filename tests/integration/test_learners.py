@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import maml_dist
-from maml_dist.run import Run
+from maml_dist.runs.run import Run
 from maml_dist.runtime.server import ParameterServer
 
 LEARNERS = {

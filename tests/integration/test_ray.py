@@ -13,12 +13,12 @@ import torch
 import yaml
 
 import maml_dist
-from maml_dist.core.outer import Adam
-from maml_dist.recipe import read_recipe
-from maml_dist.run import Run
-from maml_dist.runtime.launch import OnRay
-from maml_dist.session import execute, prepare
+from maml_dist.config.recipe import read_recipe
+from maml_dist.core.outer.optimizers import Adam
+from maml_dist.runs.run import Run
+from maml_dist.runtime.ray_backend import OnRay
 from maml_dist.tasks.sinusoid import Sinusoid
+from maml_dist.training.trainer import execute, prepare
 
 pytestmark = pytest.mark.ray
 
@@ -176,7 +176,7 @@ def test_a_users_files_travel_to_where_they_are_not(tmp_path, ray_here, monkeypa
     (mine / "later.py").write_text("def scaled(value, factor): return value * factor\n")
     (mine / "users_task.py").write_text(TWICE)
     (mine / "rule.py").write_text(
-        "from dataclasses import dataclass\nfrom maml_dist.core.outer import SGD\n\n\n"
+        "from dataclasses import dataclass\nfrom maml_dist.core.outer.optimizers import SGD\n\n\n"
         "@dataclass(frozen=True)\nclass Rule(SGD):\n    beta: float = 0.1\n"
     )
     recipe = {**read_recipe("sinusoid"), "task": "users_task.Twice", "outer": "rule.Rule"}

@@ -6,7 +6,7 @@ import pytest
 from generated import fill_data_home
 
 import maml_dist
-from maml_dist.recipe import recipes
+from maml_dist.config.recipe import recipes
 from maml_dist.report import report
 
 SMALL = {"iterations": 2, "checkpoint_every": 2, "log_every": 1, "meta_batch": 2, "local": True}
@@ -45,7 +45,7 @@ def small(recipe):
 def test_every_recipe_runs(tmp_path, monkeypatch, data_home, recipe):
     monkeypatch.setenv("MAML_DIST_DATA", str(data_home))
     run = maml_dist.meta_train(recipe, run=tmp_path / recipe, **small(recipe), **EAGER)
-    modes = [result["mode"] for result in run.evaluate()["results"]]
+    modes = [result["mode"] for result in maml_dist.meta_test(run)["results"]]
     batch_norm = not recipe.startswith((*LIVED, "sinusoid", "knapsack"))
     assert modes == (["transductive", "inductive"] if batch_norm else ["default"])
 
@@ -72,6 +72,6 @@ def test_every_recipe_from_start_to_report(
             maml_dist.meta_train(recipe, run=folder, **settings)
         return
     run = maml_dist.meta_train(recipe, run=folder, **settings)
-    run.evaluate()
+    maml_dist.meta_test(run)
     assert report(run).exists()
     assert maml_dist.load(run.path) is not None

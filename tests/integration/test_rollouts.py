@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import maml_dist
-from maml_dist.runtime.launch import OnRay
+from maml_dist.runtime.ray_backend import OnRay
 
 pytestmark = pytest.mark.ray
 
@@ -125,7 +125,7 @@ def test_killed_workers_and_shards_change_nothing(tmp_path, ray_here, local, mon
 
 
 def test_other_updates_and_surrogates_run(tmp_path):
-    adam = {"outer.class_path": "maml_dist.core.outer.Adam"}
+    adam = {"outer.class_path": "maml_dist.core.outer.optimizers.Adam"}
     proximal = adam | {"outer.epochs": 3}
     proximal |= {
         "task.policy_gradient.outer_surrogate": "clipped",
@@ -191,7 +191,7 @@ model:
   class_path: maml_dist.models.gaussian_policy.GaussianPolicy
   init_args: {{observations: 2, actions: 2, hidden: [4]}}
 learner: {{class_path: maml_dist.learners.maml.MAML, init_args: {{alpha: 0.1, steps: 1}}}}
-outer: {{class_path: maml_dist.core.trust_region.TrustRegion, init_args: {{bound: 0.01}}}}
+outer: {{class_path: maml_dist.core.outer.trust_region.TrustRegion, init_args: {{bound: 0.01}}}}
 iterations: 6
 meta_batch: 6
 validation_tasks: 2

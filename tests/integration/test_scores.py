@@ -65,7 +65,7 @@ def trained(tmp_path, monkeypatch):
                 "class_path": "maml_dist.learners.maml.MAML",
                 "init_args": {"alpha": 0.4, "steps": 1},
             },
-            "outer": {"class_path": "maml_dist.core.outer.Adam"},
+            "outer": {"class_path": "maml_dist.core.outer.optimizers.Adam"},
         }
         small = {"iterations": 4, "meta_batch": 2, "checkpoint_every": 2, "validation_tasks": 8}
         small |= {"test_tasks": 8, "test_steps": 2, "local": True, "progress": False}
@@ -88,7 +88,7 @@ def test_training_validating_and_evaluating_by_numpy_gives_the_numbers_of_torch(
     assert len(told[0]) == 2 and told[0][0] != told[0][1]
     for ours, theirs in zip(*told, strict=True):
         assert ours == pytest.approx(theirs, abs=1e-6)
-    found, expected = (run.evaluate()["results"] for run in (by_numpy, by_torch))
+    found, expected = (maml_dist.meta_test(run)["results"] for run in (by_numpy, by_torch))
     for ours, theirs in zip(found, expected, strict=True):
         means = [step["mean"] for step in ours["steps"]]
         assert means == pytest.approx([step["mean"] for step in theirs["steps"]], abs=1e-6)

@@ -10,8 +10,8 @@ import yaml
 from generated import omniglot_folder
 
 import maml_dist
-from maml_dist.command import guarded
-from maml_dist.tasks.omniglot import convert
+from maml_dist.cli import guarded
+from maml_dist.tasks.images.omniglot import convert
 from maml_dist.tune import main
 
 pytestmark = pytest.mark.ray

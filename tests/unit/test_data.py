@@ -17,9 +17,9 @@ from generated import (
 from served import Server, serving
 
 from maml_dist import data
-from maml_dist.command import guarded
-from maml_dist.tasks.mini_imagenet import MiniImagenet
-from maml_dist.tasks.omniglot import Omniglot
+from maml_dist.cli import guarded
+from maml_dist.tasks.images.mini_imagenet import MiniImagenet
+from maml_dist.tasks.images.omniglot import Omniglot
 
 
 @pytest.fixture

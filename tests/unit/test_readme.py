@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import maml_dist
-from maml_dist.recipe import recipes
+from maml_dist.config.recipe import recipes
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 
@@ -42,7 +42,7 @@ def test_the_snippets_run_as_they_stand(tmp_path, running):
         test_steps=2,
         **{"engine.running": running},
     )
-    steps = run.evaluate(tasks=100)["results"][0]["steps"]
+    steps = maml_dist.meta_test(run, tasks=100)["results"][0]["steps"]
     assert steps[2]["mean"] < 0.5 * steps[0]["mean"]
     model = maml_dist.load(run.path)
     assert type(model).__name__ == "Siren"

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from maml_dist.command import guarded
-from maml_dist.experiment import compose
-from maml_dist.search import Search, read
+from maml_dist.cli import guarded
+from maml_dist.config.compose import compose
 from maml_dist.tune import best_recipe, main
+from maml_dist.tuning.search_space import Search, read
 
 CONFIGS = sorted((Path(__file__).parents[2] / "tune_configs").glob("*.yaml"))
 

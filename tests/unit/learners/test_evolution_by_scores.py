@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.func import vmap
 
-from maml_dist.core.episode import Batch, supervised
-from maml_dist.core.inner import Adam
+from maml_dist.core.adaptation.inner_optimizers import Adam
+from maml_dist.core.data.episode import Batch, supervised
 from maml_dist.core.random import keys
 from maml_dist.learners.evolution import ESMAML
 

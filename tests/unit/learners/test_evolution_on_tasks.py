@@ -6,11 +6,11 @@ import torch
 from torch.func import functionalize, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from maml_dist.core.episode import Batch, Episode
-from maml_dist.core.inner import Adam
-from maml_dist.core.objective import Objective
+from maml_dist.core.adaptation.inner_optimizers import Adam
+from maml_dist.core.data.episode import Batch, Episode
+from maml_dist.core.data.task_source import TaskKey
+from maml_dist.core.model.objective import Objective
 from maml_dist.core.random import keys
-from maml_dist.core.source import TaskKey
 from maml_dist.learners.evolution import ESMAML
 from maml_dist.models.mlp import MLP
 from maml_dist.tasks.knapsack import Knapsack

@@ -4,8 +4,8 @@ from torch.func import functionalize, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.functional import mse_loss
 
-from maml_dist.core.episode import Batch, supervised
-from maml_dist.core.inner import Adam, Descent, Momentum
+from maml_dist.core.adaptation.inner_optimizers import Adam, Descent, Momentum
+from maml_dist.core.data.episode import Batch, supervised
 from maml_dist.learners.imaml import IMAML
 from maml_dist.learners.maml import MAML
 

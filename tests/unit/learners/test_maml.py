@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from maml_dist.core.episode import Batch, supervised
-from maml_dist.core.inner import Adam, Descent, Momentum
+from maml_dist.core.adaptation.inner_optimizers import Adam, Descent, Momentum
+from maml_dist.core.data.episode import Batch, supervised
 from maml_dist.learners.maml import MAML
 
 IT = torch.tensor(0.0)

@@ -4,12 +4,12 @@ from torch import nn
 from torch.func import functionalize, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from maml_dist.core.episode import Batch, supervised
-from maml_dist.core.inner import Momentum
+from maml_dist.config.recipe import read_recipe
+from maml_dist.core.adaptation.inner_optimizers import Momentum
+from maml_dist.core.data.episode import Batch, supervised
 from maml_dist.learners.maml import MAML
 from maml_dist.learners.maml_plus_plus import MAMLPlusPlus
 from maml_dist.models.conv4 import Conv4
-from maml_dist.recipe import read_recipe
 
 STEPS = 3
 PARTS = {

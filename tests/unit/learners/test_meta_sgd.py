@@ -3,8 +3,8 @@ import torch
 from torch.func import functionalize, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from maml_dist.core.episode import Batch, supervised
-from maml_dist.core.inner import Adam, Momentum
+from maml_dist.core.adaptation.inner_optimizers import Adam, Momentum
+from maml_dist.core.data.episode import Batch, supervised
 from maml_dist.learners.maml import MAML
 from maml_dist.learners.meta_sgd import MetaSGD
 

@@ -4,12 +4,12 @@ from torch import nn
 from torch.func import functionalize, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from maml_dist.core.engine import Engine
-from maml_dist.core.episode import Batch, keyed, supervised
-from maml_dist.core.inner import Adam, Descent, Momentum
-from maml_dist.core.meta_gradient import MetaGradient
-from maml_dist.core.objective import Objective
-from maml_dist.core.outer import SGD
+from maml_dist.core.adaptation.inner_optimizers import Adam, Descent, Momentum
+from maml_dist.core.data.episode import Batch, keyed, supervised
+from maml_dist.core.engine.engine import Engine
+from maml_dist.core.engine.meta_gradient import MetaGradient
+from maml_dist.core.model.objective import Objective
+from maml_dist.core.outer.optimizers import SGD
 from maml_dist.core.params import flatten, layout
 from maml_dist.core.random import keys
 from maml_dist.learners.reptile import Reptile

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from maml_dist.core.engine import Engine
-from maml_dist.core.episode import Batch, supervised
-from maml_dist.core.meta_gradient import MetaGradient, PathScores
-from maml_dist.core.objective import Objective, running_statistics
+from maml_dist.core.data.episode import Batch, supervised
+from maml_dist.core.engine.engine import Engine
+from maml_dist.core.engine.meta_gradient import MetaGradient, PathScores
+from maml_dist.core.model.objective import Objective, running_statistics
 from maml_dist.core.params import flatten, layout, unflatten
 from maml_dist.learners.maml_plus_plus import MAMLPlusPlus
 from maml_dist.tasks.sinusoid import Sinusoid

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from maml_dist.core.outer import SGD, Adam
+from maml_dist.core.outer.optimizers import SGD, Adam
+from maml_dist.runtime.messages import Contribution
 from maml_dist.runtime.server import ParameterServer
-from maml_dist.runtime.work import Contribution
 
 
 def contribution(*values):

@@ -2,16 +2,16 @@ import numpy as np
 import pytest
 import torch
 
-from maml_dist.core.engine import Engine
-from maml_dist.core.episode import map_tensors
-from maml_dist.core.outer import Adam
+from maml_dist.core.data.episode import map_tensors
+from maml_dist.core.data.task_source import TaskKey
+from maml_dist.core.engine.engine import Engine
+from maml_dist.core.outer.optimizers import Adam
 from maml_dist.core.params import flatten, layout
-from maml_dist.core.source import TaskKey
 from maml_dist.learners.maml import MAML
 from maml_dist.models.mlp import MLP
+from maml_dist.runtime.messages import Work
 from maml_dist.runtime.server import ParameterServer
 from maml_dist.runtime.shard import TaskShard
-from maml_dist.runtime.work import Work
 from maml_dist.tasks.sinusoid import Sinusoid
 
 

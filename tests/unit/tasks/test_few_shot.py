@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from maml_dist.core.episode import Batch
-from maml_dist.core.source import TaskKey
+from maml_dist.core.data.episode import Batch
+from maml_dist.core.data.task_source import TaskKey
 from maml_dist.tasks.few_shot import Arrays, FewShot
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from maml_dist.core.source import TaskKey
+from maml_dist.core.data.task_source import TaskKey
 from maml_dist.tasks.grid import Grid, Walkers
 
 STAY, DOWN, UP, RIGHT, LEFT = range(5)

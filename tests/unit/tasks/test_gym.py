@@ -14,8 +14,8 @@ import yaml
 from gymnasium.spaces import Box, Dict, Discrete
 
 import maml_dist
-from maml_dist.core.source import TaskKey
-from maml_dist.experiment import build, compose
+from maml_dist.config.compose import build, compose
+from maml_dist.core.data.task_source import TaskKey
 from maml_dist.report import report
 from maml_dist.tasks.gym import GymTasks, given, seen
 
@@ -402,11 +402,11 @@ def test_a_trained_policy_adapts_in_the_environment_and_is_reported(
         "task": {"class_path": "maml_dist.tasks.gym.GymTasks", "init_args": {"env": env}},
         "model": {"class_path": f"maml_dist.models.{model}", "init_args": sizes},
         "learner": {"class_path": "maml_dist.learners.maml.MAML"},
-        "outer": {"class_path": "maml_dist.core.trust_region.TrustRegion"},
+        "outer": {"class_path": "maml_dist.core.outer.trust_region.TrustRegion"},
     }
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(recipe))
     run = maml_dist.meta_train(tmp_path / "own.yaml", run=tmp_path / "run", **small)
-    run.evaluate()
+    maml_dist.meta_test(run)
     report(run)
     assert (run.path / "report.html").exists()
     policy, env = maml_dist.load(run.path), world()

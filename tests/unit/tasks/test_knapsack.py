@@ -8,9 +8,9 @@ import torch
 from torch.func import functionalize, grad, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from maml_dist.core.episode import Batch
-from maml_dist.core.objective import Objective
-from maml_dist.core.source import TaskKey
+from maml_dist.core.data.episode import Batch
+from maml_dist.core.data.task_source import TaskKey
+from maml_dist.core.model.objective import Objective
 from maml_dist.learners.maml import MAML
 from maml_dist.models.mlp import MLP
 from maml_dist.tasks.knapsack import Knapsack

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from maml_dist.core.source import TaskKey
+from maml_dist.core.data.task_source import TaskKey
 from maml_dist.tasks.navigation import Navigation, Points
 
 

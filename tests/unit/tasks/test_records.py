@@ -13,8 +13,8 @@ import pytest
 import torch
 from pyarrow import ipc
 
-from maml_dist.core.episode import Batch
-from maml_dist.core.source import TaskKey
+from maml_dist.core.data.episode import Batch
+from maml_dist.core.data.task_source import TaskKey
 from maml_dist.tasks.records import Records
 
 Groups = list[list[tuple[int, int]]]  # of each row group: (task, rows) of each task

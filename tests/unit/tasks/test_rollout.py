@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from maml_dist.core.simulator import Fault, Simulator, Stepped
-from maml_dist.core.source import TaskKey
+from maml_dist.core.data.simulator import Fault, Simulator, Stepped
+from maml_dist.core.data.task_source import TaskKey
 from maml_dist.tasks.grid import Grid
 from maml_dist.tasks.navigation import Navigation, Points
 from maml_dist.tasks.rollout import Goal, Rollouts

@@ -1,0 +1,1 @@
+"""Recipes, overrides and the experiment that they describe; whose code may be used."""

@@ -1,0 +1,1 @@
+"""Traces, and what compiles them for the CPU and the GPU."""

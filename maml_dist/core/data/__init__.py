@@ -1,0 +1,1 @@
+"""Tasks as data: their keys, episodes and trajectories, and simulators."""

@@ -1,0 +1,62 @@
+"""Form: how stacked episodes are flat lists of tensors, which is what traces and vmap take.
+
+    [leaves of each support batch shown, leaves of the query batch, key]
+
+Where one support set serves all inner steps it is shown once.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from maml_dist.core.data.episode import Batch, Episode, keyed
+
+_PAIR = pytree.tree_structure((0, 0))  # of x and a y that is a single tensor
+
+
+class Form(NamedTuple):
+    """What the tensors alone do not say."""
+
+    steps: int  # inner steps: support batches
+    same: bool  # whether one support set serves them all
+    batch: Any  # the tree of (x, y) of a batch
+
+    def keyed(self, tensors: tuple[Tensor, ...], k: Tensor, *, query: bool = False) -> Batch:
+        """The batch of (leaves, the task's key), with a random key of its own."""
+        *leaves, key = tensors
+        x, y = pytree.tree_unflatten(leaves, self.batch)
+        return keyed(Batch(x, y), key, k, query=query)
+
+
+def leaves(batch: Batch) -> list[Tensor]:
+    """The tensors of a batch, without its key."""
+    if isinstance(batch.y, Tensor):  # as nearly always, and at every iteration
+        return [batch.x, batch.y]
+    flat: list[Tensor] = pytree.tree_leaves((batch.x, batch.y))
+    return flat
+
+
+def pack(episodes: Episode) -> tuple[Form, list[Tensor]]:
+    """Stacked episodes as their form and their tensors."""
+    support, query = episodes.support, episodes.query
+    same = all(batch.x is support[0].x and batch.y is support[0].y for batch in support)
+    key = episodes.key
+    if key is None:
+        key = torch.zeros(len(query.x), dtype=torch.int64, device=query.x.device)
+    shown = support[:1] if same else support
+    tensors = [tensor for batch in (*shown, query) for tensor in leaves(batch)]
+    tree = _PAIR if isinstance(query.y, Tensor) else pytree.tree_structure((query.x, query.y))
+    return Form(len(support), same, tree), [*tensors, key]
+
+
+def unpack(form: Form, tensors: tuple[Tensor, ...] | list[Tensor]) -> Episode:
+    """The episode of these tensors."""
+    *data, key = tensors
+    each = form.batch.num_leaves
+    *support, query = (
+        Batch(*pytree.tree_unflatten(data[start : start + each], form.batch))
+        for start in range(0, len(data), each)
+    )
+    return Episode(tuple(support) * (form.steps if form.same else 1), query, key)

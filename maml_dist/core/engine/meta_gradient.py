@@ -1,0 +1,98 @@
+"""The summed meta-gradient and the scores of a batch of stacked tasks.
+
+Legend: task = stacked tasks, size = elements of the flat meta-parameters.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from maml_dist.core.adaptation.learner import Learner
+from maml_dist.core.compile.tracing import peak_bytes, trace
+from maml_dist.core.data.episode import Episode
+from maml_dist.core.engine.engine import Engine
+from maml_dist.core.engine.episode_spec import Form, pack
+from maml_dist.core.engine.gradient_sum import Summed, added
+from maml_dist.core.engine.step_checkpoints import most_held
+from maml_dist.core.engine.task_functions import TaskFunctions
+from maml_dist.core.model.objective import Mode, Objective
+from maml_dist.core.params import Layout
+
+
+class MetaGradient:
+    """The summed meta-gradient of a batch of tasks: what one shard computes."""
+
+    def __init__(
+        self, engine: Engine, learner: Learner, objective: Objective, *, into: Layout
+    ) -> None:
+        self._engine = engine
+        self._tasks = TaskFunctions(engine, learner, objective, into)
+        self._functions: dict[Form, Callable[..., Summed]] = {}
+
+    def __call__(self, meta: Tensor, episodes: Episode, it: Tensor) -> Summed:
+        """The sum over the stacked tasks of `episodes`, at meta [size]."""
+        form, tensors = pack(episodes)
+        if form not in self._functions:
+            self._functions[form] = (
+                self._tasks.by_steps(form)
+                if self._engine.memory == "steps"
+                else self._engine.run(self._tasks.in_one_graph(form))
+            )
+        parts = self._engine.parts(tensors)
+        return added([self._functions[form](meta, it, *part) for part in parts])
+
+
+class PathScores:
+    """The scores of a batch of tasks after 0, 1, … adaptation steps: an evaluation."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        learner: Learner,
+        objective: Objective,
+        *,
+        into: Layout,
+    ) -> None:
+        self._engine = engine
+        self._tasks = TaskFunctions(engine, learner, objective, into)
+        self._functions: dict[Form, Callable[..., dict[str, Tensor]]] = {}
+
+    def __call__(
+        self, meta: Tensor, episodes: Episode, it: Tensor, *, mode: Mode = "transductive"
+    ) -> dict[str, Tensor]:
+        """Each score of each task after each step [task, step]."""
+        form, tensors = pack(episodes)
+        if form not in self._functions:
+            self._functions[form] = self._tasks.scores(form)
+        scores = self._functions[form]
+        with torch.no_grad():
+            parts = [scores(meta, it, *part, mode=mode) for part in self._engine.parts(tensors)]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def task_bytes(
+    engine: Engine,
+    learner: Learner,
+    objective: Objective,
+    meta: Tensor,
+    episodes: Episode,
+    into: Layout,
+) -> int:
+    """The most bytes that one task's meta-gradient holds at once, by its trace.
+
+    Step by step, it is the trace of a single step, and the carries that are held.
+    """
+    carries = 0
+    if engine.memory == "steps":
+        steps = len(episodes.support)  # the statistics of every step are taken at its carry
+        carries = (steps + 1 if learner.keeps_steps else most_held(steps)) * meta.nbytes
+        episodes = episodes._replace(support=episodes.support[:1])
+        learner = replace(learner, steps=min(1, learner.steps))
+    form, tensors = pack(episodes)
+    tasks = TaskFunctions(engine.singly, learner, objective, into)
+    function = tasks.in_one_graph(form)
+    single = [tensor[0] for tensor in tensors]
+    graph, _ = trace(function, [meta, torch.zeros((), device=meta.device), *single])
+    return peak_bytes(graph.graph) + carries

@@ -1,0 +1,305 @@
+"""The meta-gradient of one task as functions of tensors, in one graph or step by step.
+
+Step by step (the adjoint recurrence), with phi_{k+1} = Phi_k(phi_k):
+
+    lambda_K = grad L_query(phi_K),     lambda_k = (d Phi_k / d phi_k)^T lambda_{k+1}
+
+only carries (phi and the inner rule's state) are stored, of many steps a few (`carries`), one step
+at a time is computed again, and one trace serves all steps. It is the same gradient to rounding.
+
+Legend: task = stacked tasks, size = elements of the flat meta-parameters, carry = of phi and state;
+a part is what the engine differentiates at once: stacked tasks, or a single one.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+from torch.func import vjp
+from torch.utils import _pytree as pytree
+
+from maml_dist.core.adaptation.inner_optimizers import at_step
+from maml_dist.core.adaptation.learner import Learner
+from maml_dist.core.data.episode import all_keyed
+from maml_dist.core.engine.engine import Engine
+from maml_dist.core.engine.episode_spec import Form, leaves, unpack
+from maml_dist.core.engine.gradient_sum import Summed, summed
+from maml_dist.core.engine.score_tracing import Scored
+from maml_dist.core.engine.step_checkpoints import Carries
+from maml_dist.core.model.objective import Mode, Objective
+from maml_dist.core.params import Layout, Params, flatten, unflatten
+
+
+class TaskFunctions:
+    """The functions of one task, made functions of a part: stacked tasks, or a single one."""
+
+    def __init__(
+        self, engine: Engine, learner: Learner, objective: Objective, into: Layout
+    ) -> None:
+        self._engine = engine
+        self._learner = learner
+        self._objective = objective
+        self._into = into
+        self._spec: Any = None  # of the carry: how its tree is built
+        self._carry: Layout
+
+    def in_one_graph(self, form: Form) -> Callable[..., Summed]:
+        """(meta, it, *tensors of a part) -> its sum, all in one function."""
+        learner, objective = self._learner, self._objective
+        steps = form.steps
+
+        def one(vector: Tensor, it: Tensor, *tensors: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            episode = unpack(form, tensors)
+            meta, kept = self._split(vector)
+            gradient, metrics = learner.gradient(
+                objective.loss, objective.query_loss, meta, episode, it
+            )
+            if not kept:
+                return self._join(gradient, {}), metrics
+            path = [*learner.path(objective.loss, meta, episode.support, it, episode.key)]
+            counts = torch.arange(steps + 1, device=it.device).unbind()
+            asked = (*leaves(episode.query), tensors[-1])
+            rows = [
+                objective.statistics(
+                    learner.weights(meta, path[k], counts[k]),
+                    self.kept_at(kept, counts[k]),
+                    form.keyed(asked, counts[k], query=True),
+                )
+                for k in self._kept_steps(steps)
+            ]
+            return self._join(gradient, self._rows(rows, axis=0)), metrics
+
+        over = self._engine.over(one, shared=2)
+
+        def part(vector: Tensor, it: Tensor, *tensors: Tensor) -> Summed:
+            return summed(*self._stacked(over(vector, it, *tensors)))
+
+        return part
+
+    def by_steps(self, form: Form) -> Callable[..., Summed]:
+        """(meta, it, *tensors of a part) -> its sum, step by step."""
+        learner, objective, engine = self._learner, self._objective, self._engine
+        steps, step = form.steps, self.step(form)
+
+        def start(vector: Tensor, it: Tensor, k: Tensor, *batch: Tensor) -> tuple[Tensor, Tensor]:
+            meta, _ = self._split(vector)
+            phi, state = learner.start(meta)
+            seen = form.keyed(batch, k, query=not steps)
+            before = objective.loss(learner.weights(meta, phi, k), seen)
+            return self._flat(phi, state), before
+
+        def pull(
+            vector: Tensor, it: Tensor, k: Tensor, carry: Tensor, along: Tensor, *batch: Tensor
+        ) -> tuple[Tensor, Tensor]:
+            back = vjp(lambda v, c: step(v, it, k, c, *batch), vector, carry)[1]
+            of_meta, of_carry = back(along)
+            return of_meta, of_carry
+
+        def query(
+            vector: Tensor, it: Tensor, k: Tensor, carry: Tensor, *batch: Tensor
+        ) -> tuple[Tensor, Tensor, Tensor]:
+            def loss(vector: Tensor, carry: Tensor) -> Tensor:
+                meta, _ = self._split(vector)
+                weights = learner.weights(meta, self._tree(carry)[0], k)
+                return objective.query_loss(weights, form.keyed(batch, k, query=True))
+
+            value, back, *_ = vjp(loss, vector, carry)
+            of_meta, of_carry = back(torch.ones_like(value))
+            return of_meta, of_carry, value
+
+        def end(
+            vector: Tensor, it: Tensor, k: Tensor, carry: Tensor, *tensors: Tensor
+        ) -> tuple[Tensor, Tensor]:
+            meta, _ = self._split(vector)
+            episode = unpack(form, tensors)
+            phi, counts = self._tree(carry)[0], torch.arange(steps + 1, device=it.device).unbind()
+            ended = learner.at_end(
+                objective.loss, objective.query_loss, meta, phi, all_keyed(episode, counts), it
+            )
+            assert ended is not None
+            return self._join(ended[0], {}), ended[1]
+
+        def first(vector: Tensor, it: Tensor, along: Tensor) -> Tensor:
+            def begin(vector: Tensor) -> Tensor:
+                return self._flat(*learner.start(self._split(vector)[0]))
+
+            of_meta: Tensor = vjp(begin, vector)[1](along)[0]
+            return of_meta
+
+        def statistics(
+            vector: Tensor, it: Tensor, k: Tensor, carry: Tensor, *batch: Tensor
+        ) -> Params:
+            meta, kept = self._split(vector)
+            weights = learner.weights(meta, self._tree(carry)[0], k)
+            query = form.keyed(batch, k, query=True)
+            return objective.statistics(weights, self.kept_at(kept, k), query)
+
+        of_k = (start, step, pull, query, end, statistics)
+        over = {
+            function.__name__: engine.run(engine.over(function, shared=shared))
+            for function, shared in (*((function, 3) for function in of_k), (first, 2))
+        }
+
+        def part(vector: Tensor, it: Tensor, *tensors: Tensor) -> Summed:
+            self._learn_carry(vector)
+            episode = unpack(form, tensors)
+            batches = [(*leaves(batch), tensors[-1]) for batch in episode.support]
+            asked = (*leaves(episode.query), tensors[-1])
+            counts = torch.arange(steps + 1, device=it.device).unbind()
+            carry, before = over["start"](vector, it, counts[0], *(batches or [asked])[0])
+            carries = Carries(
+                lambda k, carry: over["step"](vector, it, counts[k], carry, *batches[k]),
+                carry,
+                steps,
+                back=learner.differentiates,
+                kept=self._kept_steps(steps) if self._objective.kept else (),
+            )
+            del carry
+            if not learner.differentiates:
+                gradient, after = over["end"](vector, it, counts[-1], carries[steps], *tensors)
+            else:
+                shares = _shares(learner.judged(it), steps)
+                ended = carries[steps]
+                gradient, along, after = over["query"](vector, it, counts[-1], ended, *asked)
+                gradient, along = shares[-1] * gradient, shares[-1] * along
+                for number, batch in reversed([*enumerate(batches)]):
+                    at = (vector, it, counts[number], carries.pop(number))
+                    of_meta, along = over["pull"](*at, along, *batch)
+                    gradient = gradient + of_meta
+                    if shares[number]:
+                        of_meta, of_carry, _ = over["query"](*at, *asked)
+                        gradient = gradient + shares[number] * of_meta
+                        along = along + shares[number] * of_carry
+                gradient = gradient + over["first"](vector, it, along)
+            if self._objective.kept:
+                axis = int(engine.batching == "vmap")
+                rows = self._rows(
+                    [
+                        over["statistics"](vector, it, counts[k], carries[k], *asked)
+                        for k in self._kept_steps(steps)
+                    ],
+                    axis=axis,
+                )
+                new = torch.cat([row.reshape(*row.shape[:axis], -1) for row in rows.values()], -1)
+                gradient = torch.cat([gradient[..., : -new.shape[-1]], new], -1)
+            return summed(*self._stacked((gradient, {"loss/before": before, "loss/after": after})))
+
+        return part
+
+    def scores(self, form: Form) -> Callable[..., dict[str, Tensor]]:
+        """(meta, it, *tensors of a part, mode=) -> each score [task, step]."""
+        learner, objective, engine = self._learner, self._objective, self._engine
+        steps = form.steps
+
+        def start(vector: Tensor, it: Tensor, like: Tensor) -> Tensor:
+            return self._flat(*learner.start(self._split(vector)[0]))
+
+        def answer(
+            mode: Mode, vector: Tensor, it: Tensor, k: Tensor, carry: Tensor, *tensors: Tensor
+        ) -> Tensor:
+            meta, kept = self._split(vector)
+            weights = learner.weights(meta, self._tree(carry)[0], k)
+            kept = self.kept_at(kept, k)
+            return objective.answer(weights, unpack(form, tensors), mode=mode, kept=kept)
+
+        def score(output: Tensor, *tensors: Tensor) -> dict[str, Tensor]:
+            return objective.score(output, unpack(form, tensors).query)
+
+        # Not compiled: an evaluation is rare, and bound by arithmetic.
+        start_, step_ = (
+            engine.run(engine.over(function, shared=shared), compiled=False)
+            for function, shared in ((start, 2), (self.step(form), 3))
+        )
+        answers: dict[Mode, Callable[..., Tensor]] = {
+            mode: engine.run(engine.over(partial(answer, mode), shared=3), compiled=False)
+            for mode in get_args(Mode)
+        }
+        score_ = Scored(engine, score)
+
+        def part(vector: Tensor, it: Tensor, *tensors: Tensor, mode: Mode) -> dict[str, Tensor]:
+            self._learn_carry(vector)
+            episode = unpack(form, tensors)
+            carry = start_(vector, it, episode.key)
+            results = []
+            for k, count in enumerate(torch.arange(steps + 1, device=it.device).unbind()):
+                output = answers[mode](vector, it, count, carry, *tensors)
+                results.append(self._stacked((score_(output, *tensors),))[0])
+                if k < steps:
+                    batch = (*leaves(episode.support[k]), tensors[-1])
+                    carry = step_(vector, it, count, carry, *batch)
+            return {
+                name: torch.stack([scores[name] for scores in results], -1) for name in results[0]
+            }
+
+        return part
+
+    def step(self, form: Form) -> Callable[..., Tensor]:
+        """(meta, it, k, carry, *a support batch) -> the carry after one more step of a task."""
+
+        def step(vector: Tensor, it: Tensor, k: Tensor, carry: Tensor, *batch: Tensor) -> Tensor:
+            meta, _ = self._split(vector)
+            phi, state = self._tree(carry)
+            loss = self._objective.loss
+            phi, state = self._learner.step(loss, meta, phi, state, form.keyed(batch, k), k, it)
+            return self._flat(phi, state)
+
+        return step
+
+    def _split(self, vector: Tensor) -> tuple[Params, Params]:
+        """What is meta-learned, and what is kept (running statistics) but not differentiated."""
+        params = unflatten(vector, self._into)
+        kept = {name: params.pop(name).detach() for name in self._objective.kept}
+        return params, kept
+
+    def kept_at(self, kept: Params, k: Tensor) -> Params:
+        """What is kept, after `k` steps."""
+        if not self._learner.keeps_steps:
+            return kept
+        return {name: at_step(rows, k) for name, rows in kept.items()}
+
+    def _kept_steps(self, steps: int) -> range:
+        return range(0 if self._learner.keeps_steps else steps, steps + 1)
+
+    def _rows(self, rows: list[Params], *, axis: int) -> Params:
+        if not self._learner.keeps_steps:
+            return rows[-1]
+        return {name: torch.stack([row[name] for row in rows], axis) for name in rows[0]}
+
+    def _join(self, gradient: Params, kept: Params) -> Tensor:
+        zero = {
+            name: shape for name, shape in zip(*self._into, strict=True) if name not in gradient
+        }
+        like = next(iter(gradient.values()))
+        rest = {name: kept.get(name, like.new_zeros(shape)) for name, shape in zero.items()}
+        both = {**gradient, **rest}
+        return flatten({name: both[name] for name in self._into.names})
+
+    def _learn_carry(self, vector: Tensor) -> None:
+        if self._spec is None:
+            tree = self._learner.start(self._split(vector)[0])
+            leaves, self._spec = pytree.tree_flatten(tree)
+            names = tuple(str(number) for number in range(len(leaves)))
+            self._carry = Layout(names, tuple(tuple(leaf.shape) for leaf in leaves))
+
+    def _flat(self, phi: Params, state: Any) -> Tensor:
+        leaves, spec = pytree.tree_flatten((phi, state))
+        if spec != self._spec:
+            raise ValueError("the learner's step changes the form of phi or of its state")
+        return torch.cat([leaf.reshape(-1) for leaf in leaves])
+
+    def _tree(self, carry: Tensor) -> tuple[Params, Any]:
+        leaves = list(unflatten(carry, self._carry).values())
+        phi, state = pytree.tree_unflatten(leaves, self._spec)
+        return phi, state
+
+    def _stacked(self, tree: Any) -> Any:
+        """Results of a part with their task axis: a single task's get one."""
+        if self._engine.batching == "vmap":
+            return tree
+        return pytree.tree_map(lambda value: value.unsqueeze(0), tree)
+
+
+def _shares(judged: Tensor | None, steps: int) -> list[float]:
+    return [0.0] * steps + [1.0] if judged is None else judged.tolist()

@@ -1,0 +1,243 @@
+"""Objective: a model and a task source joined into functions of the parameters.
+
+Batch norm normalises with the current batch while training. At test there are up to three modes:
+
+    transductive   the queries by themselves, as the paper does
+    inductive      the queries with the statistics of the support set
+    running        the queries with running statistics: kept beside the meta-parameters, they
+                   follow the queries of training at the adapted parameters
+"""
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
+
+from maml_dist.core.data.episode import Batch, Episode
+from maml_dist.core.data.task_source import TaskSource
+from maml_dist.core.model.functional_call import Modes, Stateless, training_modes
+from maml_dist.core.model.functional_rules import (
+    ForwardRules,
+    Normalise,
+    Seen,
+    by_first,
+    by_running,
+    observing,
+)
+from maml_dist.core.params import Params, complex_of
+
+_ARITHMETIC = ("sub", "rsub", "add", "radd", "mul", "rmul", "div", "truediv", "rtruediv", "eq")
+_OF_EQUAL_SHAPES = {
+    *(functional.mse_loss, functional.l1_loss, functional.smooth_l1_loss, functional.huber_loss)
+}
+Mode = Literal["transductive", "inductive", "running"]  # what batch norm normalises queries by
+
+
+def modes(model: nn.Module) -> tuple[Mode, ...]:
+    """The modes in which a model can be scored; none where it has no batch norm."""
+    norms = [part for part, training in training_modes(model) if _follows_batch(part, training)]
+    running: tuple[Mode, ...] = ("running",) if running_statistics(model) else ()
+    return ("transductive", "inductive", *running) if norms else ()
+
+
+def running_statistics(model: nn.Module) -> Params:
+    """The running means and variances of a model's batch norms, and counts where those matter."""
+    return {
+        f"{name}.{kind}": getattr(part, kind)
+        for name, part in _followed(model, training_modes(model)).items()
+        for kind in _kept(part)
+    }
+
+
+class Objective:
+    """The losses and scores of one task as functions of (parameters, data)."""
+
+    def __init__(
+        self, model: nn.Module, source: TaskSource, *, bfloat16: bool = False, strict: bool = False
+    ) -> None:
+        """`strict`: an inner loss that broadcasts its arguments raises a RuntimeError."""
+        self._model = Stateless(model)
+        self._source = source
+        self._bfloat16 = bfloat16
+        self._strict = strict
+        self._complex = {name for name, p in model.named_parameters() if p.is_complex()}
+        training = training_modes(model)
+        self._norms = _followed(model, training)
+        still = set(self._norms.values())  # so that they leave their own counters alone
+        self._training = [(p, mode and p not in still) for p, mode in training]
+        self.kept = tuple(running_statistics(model))  # names of what is kept, not differentiated
+
+    def loss(self, params: Params, batch: Batch) -> Tensor:
+        """The inner loss, a scalar."""
+        output = self.output(params, batch.x, key=batch.key)
+        targets = [batch.y] if isinstance(batch.y, Tensor) else []
+        with broadcasting_refused(*targets) if self._strict else nullcontext():
+            return self._source.loss(output, batch)
+
+    def query_loss(self, params: Params, batch: Batch) -> Tensor:
+        """The outer loss, a scalar."""
+        return self._source.query_loss(self.output(params, batch.x, key=batch.key), batch)
+
+    def divergence(self, params: Params, batch: Batch) -> Tensor:
+        """On-policy: the mean KL divergence from the policy that acted, a scalar."""
+        return self._source.divergence(self.output(params, batch.x, key=batch.key), batch)
+
+    def between(self, old: Tensor, new: Tensor, batch: Batch) -> Tensor:
+        """On-policy: the mean KL divergence of outputs from others on the same batch, a scalar."""
+        return self._source.divergence(new, batch._replace(y=batch.y._replace(before=old)))
+
+    def answer(
+        self,
+        params: Params,
+        episode: Episode,
+        *,
+        mode: Mode = "transductive",
+        kept: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
+        """The output [n, …] for the query set, as it is scored: nothing is dropped.
+
+        Inductive needs a support set; running needs the running statistics, `kept`.
+        """
+        query = episode.query
+        if mode == "inductive":
+            support = episode.support[0].x
+            both = torch.cat([support, query.x])
+            return self.output(params, both, normalise=by_first(len(support)))[len(support) :]
+        if mode == "running":
+            assert kept is not None
+            values = {
+                id(part.running_mean): (kept[f"{name}.running_mean"], kept[f"{name}.running_var"])
+                for name, part in self._norms.items()
+            }
+            return self.output(params, query.x, normalise=by_running(values))
+        return self.output(params, query.x)
+
+    def score(self, output: Tensor, query: Batch) -> dict[str, Tensor]:
+        """The numbers to report of the query set, from the model's output for it."""
+        return self._source.score(output, query)
+
+    def statistics(self, params: Params, kept: Mapping[str, Tensor], batch: Batch) -> Params:
+        """The running statistics after this batch, from those before."""
+        seen: Seen = {}
+        self.output(params, batch.x, key=batch.key, normalise=observing(seen))
+        new = dict(kept)
+        for name, part in self._norms.items():
+            for mean, var in seen.get(id(part.running_mean), ()):
+                share: Tensor | float | None = part.momentum
+                if share is None:  # the mean over all batches so far
+                    count = new[f"{name}.num_batches_tracked"] + 1
+                    new[f"{name}.num_batches_tracked"], share = count, 1 / count.to(mean.dtype)
+                for kind, now in (("running_mean", mean), ("running_var", var)):
+                    old = new[f"{name}.{kind}"]
+                    new[f"{name}.{kind}"] = old + share * (now - old)
+        return new
+
+    def output(
+        self,
+        params: Params,
+        x: Tensor,
+        *,
+        key: Tensor | None = None,
+        normalise: Normalise | None = None,
+    ) -> Tensor:
+        """The model's output [n, …] at x [n, …]; dropout is drawn from `key`, or none."""
+        (output,) = self._outputs(params, x, key=key, normalise=normalise)
+        return output
+
+    def remembers(self, params: Params, batch: Batch) -> bool:
+        """Whether the model's output differs where it is called twice in a row."""
+        first, second = self._outputs(params, batch.x, key=batch.key, times=2)
+        return not torch.allclose(first, second, rtol=0, atol=0, equal_nan=True)
+
+    def _outputs(
+        self,
+        params: Params,
+        x: Tensor,
+        *,
+        key: Tensor | None,
+        normalise: Normalise | None = None,
+        times: int = 1,
+    ) -> list[Tensor]:
+        """Of so many calls in a row: what the model keeps of one, the next sees."""
+        given = {
+            name: complex_of(value) if name in self._complex else value
+            for name, value in params.items()
+        }
+        followed = [id(part.running_mean) for part in self._norms.values()]
+        cast: Any = nullcontext()
+        if self._bfloat16:
+            cast = torch.autocast(x.device.type, torch.bfloat16, cache_enabled=False)
+        outputs = []
+        with self._model.given(given, self._training) as model, cast:
+            for _ in range(times):
+                rules = ForwardRules(
+                    key=key, normalise=normalise, followed=followed, given=given.values()
+                )
+                with rules:
+                    output: Tensor = model(x)
+                outputs.append(output.float() if self._bfloat16 else output)
+        return outputs
+
+
+def _follows_batch(part: nn.Module, training: bool) -> bool:
+    """A batch norm that normalises with the batch while it trains: not one held in evaluation."""
+    return isinstance(part, _BatchNorm) and (training or part.running_mean is None)
+
+
+def _followed(model: nn.Module, modes: Modes) -> dict[str, _BatchNorm]:
+    """The batch norms whose running statistics follow what is seen in training."""
+    training = dict(modes)
+    return {
+        name: part
+        for name, part in model.named_modules()
+        if isinstance(part, _BatchNorm) and training[part] and part.running_mean is not None
+    }
+
+
+def _kept(part: _BatchNorm) -> tuple[str, ...]:
+    counts = ("num_batches_tracked",) if part.momentum is None else ()
+    return ("running_mean", "running_var", *counts)
+
+
+class _EqualShapes(TorchFunctionMode):
+    def __init__(self, targets: tuple[Tensor, ...]) -> None:
+        super().__init__()
+        self._targets = {id(target) for target in targets}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _OF_EQUAL_SHAPES and args[0].shape != args[1].shape:
+            output, target = (list(each.shape) for each in args[:2])
+            raise RuntimeError(
+                f"Using a target size {target} that is different to the input size {output}"
+            )
+        if getattr(func, "__name__", "").strip("_") in _ARITHMETIC:
+            self._refuse_outer(args[:2])
+        return func(*args, **(kwargs or {}))
+
+    def _refuse_outer(self, pair: Any) -> None:
+        """A target and another tensor are not both made larger: [n] and [n, 1] to [n, n]."""
+        if len(pair) < 2 or not all(isinstance(part, Tensor) for part in pair):
+            return
+        one, other = (part.shape for part in pair)
+        if one == other or not self._targets & {id(part) for part in pair}:
+            return
+        made = torch.broadcast_shapes(one, other)
+        if made not in (one, other):
+            raise RuntimeError(
+                f"the loss broadcasts {list(one)} and {list(other)} to {list(made)}: give y the "
+                "shape of the model's output"
+            )
+
+
+def broadcasting_refused(*targets: Tensor) -> TorchFunctionMode:
+    """Inside, in this thread, a loss of two shapes raises a RuntimeError and computes nothing.
+
+    torch warns only, and what is done with a warning is one setting for all threads. Nor is one of
+    the `targets` broadcast against another tensor to what has the shape of neither.
+    """
+    return _EqualShapes(targets)

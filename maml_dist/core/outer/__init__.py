@@ -1,0 +1,1 @@
+"""The update of the meta-parameters: outer optimizers, schedules, the trust region."""

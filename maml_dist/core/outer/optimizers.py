@@ -1,0 +1,213 @@
+"""The beta update: meta <- meta - rate * direction(gradient), on one flat vector.
+
+    rate    = beta * schedule
+    average = average + (meta - average) * (1 - d) / (1 - d^count)    bias-corrected moving average,
+                                      of the server's whole vector, so of running statistics too
+
+A rule's state is a dict of tensors, so that it can be saved without pickling. An update of a small
+model is bound by dispatch: few operations, in place on tensors made here, and scalars in Python.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import hardshrink
+
+from maml_dist.core.outer.schedules import Constant, Schedule
+from maml_dist.core.validation import check_least, check_positive, check_share
+
+State = dict[str, Tensor]
+
+
+class Ask(NamedTuple):
+    """What an update wants to know of the tasks: a method of the shards, and what it is given."""
+
+    what: Literal["gradient", "curvature", "objective"]
+    at: Tensor  # [size]: where, or for the curvature what to multiply
+    options: dict[str, Any] = {}
+
+
+class Told(NamedTuple):
+    """The answer: means over the tasks."""
+
+    vector: Tensor | None  # [size]; none where all tasks were skipped
+    scalars: dict[str, float]
+
+
+Talk = Generator[Ask, Told, tuple[Tensor, State, dict[str, float]]]  # -> meta, state, what to log
+
+
+@dataclass(frozen=True)
+class Outer(ABC):
+    """An outer optimiser: a pure rule on the flat meta-parameters [size]."""
+
+    on_policy: ClassVar[bool] = False  # whether it asks what only rollouts can answer
+
+    beta: float = 0.001  # outer rate
+    schedule: Schedule = Constant()  # of the outer rate
+    clip: float | None = None  # each element of the meta-gradient is clipped at ± this
+    clip_norm: float | None = None  # then the meta-gradient is scaled down to this norm
+    average: float | None = None  # decay d of the averaged weights that are judged; null: none
+    epochs: int = 1  # updates a meta-iteration, each at a new meta-gradient on the same episodes
+
+    def __post_init__(self) -> None:
+        check_positive(self, "outer", "beta", "clip", "clip_norm")
+        check_least(self, "outer", epochs=1)
+        check_share(self, "outer", "average")
+
+    @abstractmethod
+    def moments(self, meta: Tensor) -> State:
+        """What the rule remembers of the gradients, before the first."""
+
+    @abstractmethod
+    def step(
+        self, meta: Tensor, gradient: Tensor, state: State, *, rate: float, count: float
+    ) -> tuple[Tensor, State]:
+        """The new meta-parameters and moments at update `count` = 1, 2, …"""
+
+    def init(self, meta: Tensor) -> State:
+        """The state before the first update.
+
+        Returns:
+            `count` [] float64 of the updates made, and the rule's moments.
+        """
+        return {"count": torch.tensor(0.0, dtype=torch.float64), **self.moments(meta)}
+
+    @property
+    def asks(self) -> bool:
+        """Whether one gradient is not enough: a meta-iteration is then a talk, by `propose`."""
+        return self.epochs > 1
+
+    def propose(
+        self, meta: Tensor, gradient: Tensor, scalars: dict[str, float], state: State
+    ) -> Talk:
+        """A meta-iteration that asks back: yields questions, is sent the answers.
+
+        Args:
+            meta: the meta-parameters [size] with which the episodes were collected.
+            gradient: the mean meta-gradient [size] there.
+            scalars: the means of the tasks' metrics, `loss/after` among them.
+            state: the rule's state.
+        """
+        meta, state = self.update(meta, gradient, state)
+        for _ in range(1, self.epochs):
+            told = yield Ask("gradient", meta)
+            if told.vector is not None:
+                meta, state = self.update(meta, told.vector, state)
+        if "return/after" not in scalars:
+            return meta, state, {}
+        told = yield Ask("objective", meta)  # policies: how far all epochs together have gone
+        return meta, state, {"kl": told.scalars["divergence"]}
+
+    def update(self, meta: Tensor, gradient: Tensor, state: State) -> tuple[Tensor, State]:
+        """One update; returns new tensors and changes none."""
+        count = float(state["count"]) + 1
+        meta, after = self.step(
+            meta, self.clipped(gradient), state, rate=self.rate(state), count=count
+        )
+        return meta, self.counted(after, state)
+
+    def rate(self, state: State) -> float:
+        """The outer rate of the next update."""
+        return self.beta * self.schedule.factor(float(state["count"]))
+
+    def clipped(self, gradient: Tensor) -> Tensor:
+        """The meta-gradient [size], by value and then by norm."""
+        if self.clip is not None:
+            gradient = gradient.clamp(-self.clip, self.clip)
+        if self.clip_norm is not None:
+            norm = float(torch.linalg.vector_norm(gradient))
+            if norm > self.clip_norm:
+                gradient = gradient * (self.clip_norm / norm)
+        return gradient
+
+    def counted(self, after: State, state: State) -> State:
+        """The state after an update: the new moments and the count."""
+        return after | {"count": state["count"] + 1}
+
+    def averaged(self, average: Tensor, latest: Tensor, *, before: State, state: State) -> Tensor:
+        """The average over all updates, those from `before` to `state` having led to `latest`."""
+        assert self.average is not None
+        count = float(state["count"])
+        made = count - float(before["count"])
+        return average.lerp(latest, (1 - self.average**made) / (1 - self.average**count))
+
+
+def _normal(moment: Tensor) -> Tensor:
+    """A moment with zeros for what is below the smallest normal number.
+
+    That of a weight whose gradient has become zero only ever decays, and a CPU takes a hundred
+    times longer over numbers below 1e-38.
+    """
+    return hardshrink(moment, torch.finfo(moment.dtype).tiny)
+
+
+@dataclass(frozen=True)
+class SGD(Outer):
+    """Gradient descent, with (Nesterov's) momentum: v <- momentum * v + gradient."""
+
+    momentum: float = 0.0  # decay of the velocity; 0: plain descent
+    nesterov: bool = False  # step along gradient + momentum * v rather than v
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_share(self, "outer", "momentum", zero=True)
+        if self.nesterov and not self.momentum:
+            raise ValueError("outer.nesterov=True: needs a momentum")
+
+    def moments(self, meta: Tensor) -> State:
+        """The velocity, if there is momentum."""
+        return {"velocity": torch.zeros_like(meta)} if self.momentum else {}
+
+    def step(
+        self, meta: Tensor, gradient: Tensor, state: State, *, rate: float, count: float
+    ) -> tuple[Tensor, State]:
+        """Along the gradient, the velocity, or where the velocity will be."""
+        if not self.momentum:
+            return meta.add(gradient, alpha=-rate), {}
+        velocity = _normal(gradient.add(state["velocity"], alpha=self.momentum))
+        ahead = gradient.add(velocity, alpha=self.momentum) if self.nesterov else velocity
+        return meta.add(ahead, alpha=-rate), {"velocity": velocity}
+
+
+@dataclass(frozen=True)
+class Adam(Outer):
+    """Adam (arXiv 1412.6980, algorithm 1); with a weight decay AdamW (arXiv 1711.05101)."""
+
+    decays: tuple[float, float] = (0.9, 0.999)  # of the first and second moment
+    eps: float = 1e-8  # added to the root of the second moment
+    weight_decay: float = 0.0  # decoupled: meta shrinks by rate * this, apart from the gradient
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not all(0 <= decay < 1 for decay in self.decays):
+            raise ValueError(f"outer.decays={self.decays}: both must be in [0, 1)")
+        check_positive(self, "outer", "eps")
+        check_least(self, "outer", weight_decay=0)
+
+    def moments(self, meta: Tensor) -> State:
+        """Both moments, at zero."""
+        return {"first": torch.zeros_like(meta), "second": torch.zeros_like(meta)}
+
+    def step(
+        self, meta: Tensor, gradient: Tensor, state: State, *, rate: float, count: float
+    ) -> tuple[Tensor, State]:
+        """Along the bias-corrected first moment over the root of the second.
+
+        Both corrections go into the step's length and eps: m̂ / (√v̂ + eps) is
+        (√c₂ / c₁) m / (√v + √c₂ eps), with c = 1 - decay^count.
+        """
+        decay1, decay2 = self.decays
+        root2 = (1 - decay2**count) ** 0.5
+        length = rate * root2 / (1 - decay1**count)
+        first = _normal(state["first"].lerp(gradient, 1 - decay1))
+        second = (state["second"] * decay2).addcmul_(gradient, gradient, value=1 - decay2)
+        second = _normal(second)
+        root = second.sqrt().add_(self.eps * root2)
+        if self.weight_decay:
+            meta = meta * (1 - rate * self.weight_decay)
+        return meta.addcdiv(first, root, value=-length), {"first": first, "second": second}

@@ -1,0 +1,97 @@
+"""TRPO's update (Schulman et al., arXiv 1502.05477), asked of the tasks and applied here.
+
+(A + damping I) d = gradient                       A: the divergence's curvature, by products
+meta <- meta - shrink^j beta sqrt(2 bound / d^T A d) d      for the first j at which
+the loss falls and the mean divergence is at most `bound`;  meta stays where there is none
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from maml_dist.core.outer.optimizers import Ask, Outer, State, Talk
+from maml_dist.core.validation import check_least, check_positive
+
+
+@dataclass(frozen=True)
+class TrustRegion(Outer):
+    """The longest step along the natural gradient that stays near the policies that acted."""
+
+    on_policy = True
+
+    beta: float = 1.0  # of the first step tried: 1 reaches the bound, by the curvature
+    bound: float = 0.01  # mean KL divergence of the adapted policies, in nats
+    iterations: int = 10  # of conjugate gradient: products with the curvature
+    damping: float = 1e-5  # added to the curvature's diagonal
+    share: float = 1.0  # of each task's episodes after adapting that the curvature is taken over
+    support_share: float = 1.0  # of those adapted to; a small one bends more: beta makes up for it
+    shrink: float = 0.8  # from one step tried to the next
+    tries: int = 15  # steps tried
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.epochs != 1:
+            raise ValueError(f"outer.epochs={self.epochs}: a trust region makes one update")
+        check_positive(self, "outer", "bound", "share", "support_share", "shrink")
+        check_least(self, "outer", iterations=1, tries=1, damping=0)
+        for name, top in (("share", 1.0), ("support_share", 1.0), ("shrink", 0.999)):
+            if getattr(self, name) > top:
+                raise ValueError(f"outer.{name}={getattr(self, name)}: must be {top:g} at the most")
+
+    @property
+    def asks(self) -> bool:
+        """Always: curvature and line search."""
+        return True
+
+    def moments(self, meta: Tensor) -> State:
+        """None."""
+        return {}
+
+    def step(
+        self, meta: Tensor, gradient: Tensor, state: State, *, rate: float, count: float
+    ) -> tuple[Tensor, State]:
+        """Along a direction that is given."""
+        return meta.add(gradient, alpha=-rate), {}
+
+    def propose(
+        self, meta: Tensor, gradient: Tensor, scalars: dict[str, float], state: State
+    ) -> Talk:
+        """Conjugate gradient by the tasks' products, then a line search by their objectives."""
+        gradient = self.clipped(gradient).double()  # what is summed up magnifies rounding
+        direction, residual, along = torch.zeros_like(gradient), gradient, gradient
+        image = torch.zeros_like(gradient)  # of the direction
+        squared = float(gradient @ gradient)
+        shares = {"share": self.share, "support_share": self.support_share}
+        enough = torch.finfo(meta.dtype).eps ** 2 * squared
+        for _ in range(self.iterations):
+            if not squared > enough:
+                break
+            told = yield Ask("curvature", along.to(meta.dtype), shares)
+            assert told.vector is not None
+            product = told.vector.double() + self.damping * along
+            bend = float(along @ product)
+            if not bend > 0:  # rounding, or no curvature at all: what there is must do
+                break
+            length = squared / bend
+            direction, image = direction + length * along, image + length * product
+            residual = residual - length * product
+            before, squared = squared, float(residual @ residual)
+            along = residual + squared / before * along
+        bend = float(direction @ image)
+        if not (bend > 0 and math.isfinite(bend)):
+            return meta, self.counted({}, state), {"accepted": 0.0, "kl": 0.0, "tries": 0.0}
+        rate = self.rate(state) * math.sqrt(2 * self.bound / bend)
+        loss, direction = scalars["loss/after"], direction.to(meta.dtype)
+        for number in range(1, self.tries + 1):
+            candidate, _ = self.step(meta, direction, state, rate=rate, count=number)
+            told = yield Ask("objective", candidate)
+            reached, apart = told.scalars["loss/after"], told.scalars["divergence"]
+            # What is not finite is no step, whatever its sign.
+            if -math.inf < reached < loss and -math.inf < apart <= self.bound:
+                result = {"accepted": 1.0, "kl": apart, "tries": float(number)}
+                return candidate, self.counted({}, state), result
+            rate *= self.shrink
+        result = {"accepted": 0.0, "kl": 0.0, "tries": float(self.tries)}
+        return meta, self.counted({}, state), result

@@ -1,0 +1,1 @@
+"""Policy gradients: distributions, baselines, advantages, surrogates."""

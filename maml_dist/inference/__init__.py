@@ -1,0 +1,1 @@
+"""Trained models: loaded, adapted to new tasks, and scored on held-out ones."""

@@ -1,0 +1,238 @@
+"""Policy: a trained run of a policy that acts, and adapts in an environment of the user's."""
+
+import copy
+from collections.abc import Callable, Sequence
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium.spaces import Box, Discrete
+
+from maml_dist.core.data.episode import Batch, map_tensors
+from maml_dist.core.data.task_source import TaskKey, keys_of
+from maml_dist.core.data.trajectories import Trajectories
+from maml_dist.core.params import layout, own_form, real_of
+from maml_dist.core.validation import SEEDS
+from maml_dist.inference.adaptable import Adaptable, as_numbers, check_steps
+from maml_dist.runtime.rollout_worker import RolloutWorker, Weights
+from maml_dist.runtime.zeroth_order import Returns, Scoring
+from maml_dist.tasks.gym import given, seen
+from maml_dist.tasks.rollout import Goal, Rollouts
+
+
+class Policy(Adaptable):
+    """What `load` adds to the user's own policy: `act`, and `adapt` in an environment."""
+
+    _source: Rollouts
+
+    def act(self, obs: Any, *, generator: np.random.Generator | None = None) -> np.ndarray:
+        """An action for an observation [obs], or for many [n, …, obs].
+
+        Args:
+            obs: as the task source gives it.
+            generator: draws the action from the policy; the likeliest one if None.
+
+        Returns:
+            Actions [act] or [n, …, act], meant for [-1, 1] and not clipped; discrete: numbers.
+
+        Raises:
+            ValueError: `obs` is no array of finite numbers of that size, or the policy's output at
+                it is not finite.
+        """
+        like = real_of(next(self.parameters()))
+        seen, size = as_numbers(obs, "obs", like=like).to(like.dtype), self._source.observations
+        if not seen.dim() or seen.shape[-1] != size:
+            raise ValueError(f"act(obs {list(seen.shape)}): must be [{size}], or [n, …, {size}]")
+        if not isinstance(generator, np.random.Generator | None):
+            kind = type(generator).__name__
+            raise ValueError(f"generator must be a numpy.random.Generator or None, not {kind}")
+        distribution = self._source.distribution
+        with torch.no_grad():
+            output = self(seen)
+            if not torch.isfinite(output).all():
+                raise ValueError("the policy's output is not finite: it has diverged")
+            if generator is None:
+                action = distribution.mode(output)
+            else:
+                action = distribution.sample(output, self._noise(generator, output))
+        numbers: np.ndarray = action.cpu().numpy()
+        return numbers
+
+    def adapt(  # type: ignore[override]  # the data come from acting
+        self, env: Any, *, steps: int = 1, seed: int = 0
+    ) -> "Policy":
+        """A copy of this policy that has adapted in an environment; itself is unchanged.
+
+        Every step acts for as many episodes, each of at most as many steps, as a task in training;
+        a learner that compares returns lives as many with every candidate.
+
+        Args:
+            env: a Gymnasium environment whose observations, flattened, are those of the task
+                source. It is given actions as in training: those for [-1, 1] are scaled and clipped
+                to its bounds, discrete ones count from its start.
+            steps: adaptation steps; 0: none.
+            seed: of the environment's starts and of what the policy draws.
+
+        Raises:
+            ValueError: `steps` or `seed` is negative, the environment is none, its observations or
+                actions are not those of the policy, or it gives what is not finite.
+        """
+        check_steps(steps)
+        if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed <= SEEDS:
+            raise ValueError(f"seed={seed!r}: must be a whole number from 0 to {SEEDS}")
+        _check_actions(env, self._source)
+        if self._learner.by_scores:
+            task = Goal(TaskKey(seed, "adapt", 0, 0), ())
+            return self._climbed(self._returns_in(env, seed), task, steps)
+        return self._taught(
+            lambda policy, step: policy._live(env, np.random.default_rng([seed, step])), steps
+        )
+
+    def learn(self, task: Goal, *, steps: int = 1) -> "Policy":
+        """A copy of this policy that has adapted to a task of its own task source.
+
+        Raises:
+            ValueError: `steps` is negative, or `task` is none.
+        """
+        check_steps(steps)
+        if not isinstance(task, Goal):
+            kind = type(task).__name__
+            raise ValueError(f"task must be one that the task source has drawn, not {kind}")
+        if self._learner.by_scores:
+            return self._climbed(RolloutWorker(self._source, self).returns, task, steps)
+        return self._taught(
+            lambda policy, stage: self._source.roll(policy._outputs, [task], stage=stage), steps
+        )
+
+    def _taught(self, live: Callable[["Policy", int], Trajectories], steps: int) -> "Policy":
+        """After `steps` inner steps on the episodes of a single task, each lived after the last.
+
+        All steps are taken again with each new one, so that what the inner rule carries from step
+        to step (momentum, Adam's moments) is carried here too.
+        """
+        adapted: Adaptable = self if steps else copy.deepcopy(self)
+        like = real_of(next(self.parameters()))
+        support: tuple[Batch, ...] = ()
+        for step in range(steps):
+            assert isinstance(adapted, Policy)
+            rolled = live(adapted, step)
+            batch, _ = self._source.policy_gradient.credit(rolled, self._source.distribution)
+            own = map_tensors(
+                lambda t: t[0].to(like.device, like.dtype if t.is_floating_point() else t.dtype),
+                batch,
+            )
+            support = (*support, own)
+            adapted = self._adapted(support)
+        assert isinstance(adapted, Policy)
+        return adapted
+
+    def _outputs(self, seen: torch.Tensor) -> torch.Tensor:
+        """At observations, as rollouts take and give them: float32 on a CPU."""
+        like = real_of(next(self.parameters()))
+        output: torch.Tensor = self(seen.to(like.device, like.dtype))
+        return output.cpu().float()
+
+    def _climbed(self, returns: Returns, task: Goal, steps: int) -> "Policy":
+        """A copy that has adapted by the returns of candidates."""
+        named = dict(self.named_parameters())
+        start = {name: real_of(named[name].detach())[None, None] for name in self._meta}
+        score = Scoring(returns, [task], into=layout(self._meta))
+        key = keys_of([task.key]).to(next(self.parameters()).device)
+        *_, phi = self._learner.path_by_scores(score, start, key, steps=steps)
+        adapted = copy.deepcopy(self)
+        found = {name: value[0, 0] for name, value in phi.items()}
+        adapted.load_state_dict(own_form(found, adapted), strict=False)
+        return adapted
+
+    def _returns_in(self, env: Any, seed: int) -> Returns:
+        """What gives the returns of candidates in an environment; all meet the same by chance."""
+        trial = copy.deepcopy(self)
+
+        def returns(weights: Weights, tasks: Sequence[Goal], *, stage: int) -> np.ndarray:
+            found = []
+            for row in range(len(tasks)):
+                own = {name: torch.tensor(value[row]) for name, value in weights.items()}
+                trial.load_state_dict(own_form(own, trial), strict=False)
+                rolled = trial._live(env, np.random.default_rng([seed, stage]))
+                found.append([rolled.rewards.double().sum(2).mean(), rolled.mask.double().sum()])
+            return np.array(found).T
+
+        return returns
+
+    def _noise(self, generator: np.random.Generator, output: torch.Tensor) -> torch.Tensor:
+        shape = tuple(output.shape[:-1])
+        if self._source.discrete:
+            drawn = generator.random(shape)
+        else:
+            drawn = generator.standard_normal((*shape, self._source.actions))
+        return torch.as_tensor(drawn, dtype=output.dtype, device=output.device)
+
+    def _live(self, env: Any, generator: np.random.Generator) -> Trajectories:
+        """The episodes of one task, as the task source gives them: [1, episode, time, …]."""
+        source, shape = self._source, (1, self._source.episodes, self._source.horizon)
+        observations = torch.zeros(*shape, source.observations)
+        rewards, mask = torch.zeros(shape), torch.zeros(shape)
+        actions = torch.zeros(shape if source.discrete else (*shape, source.actions))
+        actions = actions.to(torch.int64 if source.discrete else torch.float32)
+        outputs = torch.zeros(*shape, 0)
+        for episode in range(source.episodes):
+            obs, _ = env.reset(seed=int(generator.integers(2**31)))
+            for time in range(source.horizon):
+                here = (0, episode, time)
+                sight = _numbers(seen(obs, env.observation_space), "observation", here)
+                if sight.shape != (source.observations,):
+                    raise ValueError(
+                        f"the environment gives {sight.size} numbers to observe; the policy takes "
+                        f"{source.observations}"
+                    )
+                observations[here] = torch.from_numpy(_finite(sight, "observation", here))
+                with torch.no_grad():
+                    output = self._outputs(observations[here])
+                    noise = self._noise(generator, output)
+                    action = source.distribution.sample(output, noise)
+                if not outputs.shape[-1]:
+                    outputs = torch.zeros(*shape, output.shape[-1])
+                outputs[here], actions[here], mask[here] = output, action, 1
+                obs, reward, terminated, truncated, _ = env.step(
+                    given(action.numpy(), env.action_space)
+                )
+                rewards[here] = float(_finite(_numbers(reward, "reward", here), "reward", here))
+                if terminated or truncated:
+                    break
+        return Trajectories(observations, actions, rewards, mask, outputs)
+
+
+def _check_actions(env: Any, source: Rollouts) -> None:
+    """Raise ValueError where an environment takes other actions than the policy's."""
+    needs = ("reset", "step", "action_space", "observation_space")
+    if lacks := [name for name in needs if not hasattr(env, name)]:
+        kind = type(env).__name__
+        raise ValueError(f"env must be a Gymnasium environment; {kind} has no {', '.join(lacks)}")
+    space = env.action_space
+    if source.discrete:
+        fits = isinstance(space, Discrete) and int(space.n) == source.actions
+    else:
+        fits = isinstance(space, Box) and int(np.prod(space.shape)) == source.actions
+    if not fits:
+        own = "one of {} actions" if source.discrete else "{} numbers"
+        raise ValueError(
+            f"the environment takes {space}; the policy acts by {own.format(source.actions)}"
+        )
+
+
+def _numbers(value: Any, what: str, here: tuple[int, int, int]) -> np.ndarray:
+    try:
+        return np.asarray(value, np.float32)
+    except (TypeError, ValueError) as error:
+        _, episode, time = here
+        raise ValueError(
+            f"episode {episode}, step {time}: the environment's {what} is no number: {error}"
+        ) from None
+
+
+def _finite(value: Any, what: str, here: tuple[int, int, int]) -> Any:
+    if not np.isfinite(value).all():
+        _, episode, time = here
+        raise ValueError(f"episode {episode}, step {time}: the environment's {what} is not finite")
+    return value

@@ -1,0 +1,335 @@
+"""Try an experiment on tasks of each split: what cannot work is said before it starts.
+
+Refused, each in one line that names the part: tasks that are no function of their keys; data, model
+and loss that do not fit together; random numbers that nothing seeds; a model that changes its
+buffers or its input; a score that is no number; what has no second derivative, a wrong one, or
+cannot be traced or vmapped (the line names settings that were tried and compute it).
+
+A second derivative is compared with finite differences for custom autograd.Functions alone, where
+the two must agree: of a whole model they need not (stopped gradients, straight-through ones).
+"""
+
+import numbers
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import product
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from maml_dist.config.experiment import Experiment
+from maml_dist.core.adaptation.learner import Learner
+from maml_dist.core.data.episode import Batch, keyed, map_tensors
+from maml_dist.core.engine.engine import Engine
+from maml_dist.core.engine.episode_spec import leaves
+from maml_dist.core.engine.meta_gradient import task_bytes
+from maml_dist.core.model.objective import Objective, broadcasting_refused
+from maml_dist.core.outer.trust_region import TrustRegion
+from maml_dist.core.params import Params, flatten, layout
+from maml_dist.core.rl.policy_gradient import PolicyGradient
+from maml_dist.preflight.diagnosis import blamed, fails, follows_score, wavers
+from maml_dist.preflight.double_backward import wrong_second_derivative
+from maml_dist.preflight.error_messages import FAILURES, in_words
+from maml_dist.preflight.gradient_check import (
+    Trial,
+    first_apart,
+    first_of,
+    gradients,
+    objective_of,
+    one_task,
+    policy_terms,
+    scores,
+    strays,
+    trial_of,
+    validated,
+)
+from maml_dist.preflight.purity import Seeded, Unseeded, refuse_impure, unchanged
+from maml_dist.tasks.rollout import Rollouts
+
+
+def check(experiment: Experiment, meta: Params, device: str = "cpu") -> None:
+    """Draw tasks of each split; put training ones through model, losses, meta-gradient, scores.
+
+    All of it is computed on the CPU, but as the engine is to run on `device`. A score that no trace
+    follows is noted on stderr.
+
+    Raises:
+        ValueError, OSError: the data is missing, or the experiment cannot be meta-learned.
+    """
+    source, model = experiment.task, experiment.model
+    if experiment.outer.on_policy and not source.on_policy:
+        raise ValueError(
+            f"outer={type(experiment.outer).__name__}: needs the policies of rollouts, and "
+            f"task={type(source).__name__} has none; use maml_dist.core.outer.optimizers.Adam"
+        )
+    if source.on_policy and experiment.learner.by_scores:
+        _refuse_derivatives(experiment)
+    if source.on_policy and experiment.engine.precision == "bfloat16":
+        raise ValueError(
+            "engine.precision=bfloat16: rollouts act in float32, so that the policies judged would "
+            "not be those that acted; use float32, or float64"
+        )
+    refuse_impure(experiment)
+    stacked = one_task(experiment, max(1, experiment.learner.steps), 0)
+    support, query, key = map_tensors(
+        lambda tensor: tensor[0], (stacked.support[0], stacked.query, stacked.key)
+    )
+    _refuse_dropout_between(model)
+    objective = objective_of(experiment, experiment.engine)
+    named = dict(model.named_parameters())
+    start = experiment.learner.weights(
+        meta, experiment.learner.start(meta)[0], torch.zeros((), dtype=torch.int64)
+    )
+    params = {name: start[name] for name in named if name in start}
+    for name, batch in (("support", support), ("query", query)):
+        if not (torch.is_tensor(batch.x) and (source.on_policy or torch.is_tensor(batch.y))):
+            raise ValueError(f"x and y of the {name} set must each be one tensor")
+        batch = keyed(batch, key, 0, query=name == "query")
+        with unchanged(model, params, batch), Seeded():
+            output = _output(objective, params, batch, name)
+            judge = source.loss if name == "support" else source.query_loss
+            loss = _loss(judge, output, batch)
+        if objective.remembers(params, batch):
+            raise ValueError(
+                "the model's output differs when computed again: it draws random numbers, "
+                "which nothing seeds, or remembers what it computed"
+            )
+        if not torch.is_tensor(loss) or loss.dim():
+            raise ValueError(f"the loss of one task must be a scalar tensor, not {loss!r}")
+    if source.on_policy:
+        scored_by = {name: value[0, -1] for name, value in (stacked.scores or {}).items()}
+    else:
+        drawing = Seeded("the score draws random numbers", "it must be a function of its arguments")
+        with unchanged(model, params, query), drawing:
+            scored_by = _score(objective, output, query)
+    _refuse_no_numbers(scored_by, source)
+    if experiment.learner.second_order:
+        _refuse_wrong_second_derivative(experiment.learner, objective, params, support)
+    check_engine(experiment, meta, device)
+
+
+def check_engine(experiment: Experiment, meta: Params, device: str) -> None:
+    """What the engine computes on `device` must be there, be the same again, and its trace follow.
+
+    Raises:
+        ValueError: one of these does not hold; names the part at fault.
+    """
+    if experiment.task.on_policy and experiment.learner.by_scores:
+        return  # no derivative is taken
+    trial = trial_of(experiment, meta, device)
+    try:
+        once, again = (first_of(trial, gradients) for _ in range(2))
+        strayed = strays(trial, gradients)
+    except FAILURES as error:
+        raise ValueError(
+            "the meta-gradient of one task cannot be computed, because of "
+            f"{blamed(trial, fails)}: {in_words(error)}{_way_out(trial)}"
+        ) from None
+    if once["meta-gradient"].isfinite().all() and first_apart(once, again, most=0.0):
+        raise ValueError(f"the meta-gradient {_WAVERS.format(blamed(trial, wavers))}")
+    if strayed:
+        raise ValueError(_stray(*strayed, blamed(trial, strays)))
+    if experiment.task.on_policy:
+        if strayed := strays(trial, policy_terms):
+            raise ValueError(_stray(*strayed, blamed(trial, strays)))
+        return
+    trial = validated(trial)
+    try:
+        once, again = (first_of(trial, scores) for _ in range(2))
+        strayed = strays(trial, scores)
+    except FAILURES as error:
+        raise ValueError(
+            "the scores of one task cannot be computed, because of "
+            f"{blamed(trial, fails, scored=True)}: {in_words(error)}"
+        ) from None
+    if apart := first_apart(once, again, most=0.0):
+        part = blamed(trial, wavers, scored=True)
+        raise ValueError(f"the score {apart[0]} {_WAVERS.format(part)}")
+    if strayed:
+        raise ValueError(_stray(*strayed, blamed(trial, strays, scored=True)))
+    if not follows_score(trial):
+        print(
+            f"note: the score of task={type(experiment.task).__name__} reads tensors as numbers or "
+            "decides by them (numpy, .item(), if): it is computed task by task, as written",
+            file=sys.stderr,
+        )
+
+
+_WAVERS = (
+    "of one task differs when computed again: {} draws random numbers, which nothing seeds, or "
+    "remembers what it computed"
+)
+
+
+def _stray(name: str, off: float, part: str) -> str:
+    return (
+        f"the traced {name} of a task differs from the eager one (by {off:.1%}): the trace of "
+        f"{part}, made with one task, computes something else for another, as where a number is "
+        "read from a tensor and kept; engine.running=eager computes without a trace"
+    )
+
+
+def decide(experiment: Experiment, meta: Params, device: str) -> Engine:
+    """The engine with every `auto` decided, by this experiment's model, learner and tasks."""
+
+    def peak(engine: Engine) -> int:
+        objective = objective_of(experiment, engine)
+        episodes = one_task(experiment, experiment.learner.steps, 0)
+        return task_bytes(
+            engine, experiment.learner, objective, flatten(meta), episodes, layout(meta)
+        )
+
+    return experiment.engine.resolve(
+        experiment.model,
+        experiment.learner,
+        device,
+        on_policy=experiment.task.on_policy,
+        peak=None if experiment.task.on_policy and experiment.learner.by_scores else peak,
+    )
+
+
+def refuse_idle(experiment: Experiment) -> None:
+    """Raise ValueError where a setting does nothing here; of new runs, since old ones may go on."""
+    source, outer = experiment.task, experiment.outer
+    for name in ("rollout_workers", "environments"):
+        value = getattr(experiment, name)
+        if not source.on_policy and value != getattr(Experiment, name):
+            raise ValueError(
+                f"{name}={value}: task={type(source).__name__} has no rollouts; leave {name} out"
+            )
+    if isinstance(source, Rollouts):
+        gradient = source.policy_gradient
+        if gradient.clip != PolicyGradient.clip and gradient.outer_surrogate != "clipped":
+            raise ValueError(
+                f"task.policy_gradient.clip={gradient.clip}: does nothing with "
+                f"outer_surrogate={gradient.outer_surrogate}; use clipped, or {PolicyGradient.clip}"
+            )
+    once = not outer.asks or isinstance(outer, TrustRegion)  # a single gradient an iteration
+    if source.on_policy and source.penalty and once and not experiment.learner.by_scores:
+        raise ValueError(
+            f"task.policy_gradient.penalty={source.penalty}: does nothing in a first epoch, where "
+            "the policy is the one that acted; use outer.epochs=2 or more, or 0"
+        )
+
+
+def _refuse_derivatives(experiment: Experiment) -> None:
+    """Of policies that a learner knows by their returns alone."""
+    outer, kind = experiment.outer, type(experiment.learner).__name__
+    if outer.on_policy:
+        raise ValueError(
+            f"outer={type(outer).__name__}: needs derivatives of the policies, and learner={kind} "
+            "takes none; use maml_dist.core.outer.optimizers.Adam"
+        )
+    if outer.epochs > 1:
+        raise ValueError(
+            f"outer.epochs={outer.epochs}: must be 1 with learner={kind}, which has no episodes to "
+            "use again"
+        )
+    if experiment.task.penalty:
+        raise ValueError(
+            f"task.policy_gradient.penalty={experiment.task.penalty}: must be 0 with "
+            f"learner={kind}, which takes no derivatives of the policies"
+        )
+
+
+def _way_out(trial: Trial) -> str:
+    """The settings with which the meta-gradient can be computed: they are tried."""
+    task: dict[str, Any] = {"batching": "task"}
+    eager: dict[str, Any] = {"running": "eager"}
+    learners: list[dict[str, Any]] = [{}]
+    experiment = trial.experiment
+    if getattr(experiment.learner, "first_order", None) is False:
+        learners.append({"first_order": True})
+    base = trial if trial.engine.running == "eager" else trial.run_as("traced")
+    for learned, run in product(learners, ({}, eager, task, task | eager)):
+        said = [f"learner.{name}=true" for name in learned]
+        said += [f"engine.{name}={value}" for name, value in run.items()]
+        learner = replace(experiment.learner, **learned) if learned else experiment.learner
+        tried = base._replace(
+            experiment=replace(experiment, learner=learner), engine=replace(base.engine, **run)
+        )
+        if not fails(tried, gradients):
+            return f"; {' '.join(said)} computes it"
+    return ""
+
+
+def _output(objective: Objective, params: Params, batch: Batch, name: str) -> Tensor:
+    try:
+        output = objective.output(params, batch.x, key=batch.key)
+    except (RuntimeError, IndexError, TypeError) as error:
+        raise ValueError(
+            f"the model does not take the {name} set, x {list(batch.x.shape)}: {in_words(error)}"
+        ) from None
+    if not torch.is_tensor(output):
+        raise ValueError(f"the model must return one tensor, not {type(output).__name__}")
+    return output
+
+
+def _score(objective: Objective, output: Tensor, query: Batch) -> Any:
+    try:
+        return objective.score(output.detach(), query._replace(key=None))
+    except Unseeded:
+        raise
+    except FAILURES as error:
+        raise ValueError(
+            f"the score of the model's output {list(output.shape)} cannot be computed: "
+            f"{in_words(error)}"
+        ) from None
+
+
+def _loss(judge: Any, output: Tensor, batch: Batch) -> Any:
+    try:
+        with broadcasting_refused(*leaves(batch)[1:2]):
+            return judge(output, batch)
+    except (RuntimeError, IndexError, UserWarning) as error:
+        y = leaves(batch)[1]
+        most = f" up to {int(y.max())}" if not y.is_floating_point() else ""
+        raise ValueError(
+            f"the loss does not take the model's output {list(output.shape)} with "
+            f"y {list(y.shape)}{most}: {in_words(error)}"
+        ) from None
+
+
+def _refuse_no_numbers(scores: Any, source: Any) -> None:
+    """Raise ValueError where scores are no numbers by name, with the metric among them."""
+    kind = type(source).__name__
+    if not isinstance(scores, Mapping) or source.metric not in scores:
+        raise ValueError(f"the task's score has no {source.metric!r}, which is its metric")
+    for name, value in scores.items():
+        if torch.is_tensor(value):
+            fits = value.dim() == 0 and not value.is_complex()
+        else:
+            fits = isinstance(value, numbers.Real | np.generic)
+        if not fits:
+            what = f"a tensor {list(value.shape)}" if torch.is_tensor(value) else repr(value)
+            raise ValueError(f"task={kind}: its score {name!r} must be one number, not {what:.80}")
+
+
+def _refuse_dropout_between(model: nn.Module) -> None:
+    for name, part in model.named_modules():
+        if isinstance(part, nn.RNNBase) and part.dropout > 0 and part.num_layers > 1:
+            kind = type(part).__name__
+            raise ValueError(
+                f"{name or 'the model'} is nn.{kind}(dropout={part.dropout:g}), which draws random "
+                f"numbers that the task does not seed: use single nn.{kind} layers with nn.Dropout "
+                "between them, or dropout=0"
+            )
+
+
+def _refuse_wrong_second_derivative(
+    learner: Learner, objective: Objective, params: Params, batch: Batch
+) -> None:
+    try:
+        wrong = wrong_second_derivative(objective.loss, params, batch)
+    except FAILURES:
+        return  # said with the meta-gradient
+    if wrong:
+        without = "; first order does without: learner.first_order=true"
+        raise ValueError(
+            f"the second derivative of {wrong}, an autograd.Function, is not that of its backward: "
+            "backward must be differentiable (no once_differentiable, no detach, nothing on ctx "
+            f"but by save_for_backward){without if hasattr(learner, 'first_order') else ''}"
+        )

@@ -1,0 +1,250 @@
+"""Trial: what an experiment computes of single tasks, to be tried before it starts.
+
+What the engine traces is compared with the same computed eagerly: traced with one task, replayed
+with another of another iteration, where possible in float64. The trace is replayed as it is,
+operation by operation, so that nothing but a value that it keeps of the first task can differ: not
+a ReLU that rounding flips, on which a meta-gradient jumps.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from maml_dist.config.experiment import Experiment
+from maml_dist.core.data.episode import Batch, Episode, map_tensors, thinned
+from maml_dist.core.data.task_source import Adapt, TaskKey, keys_of
+from maml_dist.core.data.trajectories import Trajectories
+from maml_dist.core.engine.engine import Engine
+from maml_dist.core.engine.meta_gradient import MetaGradient, PathScores
+from maml_dist.core.engine.policy_terms import Adapted
+from maml_dist.core.model.objective import Objective, modes
+from maml_dist.core.outer.trust_region import TrustRegion
+from maml_dist.core.params import Params, flatten, layout, real_of
+from maml_dist.preflight.error_messages import FAILURES, in_words
+from maml_dist.runtime.rollout_worker import RolloutWorker
+
+ITERATIONS = (0, 1000)  # of the two tasks; apart, so that a schedule that is baked in shows
+SAME = 1e-5  # relative; one operation after the other rounds alike, a baked-in number is far off
+
+Found = dict[str, Tensor]  # name -> what is computed of one task
+
+
+class Trial(NamedTuple):
+    """An experiment, and two of its tasks."""
+
+    experiment: Experiment
+    meta: Params
+    engine: Engine  # decided, for single tasks
+    episodes: tuple[Episode, ...]  # each of one stacked task
+
+    @property
+    def objective(self) -> Objective:
+        """The experiment's losses."""
+        return objective_of(self.experiment, self.engine)
+
+    def tasks(self) -> Iterator[tuple[Episode, Tensor]]:
+        """Each task, in the engine's precision, and its iteration."""
+        for episode, it in zip(self.episodes, ITERATIONS, strict=True):
+            yield map_tensors(self._cast, episode), torch.tensor(float(it))
+
+    def _cast(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.engine.dtype) if tensor.is_floating_point() else tensor
+
+    def run_as(self, running: str) -> "Trial":
+        """The same, run in another way."""
+        if running == "eager":
+            return self._replace(engine=replace(self.engine, running="eager"))
+        engine = asdict(self.engine) | {"running": "traced"}
+        return self._replace(engine=_Unarranged(**engine))
+
+
+Terms = Callable[[Trial], Iterable[Found]]  # -> what is computed of each of the two tasks
+
+
+class _Unarranged(Engine):
+    """Traces are replayed as they are."""
+
+    arranges: ClassVar[bool] = False
+
+
+def trial_of(experiment: Experiment, meta: Params, device: str) -> Trial:
+    """Two tasks of training, and the engine as it is to run on `device`."""
+    learner, on_policy = experiment.learner, experiment.task.on_policy
+    engine = experiment.engine.resolve(experiment.model, learner, device, on_policy=on_policy)
+    engine = replace(engine, chunk=None, budget=Engine.budget)  # of single tasks
+    steps = learner.steps
+    episodes = tuple(
+        one_task(experiment, steps, number, it=it) for number, it in enumerate(ITERATIONS)
+    )
+    return Trial(experiment, meta, engine, episodes)
+
+
+def validated(trial: Trial) -> Trial:
+    """The same with two tasks of the validation."""
+    experiment = trial.experiment
+    steps = min(experiment.test_steps, experiment.learner.steps + 1)  # beyond those that it holds
+    episodes = tuple(
+        one_task(experiment, max(1, steps), number, split="val")
+        for number in range(len(ITERATIONS))
+    )
+    return trial._replace(episodes=episodes)
+
+
+def gradients(trial: Trial) -> Iterator[Found]:
+    """The meta-gradient, and the losses before and after adapting."""
+    learner, into = trial.experiment.learner, layout(trial.meta)
+    gradient = MetaGradient(trial.engine, learner, trial.objective, into=into)
+    for episode, it in trial.tasks():
+        found = gradient(flatten(trial.meta), episode, it)
+        yield {"meta-gradient": found.gradient, **found.metrics}
+
+
+def scores(trial: Trial) -> Iterator[Found]:
+    """The scores of every mode after each step, as a validation takes them."""
+    experiment, into = trial.experiment, layout(trial.meta)
+    paths = PathScores(trial.engine, experiment.learner, trial.objective, into=into)
+    for episode, it in trial.tasks():
+        yield {
+            f"{name} ({mode})": values
+            for mode in modes(experiment.model) or ("transductive",)
+            for name, values in paths(flatten(trial.meta), episode, it, mode=mode).items()
+        }
+
+
+def policy_terms(trial: Trial) -> Iterator[Found]:
+    """On-policy: what is asked of the adapted policies beside the meta-gradient."""
+    experiment, meta = trial.experiment, flatten(trial.meta)
+    adapted = Adapted(trial.engine, experiment.learner, trial.objective, into=layout(trial.meta))
+    for whole, it in trial.tasks():
+        few = 1.5 / experiment.task.episodes if hasattr(experiment.task, "episodes") else 1.0
+        episode = thinned(whole, few, few)
+        terms: Found = {}
+        assert episode.key is not None
+        if episode.support:
+            policies = adapted.policies(meta, episode.support, episode.key, it)
+            terms["adapted policy"] = flatten(policies)
+        if experiment.asks:
+            terms |= adapted.objective(meta, episode, it)
+        if isinstance(experiment.outer, TrustRegion):
+            along = torch.linspace(-1, 1, len(meta), dtype=meta.dtype)
+            terms["curvature"] = adapted.curvature(meta, episode, it)(along)
+        if experiment.task.penalty:
+            terms["penalty's gradient"] = adapted.departure(meta, episode, it)
+        yield terms
+
+
+def first_of(trial: Trial, terms: Terms) -> Found:
+    """What is computed of the first task, eagerly."""
+    return next(iter(terms(trial.run_as("eager"))))
+
+
+def strays(trial: Trial, terms: Terms) -> tuple[str, float] | None:
+    """What the trace of the first task computes of the second otherwise, and how far off it is."""
+    if trial.engine.running == "eager":
+        list(terms(trial))  # the second too must be there
+        return None
+    try:
+        with _wide(trial) as wide:
+            found = [[*terms(wide.run_as(running))][1] for running in ("eager", "traced")]
+    except FAILURES:  # what computes in float32 alone
+        if trial.engine.precision == "bfloat16":  # whose rounding alone moves a gradient far
+            trial = trial._replace(engine=replace(trial.engine, precision="float32"))
+        found = [[*terms(trial.run_as(running))][1] for running in ("eager", "traced")]
+    return first_apart(*found)
+
+
+def first_apart(expected: Found, found: Found, *, most: float = SAME) -> tuple[str, float] | None:
+    """The first that is further off than `most`, and how far, relative to what is expected."""
+    for name, value in expected.items():
+        if not value.is_floating_point():  # a count, a truth
+            value = value.double()
+        other = found[name].to(value.dtype)
+        finite = value.isfinite() & other.isfinite()
+        alike = (value == other) | (value != value) & (other != other)
+        off = torch.where(finite, value - other, 0).norm()
+        off = off / torch.where(finite, value, 0).norm().clamp(min=1e-12)
+        if off > most or not (finite | alike).all():
+            return name, float(off) if (finite | alike).all() else float("inf")
+    return None
+
+
+@contextmanager
+def _wide(trial: Trial) -> Iterator[Trial]:
+    """Inside, all of it in float64; afterwards the model holds what it held before."""
+    model = trial.experiment.model
+    params = [(param, param.data) for param in model.parameters()]
+    buffers = [
+        (part, name, value) for part in model.modules() for name, value in part._buffers.items()
+    ]
+    meta = {
+        name: value.double() if value.is_floating_point() else value
+        for name, value in trial.meta.items()
+    }
+    try:
+        model.double()
+        yield trial._replace(meta=meta, engine=replace(trial.engine, precision="float64"))
+    finally:
+        for param, data in params:
+            param.data = data
+        for part, name, value in buffers:
+            part._buffers[name] = value
+
+
+def objective_of(experiment: Experiment, engine: Engine) -> Objective:
+    """The experiment's losses, in the engine's precision."""
+    return Objective(experiment.model, experiment.task, bfloat16=engine.precision == "bfloat16")
+
+
+def one_task(
+    experiment: Experiment, steps: int, task: int, *, it: int = 0, split: str = "train"
+) -> Episode:
+    """One task, stacked, in the engine's precision; what it raises is the data's."""
+    dtype = experiment.engine.dtype
+    named = [TaskKey(experiment.seed, split, it, task)]
+    episodes = collected(experiment, named, steps=steps)
+    episodes = map_tensors(lambda t: t.to(dtype) if t.is_floating_point() else t, episodes)
+    return episodes._replace(key=keys_of(named))
+
+
+def collected(experiment: Experiment, named: list[TaskKey], *, steps: int) -> Episode:
+    """The episodes of these tasks, as the source gives them; on-policy of the untrained policy.
+
+    Raises:
+        ValueError, OSError: the source's; what else it raises is told with its name.
+    """
+    source = experiment.task
+    try:
+        tasks = [source.sample(key) for key in named]
+        return source.collect(tasks, steps=steps, adapt=_unadapted(experiment, tasks))
+    except ValueError:
+        raise
+    except FAILURES as error:
+        kind = type(source).__name__
+        raise ValueError(f"task={kind}: no tasks can be drawn: {in_words(error)}") from error
+
+
+def _unadapted(experiment: Experiment, tasks: list[Any]) -> Adapt | None:
+    """On-policy: what the untrained policy does, at every stage."""
+    if not experiment.task.on_policy:
+        return None
+    worker = RolloutWorker(experiment.task, experiment.model)
+    start = {
+        name: real_of(p.detach()).expand(len(tasks), *real_of(p).shape)
+        for name, p in experiment.model.named_parameters()
+    }
+
+    def adapt(support: tuple[Batch, ...]) -> Trajectories:
+        try:
+            return worker.here(start, tasks, stage=len(support))
+        except (RuntimeError, TypeError, IndexError) as error:
+            seen = getattr(experiment.task, "observations", "these")
+            raise ValueError(
+                f"the policy cannot act on observations of {seen} numbers: {in_words(error)}; "
+                f"perhaps model.observations={seen}"
+            ) from None
+
+    return adapt

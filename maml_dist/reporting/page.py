@@ -1,0 +1,156 @@
+"""Report: the pictures of a run, and one self-contained page that shows them."""
+
+import base64
+import io
+import os
+import shlex
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from maml_dist.config.trust import flags
+from maml_dist.inference.meta_test import meta_test
+from maml_dist.reporting.curves import steps, training, validation
+from maml_dist.reporting.few_shot import sheet
+from maml_dist.reporting.navigation import walks
+from maml_dist.reporting.plotting import STYLES, Drawn
+from maml_dist.reporting.sinusoid import waves
+from maml_dist.reporting.table import score_text
+from maml_dist.reporting.video import films
+from maml_dist.runs.evaluation import read
+from maml_dist.runs.folder import make_within, replace
+from maml_dist.runs.run import Run
+from maml_dist.runtime.user_errors import blamed
+
+DPI = 144  # of the pictures, dots an inch
+
+
+def report(run: Run, compare: Sequence[Run] = ()) -> Path:
+    """Draw a run: replaces `figures/*.png` and `report.html` in its folder.
+
+    A run without an `evaluation.json`, or with one older than its training, is evaluated first.
+
+    Args:
+        run: the run.
+        compare: runs to draw beside it.
+
+    Returns:
+        The page.
+
+    Raises:
+        ValueError: the runs have different scores, `figures` is a link, or a picture could not be
+            drawn; then the page holds the others.
+        OSError: the pictures cannot be written, or the data of the tasks are not there.
+    """
+    drawn = _drawn([run, *compare])
+    folder = run.path / "figures"
+    make_within(folder)
+    pictures, failed = [], []
+    for draw in (steps, training, validation, waves, sheet, walks, films):
+        try:
+            with blamed():
+                picture = draw(drawn)
+        except ValueError as error:
+            failed.append(f"the picture {draw.__name__} cannot be drawn: {error}")
+            continue
+        if picture:
+            png = io.BytesIO()
+            picture.figure.savefig(png, dpi=DPI)
+            replace(folder / f"{picture.name}.png", png.getvalue())
+            pictures.append(
+                {
+                    "caption": picture.caption,
+                    "width": round(96 * picture.figure.get_figwidth()),  # CSS pixels
+                    "data": base64.b64encode(png.getvalue()).decode(),
+                }
+            )
+    page = run.path / "report.html"
+    run.write(page.name, _page(drawn, pictures))
+    if failed:
+        raise ValueError(f"{'; '.join(failed)}; {page} shows the rest of the run")
+    return page
+
+
+def _drawn(runs: Sequence[Run]) -> list[Drawn]:
+    """The runs with their evaluations, labels and colours."""
+    _refuse_mixed({run.path: run.experiment.task.metric for run in runs})
+    evaluations = [_evaluation(run) for run in runs]
+    _refuse_mixed(
+        {
+            run.path: f"{evaluation['metric']} on {evaluation['split']} tasks"
+            for run, evaluation in zip(runs, evaluations, strict=True)
+            if evaluation
+        }
+    )
+    names = [run.config["name"] for run in runs]
+    if len(set(names)) < len(names):  # the same recipe twice: by folder
+        shared = os.path.commonpath([run.path.parent for run in runs])
+        names = [str(run.path.relative_to(shared)) for run in runs]
+    return [
+        Drawn(name, run, evaluation, *STYLES[place % len(STYLES)])
+        for place, (name, run, evaluation) in enumerate(zip(names, runs, evaluations, strict=True))
+    ]
+
+
+def _refuse_mixed(scores: dict[Path, str]) -> None:
+    if len(set(scores.values())) > 1:
+        listed = ", ".join(f"{path}: {score}" for path, score in scores.items())
+        raise ValueError(f"only runs with the same score can be compared; {listed}")
+
+
+def _evaluation(run: Run) -> dict[str, Any] | None:
+    """The run's evaluation, made anew where it is older than the training; None without weights."""
+    if run.checkpoints.last is None:
+        return None
+    file, trained = run.path / "evaluation.json", run.path / "metrics.jsonl"
+    if file.exists() and (not trained.exists() or trained.stat().st_mtime <= file.stat().st_mtime):
+        with suppress(ValueError):  # a damaged one is made anew
+            evaluation = read(file)
+            if evaluation["metric"] == run.experiment.task.metric:
+                return evaluation
+    return meta_test(run)
+
+
+def _page(drawn: Sequence[Drawn], pictures: list[dict[str, Any]]) -> str:
+    """The page as HTML, from the template beside this module."""
+    run = drawn[0].run
+    environment = Environment(
+        loader=PackageLoader("maml_dist.reporting", ""), autoescape=True, undefined=StrictUndefined
+    )
+    environment.filters["score"] = score_text
+    here = Path.cwd()
+    recipe = run.path / "recipe.yaml"
+    recipe = recipe.relative_to(here) if recipe.is_relative_to(here) else recipe
+    return environment.get_template("page.html").render(
+        recipe=run.config["name"],
+        description=run.config["description"],
+        facts=_facts(run),
+        drawn=drawn,
+        pictures=pictures,
+        command=f"python -m maml_dist.train {shlex.quote(str(recipe))}{flags(run.config['code'])}",
+        yaml=yaml.safe_dump(run.config, sort_keys=False),
+    )
+
+
+def _facts(run: Run) -> dict[str, str]:
+    """What the head of the page says of a run."""
+    experiment, last, best = run.experiment, run.checkpoints.last, run.checkpoints.best
+    done = last.iteration if last else 0
+    of = "" if run.finished else f" of {experiment.iterations:,}"
+    facts = {
+        "meta-iterations": f"{done:,}{of}",
+        "tasks an iteration": str(experiment.meta_batch),
+        "shards": str(experiment.shards),
+        "seed": str(experiment.seed),
+    }
+    if best:
+        facts["best checkpoint"] = f"iteration {best.iteration:,}"
+    if best and best.score is not None:
+        facts[f"its validation {experiment.task.metric}"] = f"{best.score:.4g}"
+    if experiment.init:
+        facts["started from"] = experiment.init
+    return facts

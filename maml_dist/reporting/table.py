@@ -1,0 +1,31 @@
+"""Tables of scores, for a terminal."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def score_text(value: float | None) -> str:
+    """A score as a reader wants it: – where some tasks diverged."""
+    if value is None:
+        return "–"
+    return f"{value:.4f}" if abs(value) < 100 else f"{value:.3g}"
+
+
+def show(evaluation: dict[str, Any], paper: dict[int, float]) -> None:
+    """Print an evaluation as a table, beside the paper's figures (steps -> score)."""
+    for result in evaluation["results"]:
+        table = Table(
+            title=f"{evaluation['recipe']}: {evaluation['metric']} over {evaluation['tasks']} "
+            f"{evaluation['split']} tasks ({result['mode']})"
+        )
+        for column in ("steps", "mean", "± 95%", "median", "paper"):
+            table.add_column(column, justify="right")
+        for row in result["steps"]:
+            cited = (
+                paper.get(row["step"]) if result["mode"] in ("default", "transductive") else None
+            )
+            numbers = [score_text(row[key]) for key in ("mean", "ci95", "median")]
+            table.add_row(str(row["step"]), *numbers, "" if cited is None else f"{cited:g}")
+        Console().print(table)

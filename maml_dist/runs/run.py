@@ -1,0 +1,316 @@
+"""Run: the folder of one training run.
+
+recipe.yaml        the whole configuration       evaluation.json   score after 0 … M steps
+checkpoints/       weights and optimiser state   metrics.jsonl     a flat object a line
+tensorboard/       the same numbers as events    figures/, report.html
+driver.lock        while it is trained: by whom
+"""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import Tensor
+
+from maml_dist.config.experiment import Experiment
+from maml_dist.config.plain_yaml import check_path
+from maml_dist.config.recipe import Config, read_yaml
+from maml_dist.config.trust import Trust, allow
+from maml_dist.core.model.frozen_state import Held, kept, unkept
+from maml_dist.core.model.objective import running_statistics
+from maml_dist.core.params import Layout, Params, flatten, layout, real_of, unflatten
+from maml_dist.runs import metrics
+from maml_dist.runs.checkpoint_header import kinds_of
+from maml_dist.runs.checkpoint_index import Entry
+from maml_dist.runs.checkpoints import Checkpoints
+from maml_dist.runs.folder import Folder, replace
+from maml_dist.runs.identity import complete, refuse_anothers, refuse_other
+from maml_dist.runs.lock import locked
+from maml_dist.runs.restored import restored, started
+from maml_dist.runs.server_state import to_saved, to_tensors
+from maml_dist.runtime.messages import Work
+from maml_dist.runtime.server import ParameterServer, Saved
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run on disk."""
+
+    path: Path
+    config: Config
+
+    @classmethod
+    def open(cls, path: str | Path, *, trust: Trust = ()) -> "Run":
+        """An existing run; nothing in it is executed.
+
+        Args:
+            path: the run's folder.
+            trust: folders whose modules its objects may be of, or files in them. What the run
+                itself names is not loaded unless it is trusted.
+
+        Raises:
+            ValueError: the folder is not a run, or its recipe.yaml not one of a run.
+        """
+        check_path(path, "the run's folder")
+        allow(trust)
+        path = Path(path).absolute()
+        recipe = path / "recipe.yaml"
+        if not recipe.is_file():
+            raise ValueError(f"{path} is not a run: it holds no recipe.yaml")
+        return cls(path, complete(read_yaml(recipe), recipe))
+
+    def write_recipe(self, *, new: bool) -> None:
+        """Write `recipe.yaml`: from then on the folder is a run.
+
+        Raises:
+            ValueError: the run is new, and the folder has become one in the meantime.
+            OSError: the folder cannot be written.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.write("recipe.yaml", yaml.safe_dump(self.config, sort_keys=False), new=new)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Inside, no other driver trains this run, or writes to where its checkpoints are.
+
+        Raises:
+            ValueError: another does, or the checkpoints' place is another run's.
+            OSError: the folder cannot be written.
+        """
+        if place := self.checkpoints.folder.local:
+            inside = self.config["checkpoints"] is None  # a copy of a run has its own
+            owner = None if inside else self.checkpoints.owner
+            refuse_anothers(self.path, place, owner=owner)
+        with ExitStack() as held:
+            places = [
+                self.path,
+                *([self.config["checkpoints"]] if self.config["checkpoints"] else []),
+            ]
+            for place in places:
+                if taken_over := held.enter_context(locked(Folder(place))):
+                    print(taken_over, file=sys.stderr)
+            yield
+
+    @property
+    def experiment(self) -> Experiment:
+        """The run's objects: the model with its initial weights, and with what is fixed of it."""
+        return self._built[0]
+
+    @cached_property
+    def _built(self) -> tuple[Experiment, Held]:
+        """The experiment, and what is fixed of its model: as it was in training, or for `init`."""
+        init = self.config["init"]
+        if Path(self.path, "recipe.yaml").exists() and self.checkpoints.last is not None:
+            return restored(self.config, self.checkpoints)
+        return started(self.config, Run.open(init)._built[1] if init else None)
+
+    @cached_property
+    def checkpoints(self) -> Checkpoints:
+        """The run's checkpoints."""
+        elsewhere = self.config["checkpoints"]
+        return Checkpoints(
+            self.path / "checkpoints" if elsewhere is None else elsewhere,
+            keep=self.config["keep"],
+            run=str(self.path),
+            belongs=lambda metadata: refuse_other(self.config, metadata),
+            scores=lambda: metrics.scores(self.metrics),
+        )
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The rows of `metrics.jsonl`: flat dicts, each with its `iteration`."""
+        return metrics.read(self.path / "metrics.jsonl")
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has reached its last iteration, and has been validated there."""
+        last = self.checkpoints.last
+        return last is not None and last.validated and last.iteration >= self.config["iterations"]
+
+    def refuse_lost(self) -> None:
+        """Raise ValueError where there were checkpoints, and none is there any more."""
+        if self.checkpoints.last is None and metrics.scores(self.metrics):
+            raise ValueError(
+                f"no checkpoint is left in {self.checkpoints.folder.path}, though the run was "
+                "validated: put them back, or start again in a new run folder"
+            )
+
+    @cached_property
+    def initial(self) -> Params:
+        """The meta-parameters before the first iteration: seeded, or from the run named by `init`.
+
+        Raises:
+            ValueError: that run's parameters are not those of this model and learner.
+        """
+        init = self.experiment.init
+        if init is None or self.checkpoints.last is not None:
+            return self._seeded
+        loaded, _ = Run.open(init).weights()
+        for name in {**self._seeded, **loaded}:
+            sides = (loaded, self._seeded)
+            there, here = (list(side[name].shape) if name in side else None for side in sides)
+            if here != there:
+                raise ValueError(f"init={init}: {name} is {there} there, {here} here")
+        return {name: loaded[name].to(value.dtype) for name, value in self._seeded.items()}
+
+    @cached_property
+    def layout(self) -> Layout:
+        """How the flat meta-parameters split into named tensors."""
+        return layout(self._seeded)
+
+    @cached_property
+    def _seeded(self) -> Params:
+        learner, kept = self.experiment.learner, running_statistics(self.experiment.model)
+        if learner.keeps_steps and not kept:
+            raise ValueError(
+                "learner.step_statistics=true: no batch norm of the model keeps running statistics "
+                "(model.running_statistics=true, where the model has it)"
+            )
+        rows = (learner.steps + 1,) if learner.keeps_steps else ()
+        return {
+            **self._learned,
+            **{name: value.expand((*rows, *value.shape)).clone() for name, value in kept.items()},
+        }
+
+    @cached_property
+    def _learned(self) -> Params:
+        named = self.experiment.model.named_parameters()
+        model = {name: real_of(p.detach()) for name, p in named if p.requires_grad}  # frozen: not
+        if not model:
+            raise ValueError("the model has no parameter that requires a gradient")
+        return self.experiment.learner.init(model)
+
+    def weights(self, checkpoint: str | Path = "best") -> tuple[Params, Entry]:
+        """The meta-parameters of a checkpoint ("best", "last" or a file), and which one it is.
+
+        Where the outer rule averages, the averaged ones: those that were validated.
+
+        Raises:
+            ValueError: there is no such checkpoint, it is damaged, or of another run.
+        """
+        check_path(checkpoint, "the checkpoint")
+        tensors, entry = self._load(str(checkpoint))
+        named = {n.removeprefix("meta/"): t for n, t in tensors.items() if n.startswith("meta/")}
+        if "outer/average" in tensors:
+            named = unflatten(tensors["outer/average"], self.layout)
+        return named, entry
+
+    def saved(self) -> Saved | None:
+        """The parameter server's state at the last checkpoint; None before the first.
+
+        Raises:
+            ValueError: it is damaged, or of another run.
+        """
+        if self.checkpoints.last is None:
+            return None
+        tensors, entry = self._load("last")
+        return to_saved(tensors, entry.iteration, self.layout)
+
+    def _load(self, checkpoint: str) -> tuple[dict[str, Tensor], Entry]:
+        """The tensors of a checkpoint: all that this run's state has, all of them numbers."""
+        learned = sum(value.numel() for value in self._learned.values())
+        meta = flatten(self._seeded).numpy()
+        server = ParameterServer(meta, self.experiment.outer, learned=learned)
+        kinds = kinds_of(to_tensors(server.state(), self.layout))
+        tensors, entry = self.checkpoints.load(
+            checkpoint, expect=lambda header: header.expect(kinds, f"the run {self.path}")
+        )
+        if wrong := [name for name, value in tensors.items() if not value.isfinite().all()]:
+            raise ValueError(f"checkpoint {entry.file}: {wrong[0]} is not finite")
+        return tensors, entry
+
+    def save(self, saved: Saved) -> None:
+        """Write the parameter server's state as a checkpoint; `judge` gives it its score.
+
+        What is fixed of the model is written with the first.
+
+        Raises:
+            OSError: it cannot be written; what was there before is whole.
+        """
+        held = self._built[1]
+        if not self.checkpoints.fixed and (fixed := kept(held)):
+            self.checkpoints.save_fixed(fixed)
+        if not self.checkpoints.entries and (names := unkept(held)):
+            print(
+                f"no checkpoint holds {', '.join(names)} of the model (sparse, or borrowed "
+                "memory): its constructor must make them the same again",
+                file=sys.stderr,
+            )
+        self.checkpoints.save(
+            to_tensors(saved, self.layout),
+            iteration=saved[0],
+            recipe=json.dumps(self.config),
+            maximize=self.experiment.task.maximize,
+        )
+
+    def judge(self, score: float | None) -> None:
+        """Give the latest checkpoint its validation score; None: it diverged."""
+        self.checkpoints.judge(score)
+
+    @property
+    def work(self) -> Work:
+        """What the shards of this run are given."""
+        experiment = self.experiment
+        return Work(
+            source=experiment.task,
+            model=experiment.model,
+            learner=experiment.learner,
+            engine=experiment.engine,
+            layout=self.layout,
+            seed=experiment.seed,
+            meta_batch=experiment.meta_batch,
+            learned=sum(value.numel() for value in self._learned.values()),
+            skip=experiment.diverged == "skip",
+            environments=experiment.environments,
+        )
+
+    def write(self, name: str, text: str, *, new: bool = False) -> None:
+        """Make or replace a file of the run in one go: it is never seen half-written.
+
+        Raises:
+            ValueError: the file is to be new and is there already.
+            OSError: it cannot be written.
+        """
+        try:
+            replace(self.path / name, text.encode(), new=new)
+        except FileExistsError:
+            raise ValueError(f"{self.path} already holds a run") from None
+
+
+def run_folder(run: str | Path | None, name: str, *, kind: str = "") -> Path:
+    """The folder that is given for a run; if none is, a new one under `runs/`.
+
+    Raises:
+        ValueError: the path is none, or the name would lead out of `runs/`.
+    """
+    if run is not None:
+        check_path(run, "the run's folder")
+        return Path(run).absolute()
+    if not name or set(name) & set("/\\\0\n") or name in (".", ".."):
+        raise ValueError(f"name={name!r}: must be the name of a folder, not a path")
+    stamp = f"{datetime.now():%Y%m%d-%H%M%S-%f}"[:-3]
+    return Path("runs", f"{kind}{name}-{stamp}").absolute()
+
+
+def refuse_used(path: Path) -> None:
+    """Fail early where a run could not be started.
+
+    Raises:
+        ValueError: the folder holds a run, or the path is not a folder.
+        OSError: nothing can be written there.
+    """
+    if (path / "recipe.yaml").exists():
+        raise ValueError(f"{path} already holds a run (--resume goes on with it)")
+    there = next(folder for folder in (path, *path.parents) if folder.exists())
+    if not there.is_dir():
+        raise ValueError(f"{path} cannot be a run folder: {there} is not a folder")
+    if not os.access(there, os.W_OK):
+        raise PermissionError(f"{path} cannot be a run folder: {there} is not writable")

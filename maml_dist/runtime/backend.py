@@ -1,0 +1,50 @@
+"""Launching: the same plain classes as Ray actors, or in this process.
+
+Either way an actor's method is called as `actor.method.remote(…)`, so that one driver loop serves
+both; in this process the call runs at once and its result stands in for the reference.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a run takes: so many shards, each with so many cores and GPUs."""
+
+    shards: int
+    cpus: float
+    gpus: float
+    workers: int = 0  # that roll out for each shard; 0: the shard itself does
+    worker_cpus: float = 1
+
+    @property
+    def all_cpus(self) -> float:
+        """Cores of all shards and their workers."""
+        return self.shards * (self.cpus + self.workers * self.worker_cpus)
+
+    @property
+    def device(self) -> str:
+        """Where a shard computes."""
+        return "cuda" if self.gpus else "cpu"
+
+
+class Asked(NamedTuple):
+    """What each shard is to have."""
+
+    cpus: float
+    gpus: float | None  # null: one where there are GPUs
+    workers: int = 0  # that roll out for it
+    worker_cpus: float = 1
+
+
+@dataclass(frozen=True)
+class Crew:
+    """The actors of a run."""
+
+    shards: Sequence[Any]
+    server: Any
+    get: Callable[[Any], Any]  # a reference, or a list of them -> the values
+    close: Callable[[], None]
+    workers: Sequence[Any] = ()  # of all shards

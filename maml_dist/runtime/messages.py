@@ -1,0 +1,36 @@
+"""What passes between a run and its shards: the work that they are given, what they contribute."""
+
+from typing import NamedTuple
+
+import numpy as np
+from torch import nn
+
+from maml_dist.core.adaptation.learner import Learner
+from maml_dist.core.data.task_source import TaskSource
+from maml_dist.core.engine.engine import Engine
+from maml_dist.core.params import Layout
+
+
+class Contribution(NamedTuple):
+    """What a shard gives to one meta-update: sums over its tasks."""
+
+    gradient: np.ndarray  # [size], summed; for what is kept (running statistics) its new values
+    tasks: int  # that were summed
+    metrics: dict[str, float]  # summed
+    skipped: tuple[int, ...] = ()  # tasks left out: their loss or gradient is not finite
+    said: tuple[str, ...] = ()  # by the engine, to the user
+
+
+class Work(NamedTuple):
+    """What every shard of a run is given."""
+
+    source: TaskSource
+    model: nn.Module
+    learner: Learner
+    engine: Engine
+    layout: Layout
+    seed: int
+    meta_batch: int
+    learned: int  # elements of the vector that are meta-learned; the rest is kept
+    skip: bool = False  # leave a task that is not finite out, instead of stopping
+    environments: int | None = None  # that are simulated at once at the most; null: all

@@ -1,0 +1,193 @@
+"""The actors on a Ray cluster, or on a Ray that is started on this machine."""
+
+import math
+import os
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+import torch
+
+from maml_dist.core.outer.optimizers import Outer
+from maml_dist.runtime.backend import Asked, Crew, Resources
+from maml_dist.runtime.messages import Work
+from maml_dist.runtime.private_ray import own_ray
+from maml_dist.runtime.ray_actors import RayShard, RayWorker
+from maml_dist.runtime.ray_cluster import join
+from maml_dist.runtime.server import ParameterServer
+
+PLACED_WITHIN = 120  # seconds for the cluster to place all actors
+RETRIES = 3  # of one call; a task that kills every process that tries it ends the run
+
+
+class OnRay:
+    """Runs the actors on a Ray cluster; where none is named, on one started on this machine."""
+
+    def __init__(self, address: str | None = None) -> None:
+        self._given = address
+        self._address = address or os.environ.get("RAY_ADDRESS") or "local"
+
+    def __enter__(self) -> "OnRay":
+        import ray
+
+        self._joined = ray.is_initialized()  # inside a Tune trial, say
+        self._own = ExitStack()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        import ray
+
+        if not self._joined:
+            self._own.__exit__(*exception)
+            ray.shutdown()
+
+    def resources(self, shards: int | None, asked: Asked, *, most: int) -> Resources:
+        """Join the cluster; `shards` null: one a GPU, or one a core, `most` at the most.
+
+        A Ray started on this machine declares as many CPUs as the shards need.
+
+        Raises:
+            ValueError: nothing answers at the address, or there are fewer GPUs or CPUs than asked.
+        """
+        import ray
+
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        if not self._joined and self._address == "local":
+            cores, devices = os.cpu_count() or 1, torch.cuda.device_count()
+            resources = _decide(asked, shards, cores=cores, devices=devices, most=most)
+            self._own.enter_context(own_ray(max(cores, math.ceil(resources.all_cpus))))
+            return resources
+        if not self._joined:
+            join(self._address)
+        here = ray.get_runtime_context().gcs_address
+        if self._joined and self._given not in (None, "auto", here):
+            raise ValueError(f"--address {self._given}: this process is on the cluster at {here}")
+        there = ray.cluster_resources()
+        cores, devices = there.get("CPU", 0), there.get("GPU", 0)
+        resources = _decide(asked, shards, cores=cores, devices=devices, most=most)
+        if resources.all_cpus > cores:
+            workers = f" and {asked.workers} rollout workers" if asked.workers else ""
+            raise ValueError(
+                f"{resources.shards} shards with {asked.cpus:g} CPU{workers} each need "
+                f"{resources.all_cpus:g} CPUs; the cluster has {cores:g}"
+            )
+        return resources
+
+    def crew(
+        self,
+        work: Work,
+        meta: np.ndarray,
+        *,
+        outer: Outer,
+        resources: Resources,
+        modules: object = None,
+    ) -> Crew:
+        """The actors, all of them up; `modules`, the user's own, are unpickled before the rest.
+
+        Raises:
+            ValueError: the cluster has no room for the actors.
+        """
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        shared = ray.put(_With(modules, work))
+        # A shard can always compute its part again: a lost one is restarted, its call repeated.
+        shard_actor = ray.remote(RayShard).options(
+            num_cpus=resources.cpus,
+            num_gpus=resources.gpus,
+            max_restarts=-1,
+            max_task_retries=RETRIES,
+        )
+        worker_actor = ray.remote(RayWorker).options(
+            num_cpus=resources.worker_cpus, max_restarts=-1, max_task_retries=RETRIES
+        )
+        workers = [
+            [worker_actor.remote([shared]) for _ in range(resources.workers)]
+            for _ in range(resources.shards)
+        ]
+        shards = [
+            shard_actor.remote(
+                [shared],
+                rank=rank,
+                shards=resources.shards,
+                device=resources.device,
+                workers=workers[rank],
+            )
+            for rank in range(resources.shards)
+        ]
+        for method in (ParameterServer.update, ParameterServer.ask, ParameterServer.settle):
+            ray.method(num_returns=2)(method)
+        # The server stays beside the driver: they live and die together, shards come and go.
+        beside = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        server = (
+            ray.remote(ParameterServer)
+            .options(num_cpus=0, scheduling_strategy=beside)
+            .remote(meta, _With(modules, outer), learned=work.learned)
+        )
+        rolling = [worker for own in workers for worker in own]
+        actors: list[Any] = [*shards, *rolling, server]
+
+        def close(_needed_by_restarted_shards: Any = shared) -> None:
+            for actor in actors:
+                ray.kill(actor)
+
+        pings = [actor.ping.options(max_task_retries=0).remote() for actor in actors[:-1]]
+        _, waiting = ray.wait(pings, num_returns=len(pings), timeout=PLACED_WITHIN)
+        if waiting:
+            free = ray.available_resources()
+            close()
+            raise ValueError(
+                f"{len(waiting)} of {len(pings)} actors found no room in {PLACED_WITHIN} s: each "
+                f"needs {resources.cpus:g} CPU and {resources.gpus:g} GPU, the cluster has "
+                f"{free.get('CPU', 0):g} CPU and {free.get('GPU', 0):g} GPU free"
+            )
+        _get(pings)
+        return Crew(shards, server, _get, close, rolling)
+
+
+class _With:
+    """Arrives as `value`, after `modules`, which make it possible to unpickle that."""
+
+    def __init__(self, modules: object, value: object) -> None:
+        self._both = modules, value
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _second, self._both
+
+
+def _second(modules: object, value: object) -> object:
+    return value
+
+
+def _get(references: Any) -> Any:
+    """Values; what a user's code raised in an actor is raised here as it was."""
+    import ray
+
+    try:
+        return ray.get(references)
+    except ray.exceptions.RayError as error:
+        cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
+    if not isinstance(cause, ray.exceptions.RayError):
+        raise cause
+    said = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    if "creation task" in said[0]:
+        raise ValueError(f"an actor could not be made: {said[-1]}")
+    raise ChildProcessError(f"an actor was lost (--resume goes on): {said[0]}")
+
+
+def _decide(
+    asked: Asked, shards: int | None, *, cores: float, devices: float, most: int
+) -> Resources:
+    gpus = asked.gpus
+    if gpus is None:
+        gpus = 1.0 if devices >= 1 else 0.0
+    if shards is None:
+        each = asked.cpus + asked.workers * asked.worker_cpus
+        room = devices / gpus if gpus else cores / (each or 1)
+        shards = max(1, min(int(room), most))
+    if shards * gpus > devices:
+        raise ValueError(
+            f"{shards} shards with {gpus:g} GPU each need {shards * gpus:g} GPUs; "
+            f"there are {devices:g}"
+        )
+    return Resources(shards, asked.cpus, gpus, asked.workers, asked.worker_cpus)

@@ -1,0 +1,131 @@
+"""Scoring: the losses of candidate policies, lived through; and what a shard does by them.
+
+    loss = -mean return of the episodes that the candidate lives in its task
+
+A learner that takes no derivative is given this function instead of episodes. What a candidate
+meets by chance is a pure function of its task and stage: all candidates of a task meet the same.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from maml_dist.core.adaptation.learner import Learner
+from maml_dist.core.data.episode import Batch, Episode
+from maml_dist.core.data.task_source import TaskKey, TaskSource, keys_of
+from maml_dist.core.data.trajectories import Trajectories
+from maml_dist.core.engine.gradient_sum import Summed, summed
+from maml_dist.core.params import Layout, Params, unflatten
+
+# (weights [candidate, …], the task of each, stage=) -> mean return and steps lived [2, candidate]
+Returns = Callable[..., np.ndarray]
+Roll = Callable[..., Trajectories]  # (policies [task, …], tasks, stage=) -> what they do
+
+GATHERED = 50_000_000  # numbers of candidates' weights gathered at once; bounds memory
+
+
+class Scoring:
+    """The losses of candidates of some tasks; counts the steps that they live."""
+
+    def __init__(self, returns: Returns, tasks: Sequence[Any], *, into: Layout) -> None:
+        self._returns = returns
+        self.tasks = tasks
+        self._into = into
+        self.lived = torch.zeros(len(tasks))  # control steps of each task's candidates so far
+
+    def __call__(self, candidates: Params, stage: int) -> Tensor:
+        """Candidates of stacked tasks, each value [task, …, *its shape] -> losses [task, …]."""
+        value, shape = candidates[self._into.names[0]], self._into.shapes[0]
+        lead = value.shape[: value.dim() - len(shape)]
+        at_once = max(1, GATHERED // sum(self._into.sizes))
+        found = []
+        for some in torch.arange(lead.numel()).split(at_once):
+            places = torch.unravel_index(some, lead)
+            weights = {name: value[places].cpu().numpy() for name, value in candidates.items()}
+            tasks = [self.tasks[place] for place in places[0].tolist()]
+            found.append(torch.from_numpy(self._returns(weights, tasks, stage=stage)))
+        earned, lived = torch.cat(found, 1).unbind()
+        self.lived += lived.reshape(len(self.tasks), -1).sum(1)
+        return -earned.reshape(lead).to(value.device, value.dtype)
+
+
+class ByScores:
+    """What a shard does for a learner that is given scores: live, and the meta-gradient."""
+
+    def __init__(
+        self,
+        source: TaskSource,
+        learner: Learner,
+        *,
+        roll: Roll,
+        returns: Returns,
+        into: Layout,
+        kept: Sequence[str] = (),
+    ) -> None:
+        """`kept` names what the flat vector holds that is not learned."""
+        self._source = source
+        self._learner = learner
+        self._roll = roll
+        self._returns = returns
+        self._into = into
+        self._kept = kept
+
+    def live(self, meta: Tensor, named: Sequence[TaskKey], *, steps: int) -> Episode:
+        """Episodes of the policies that meta [size] adapts to, after 0 … steps steps."""
+        (params, _), score = self._split(meta), self._score(named)
+        key = keys_of(named).to(meta.device)
+        start = {name: value.expand(len(named), 1, *value.shape) for name, value in params.items()}
+        path, lived = [], []
+        for phi in self._learner.path_by_scores(score, start, key, steps=steps):
+            path.append({name: value[:, 0] for name, value in phi.items()})
+            lived.append(score.lived.clone())
+        episodes, _ = self._episodes(score.tasks, path, torch.stack(lived, 1))
+        return episodes._replace(key=key)
+
+    def gradient(self, meta: Tensor, named: Sequence[TaskKey]) -> tuple[Summed, Episode]:
+        """The summed meta-gradient at meta [size], and the episodes of what meta adapts to."""
+        (params, kept), score = self._split(meta), self._score(named)
+        key = keys_of(named).to(meta.device)
+        slopes, path = self._learner.gradient_by_scores(score, params, key)
+        slopes |= {name: value.expand(len(named), *value.shape) for name, value in kept.items()}
+        gradients = torch.cat([slopes[name].flatten(1) for name in self._into.names], 1)
+        lived = torch.zeros(len(named), len(path))
+        lived[:, -1] = score.lived
+        episodes, losses = self._episodes(score.tasks, path, lived)
+        losses = losses.to(meta.device, meta.dtype)
+        metrics = {"loss/before": losses[:, 0], "loss/after": losses[:, -1]}
+        return summed(gradients, metrics), episodes
+
+    def _split(self, meta: Tensor) -> tuple[Params, Params]:
+        """What is learned, and what is kept beside it."""
+        params = unflatten(meta, self._into)
+        return params, {name: params.pop(name) for name in self._kept}
+
+    def _score(self, named: Sequence[TaskKey]) -> Scoring:
+        tasks = [self._source.sample(key) for key in named]
+        both = zip(*self._into, strict=True)
+        learned = [(name, shape) for name, shape in both if name not in self._kept]
+        return Scoring(self._returns, tasks, into=Layout(*zip(*learned, strict=True)))
+
+    def _episodes(
+        self, tasks: Sequence[Any], path: list[Params], lived: Tensor
+    ) -> tuple[Episode, Tensor]:
+        """What the policies of all stages live through, and their losses [task, stage].
+
+        `lived` [task, stage]: the steps of the candidates that were tried before.
+        """
+        losses, steps = [], []
+
+        def adapt(support: tuple[Batch, ...]) -> Trajectories:
+            policies = {name: value.cpu() for name, value in path[len(support)].items()}
+            rolled = self._roll(policies, tasks, stage=len(support))
+            losses.append(-rolled.rewards.sum(2).mean(1))
+            steps.append(rolled.mask.sum((1, 2)))
+            return rolled
+
+        episodes = self._source.collect(tasks, steps=len(path) - 1, adapt=adapt)
+        scores = {**(episodes.scores or {}), "steps": lived + torch.stack(steps, 1).cumsum(1)}
+        return episodes._replace(scores=scores), torch.stack(losses, 1)

@@ -1,0 +1,1 @@
+"""Images by class: data sets, folders and the Arrow files that training reads."""

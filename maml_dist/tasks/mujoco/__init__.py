@@ -1,0 +1,1 @@
+"""Locomotion tasks on MuJoCo: physics in batches, bodies and rewards."""

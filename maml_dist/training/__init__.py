@@ -1,0 +1,1 @@
+"""Meta-training: a run is prepared, checked, rehearsed, looped over and recorded."""

@@ -1,0 +1,171 @@
+"""A session of meta-training: prepare a run, take the machines that it needs, train it."""
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from maml_dist.config.compose import compose, override
+from maml_dist.config.plain_yaml import check_path
+from maml_dist.config.trust import Trust, allow
+from maml_dist.config.user_code import Sources
+from maml_dist.core.params import flatten
+from maml_dist.preflight.check import check, check_engine, decide, refuse_idle
+from maml_dist.runs.run import Run, refuse_used, run_folder
+from maml_dist.runtime.local_backend import InProcess
+from maml_dist.runtime.ray_backend import OnRay
+from maml_dist.training.loop import train
+from maml_dist.training.recorder import Row
+from maml_dist.training.rehearsal import refuse_unpicklable, rehearse
+
+# What a resumed run may change: the last line changes rounding, the others no bits.
+RESUMABLE = (
+    *("iterations", "checkpoint_every", "keep", "log_every", "test_tasks", "diverged"),
+    *("rollout_workers", "cpus_per_worker", "environments"),
+    *("shards", "cpus_per_shard", "gpus_per_shard"),
+)
+
+
+def meta_train(
+    recipe: str | Path = "sinusoid",
+    *,
+    run: str | Path | None = None,
+    resume: str | Path | None = None,
+    address: str | None = None,
+    local: bool = False,
+    progress: bool = True,
+    on_validation: Callable[[Row], None] = lambda row: None,
+    trust: Trust = (),
+    **overrides: Any,
+) -> Run:
+    """Meta-train a recipe, on Ray or in this process.
+
+    Args:
+        recipe: a recipe's name, or a YAML file of your own.
+        run: the run's folder; a new one under `runs/` if None.
+        resume: a run to go on with instead; `iterations` extends it.
+        address: a Ray cluster; `RAY_ADDRESS` if None, else a Ray started on this machine.
+        local: the same classes in this process, without Ray.
+        progress: show a progress line.
+        on_validation: called with each row of metrics that holds a validation.
+        trust: folders whose modules may be loaded, or files in them; beside those of `recipe`,
+            where it is a file, and of class paths among the overrides.
+        overrides: keys of the recipe, as `alpha=0.1` or `**{"learner.alpha": 0.1}`.
+
+    Returns:
+        The run, trained; an interrupted one ends at a checkpoint.
+
+    Raises:
+        ValueError: a key, value, file or address is wrong, what a run names is not trusted, or the
+            machines do not suffice.
+        OSError: the run's folder cannot be written.
+        FloatingPointError: a meta-gradient is not finite; names the tasks.
+    """
+    for name, value in (("local", local), ("progress", progress)):
+        if not isinstance(value, bool):
+            raise ValueError(f"{name}={value!r}: must be True or False")
+    if not callable(on_validation):
+        raise ValueError(f"on_validation={on_validation!r}: must be a function of a row")
+    prepared = prepare(recipe, overrides, run=run, resume=resume, trust=trust)
+    return execute(
+        prepared, address=address, local=local, progress=progress, on_validation=on_validation
+    )
+
+
+def prepare(
+    recipe: str | Path,
+    overrides: Mapping[str, Any],
+    *,
+    run: str | Path | None = None,
+    resume: str | Path | None = None,
+    trust: Trust = (),
+) -> Run:
+    """The run to do, or to go on with; nothing is written yet. Raises as `meta_train` does."""
+    if run is not None:
+        check_path(run, "the run's folder")
+    allow(trust)
+    if resume is not None:
+        if run is not None:
+            raise ValueError(
+                "a run that is resumed stays in its folder: run and resume exclude each other"
+            )
+        before = Run.open(resume)
+        before.refuse_lost()
+        fixed = sorted(overrides.keys() - RESUMABLE)
+        if fixed:
+            raise ValueError(
+                f"a resumed run keeps its {fixed[0]!r}; {', '.join(RESUMABLE)} can change"
+            )
+        return Run(before.path, override(before.config, overrides))
+    config = compose(recipe, overrides)
+    for key in ("init", "checkpoints"):
+        if config[key] is not None:
+            check_path(config[key], key)
+        if config[key] is not None and "://" not in config[key]:
+            config[key] = str(Path(config[key]).absolute())
+    folder = run_folder(run, config["name"])
+    refuse_used(folder)
+    new = Run(folder, config)
+    if new.checkpoints.last is not None:
+        where = config["checkpoints"] or folder / "checkpoints"
+        raise ValueError(f"checkpoints={where}: holds the checkpoints of another run")
+    return new
+
+
+def execute(
+    run: Run,
+    *,
+    address: str | None = None,
+    local: bool = False,
+    progress: bool = True,
+    on_validation: Callable[[Row], None] = lambda row: None,
+) -> Run:
+    """Train a prepared run; returns it with what was decided on these machines."""
+    if address is not None and not (isinstance(address, str) and address.strip()):
+        raise ValueError(f"address={address!r}: must name a Ray cluster, or be left out")
+    resumed = (run.path / "recipe.yaml").exists()
+    with ExitStack() as held:
+        if resumed:
+            held.enter_context(run.locked())
+            run = Run(run.path, run.config)  # as the driver before has left it
+        experiment = run.experiment
+        if not resumed:
+            refuse_idle(experiment)
+        check(experiment, run.initial)
+        if not resumed:
+            rehearse(run)
+        if run.finished:
+            return run
+        in_process = local or experiment.iterations == 0
+        if not in_process:
+            refuse_unpicklable(run)
+        place: InProcess | OnRay = InProcess() if in_process else OnRay(address)
+        held.enter_context(place)
+        resources = place.resources(experiment.shards, experiment.asked, most=experiment.meta_batch)
+        if resources.device == "cpu" and experiment.engine.precision == "tf32":
+            raise ValueError(
+                "engine.precision=tf32: is a GPU's, and this run has none; use float32"
+            )
+        if resources.device != "cpu":  # where the engine may run otherwise
+            check_engine(experiment, run.initial, resources.device)
+        engine = decide(experiment, run.initial, resources.device)
+        decided = {
+            "shards": resources.shards,
+            "gpus_per_shard": resources.gpus,
+            **{f"engine.{name}": value for name, value in asdict(engine).items()},
+        }
+        run = Run(run.path, override(run.config, decided))
+        crew = place.crew(
+            run.work,
+            flatten(run.initial).numpy(),
+            outer=run.experiment.outer,
+            resources=resources,
+            modules=Sources(),
+        )
+        held.callback(crew.close)
+        if not resumed:  # a start that fails before this leaves nothing behind
+            held.enter_context(run.locked())
+        run.write_recipe(new=not resumed)
+        train(run, crew, progress=progress, on_validation=on_validation)
+    return run

@@ -1,0 +1,1 @@
+"""Search of a recipe's keys with Ray Tune."""
