@@ -27,7 +27,7 @@ import torch  # noqa: E402 - after the path
 from benchmarks import rollouts  # noqa: E402 - the same
 from maml_dist.config.compose import compose  # noqa: E402 - the same
 from maml_dist.config.recipe import parse_overrides  # noqa: E402 - the same
-from maml_dist.core.outer.optimizers import Told  # noqa: E402 - the same
+from maml_dist.core.outer.optimizers import Response  # noqa: E402 - the same
 from maml_dist.core.outer.trust_region import TrustRegion  # noqa: E402 - the same
 from maml_dist.core.params import flatten  # noqa: E402 - the same
 from maml_dist.core.rl.policy_gradient import PolicyGradient  # noqa: E402 - the same
@@ -146,7 +146,7 @@ def shares(text: str) -> dict[str, dict[str, float]]:
 
 def case(run: Run, shares: dict[str, float]) -> Callable[[int], dict[str, float]]:
     """Does a meta-iteration, and tells the seconds of its parts."""
-    work, outer = run.work, run.experiment.outer
+    work, outer = run.shard_spec, run.experiment.outer
     meta = flatten(run.initial)
     worker = RolloutWorker(work.source, work.model)
     clock = Clock()
@@ -169,7 +169,9 @@ def case(run: Run, shares: dict[str, float]) -> Callable[[int], dict[str, float]
         PolicyGradient.credit = credit  # type: ignore[method-assign]
         means = {name: value / found.tasks for name, value in found.metrics.items()}
         state = outer.init(meta)
-        talk = outer.propose(meta, torch.tensor(found.gradient) / found.tasks, means, state)
+        talk = outer.update_in_rounds(
+            meta, torch.tensor(found.gradient) / found.tasks, means, state
+        )
         answer = None
         try:
             while True:
@@ -179,7 +181,7 @@ def case(run: Run, shares: dict[str, float]) -> Callable[[int], dict[str, float]
                     here, it, ask.at.numpy(), **{**ask.options, **fewer.get(ask.what, {})}
                 )
                 sums = {name: value / told.tasks for name, value in told.metrics.items()}
-                answer = Told(torch.tensor(told.gradient) / told.tasks, sums)
+                answer = Response(torch.tensor(told.gradient) / told.tasks, sums)
         except StopIteration as end:
             meta = end.value[0]
         return {**clock.seconds, "all": time.process_time() - begun}

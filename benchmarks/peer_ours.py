@@ -21,11 +21,11 @@ from maml_dist.core.outer.optimizers import Adam
 from maml_dist.core.params import Params, flatten, layout
 from maml_dist.core.random import keys
 from maml_dist.learners.maml import MAML
-from maml_dist.preflight.check import decide
+from maml_dist.preflight.check import resolve_engine
 from maml_dist.runtime.allocator import keep_freed
-from maml_dist.runtime.backend import Asked
-from maml_dist.runtime.messages import Work
-from maml_dist.runtime.ray_backend import OnRay
+from maml_dist.runtime.backend import ResourceRequest
+from maml_dist.runtime.messages import ShardSpec
+from maml_dist.runtime.ray_backend import RayBackend
 from maml_dist.train import loop
 
 AHEAD = 8  # meta-iterations submitted before their metrics are read: the default of a recipe
@@ -62,7 +62,12 @@ def experiment(case: Case) -> Experiment:
     model.load_state_dict({name: torch.tensor(value) for name, value in case.meta.items()})
     learner = MAML(alpha=workload.alpha, steps=workload.steps, first_order=workload.first_order)
     return Experiment(
-        Given(case), model, learner, Adam(beta=BETA), meta_batch=workload.tasks, ahead=AHEAD
+        Given(case),
+        model,
+        learner,
+        Adam(beta=BETA),
+        meta_batch=workload.tasks,
+        pipeline_depth=AHEAD,
     )
 
 
@@ -109,7 +114,7 @@ class Ours(Contender):
     def summed(self, episodes: Episode) -> tuple[Tensor, Tensor]:
         """The engine's part: the summed meta-gradient [size], the query losses [task]."""
         if self._gradient is None:
-            engine = decide(self._experiment, self._model_meta, "cpu")
+            engine = resolve_engine(self._experiment, self._model_meta, "cpu")
             objective = Objective(self._experiment.model, self._experiment.task)
             self._gradient = MetaGradient(
                 engine, self._experiment.learner, objective, into=layout(self._model_meta)
@@ -130,11 +135,11 @@ class OursOnRay(Contender):
         super().__init__(case, threads)
         self._experiment = experiment(case)
         meta = _meta(self._experiment)
-        self._place = OnRay("local")
+        self._place = RayBackend("local")
         self._place.__enter__()
-        resources = self._place.resources(threads, Asked(1, 0), most=case.workload.tasks)
-        engine = decide(self._experiment, meta, "cpu")
-        work = Work(
+        resources = self._place.resources(threads, ResourceRequest(1, 0), most=case.workload.tasks)
+        engine = resolve_engine(self._experiment, meta, "cpu")
+        work = ShardSpec(
             self._experiment.task,
             self._experiment.model,
             self._experiment.learner,
@@ -144,7 +149,7 @@ class OursOnRay(Contender):
             meta_batch=case.workload.tasks,
             learned=len(flatten(meta)),
         )
-        self._crew = self._place.crew(
+        self._crew = self._place.start(
             work,
             flatten(meta).numpy(),
             outer=self._experiment.outer,
@@ -154,21 +159,23 @@ class OursOnRay(Contender):
         self._it = 0
 
     def iterate(self, count: int) -> list[float]:
-        crew, losses = self._crew, []
-        meta = crew.server.meta.remote()
+        actors, losses = self._crew, []
+        meta = actors.server.meta.remote()
         for it in range(self._it, self._it + count):
-            parts = [shard.gradient.remote(meta, it) for shard in crew.shards]
-            meta, metrics = crew.server.update.remote(*parts)
+            parts = [shard.gradient.remote(meta, it) for shard in actors.shards]
+            meta, metrics = actors.server.update.remote(*parts)
             losses.append(metrics)
         self._it += count
-        return [metrics["loss/after"] for metrics in crew.get(losses)]
+        return [metrics["loss/after"] for metrics in actors.get(losses)]
 
     def pace(self, seconds: float) -> list[float]:
         """The training's own loop, never drained: the time from one reading to the next."""
         clock = time.perf_counter()
         self.iterate(1)
         ahead = AHEAD if time.perf_counter() - clock < SLOW else 1  # no long queue to wait for
-        endless = replace(self._experiment, iterations=NEVER, checkpoint_every=NEVER, ahead=ahead)
+        endless = replace(
+            self._experiment, iterations=NEVER, checkpoint_every=NEVER, pipeline_depth=ahead
+        )
         times: list[float] = []
         end, clock = time.perf_counter() + seconds, 0.0
         for reports in loop(endless, self._crew, start=self._it, stop=lambda: False):

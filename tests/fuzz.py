@@ -89,7 +89,7 @@ def _serve(folder: Path) -> None:
             raise ValueError("Ray is not started here")
 
     for module in (trainer, tuner):
-        module.OnRay = NoRay  # type: ignore[assignment,misc]
+        module.RayBackend = NoRay  # type: ignore[assignment,misc]
     print("ready", file=answers, flush=True)
     for number, line in enumerate(sys.stdin):
         case = Case(**json.loads(line))

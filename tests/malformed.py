@@ -110,9 +110,16 @@ KEYS = (
         "seed",
     ),
     *("init", "shards", "cpus_per_shard", "gpus_per_shard", "rollout_workers", "cpus_per_worker"),
-    *("environments", "engine", "engine.batching", "engine.chunk", "budget", "engine.running"),
-    *("engine.memory", "precision", "diverged", "test_steps", "validation_tasks", "test_tasks"),
-    *("checkpoint_every", "keep", "checkpoints", "log_every", "ahead", "code"),
+    *("max_parallel_envs", "engine", "engine.batching", "engine.chunk", "budget", "engine.running"),
+    *(
+        "engine.memory",
+        "precision",
+        "on_divergence",
+        "test_steps",
+        "validation_tasks",
+        "test_tasks",
+    ),
+    *("checkpoint_every", "keep_checkpoints", "checkpoints", "log_every", "pipeline_depth", "code"),
 )
 ODD_KEYS = (
     "",

@@ -11,9 +11,9 @@ from maml_dist.config import plain_yaml
 from maml_dist.core.adaptation.learner import Learner
 from maml_dist.core.data.task_source import TaskSource
 from maml_dist.core.engine.engine import Engine
-from maml_dist.core.outer.optimizers import Outer
-from maml_dist.core.validation import STEPS, check_least, check_range
-from maml_dist.runtime.backend import Asked
+from maml_dist.core.outer.optimizers import OuterOptimizer
+from maml_dist.core.validation import STEPS, check_minimum, check_range
+from maml_dist.runtime.backend import ResourceRequest
 
 _NAME = re.compile(r"([^/\\.\n][^/\\\n]{0,99})?")
 TASKS = 1_000_000  # that an iteration, a validation or an evaluation may take
@@ -27,7 +27,7 @@ class Experiment:
     task: TaskSource  # the distribution over tasks
     model: nn.Module  # what is meta-learned
     learner: Learner  # how it adapts; holds alpha
-    outer: Outer  # how the meta-parameters are updated; holds beta
+    outer: OuterOptimizer  # how the meta-parameters are updated; holds beta
     name: str = ""  # the recipe's
     description: str = ""  # one line, for --list
     paper: dict[int, float] = field(
@@ -42,24 +42,28 @@ class Experiment:
     gpus_per_shard: float | None = None  # GPUs that a shard reserves; null: 1 where there are GPUs
     rollout_workers: int = 0  # that act in environments for a shard; 0: the shard itself does
     cpus_per_worker: float = 1  # cores that a rollout worker reserves
-    environments: int | None = None  # that a worker simulates at once; null: of all its tasks
+    max_parallel_envs: int | None = None  # that a worker simulates at once; null: of all its tasks
     engine: Engine = field(default_factory=Engine)  # how tasks are differentiated
-    diverged: Literal["stop", "skip"] = "stop"  # a task whose loss or gradient is not finite
+    on_divergence: Literal["stop", "skip"] = "stop"  # a task whose loss or gradient is not finite
     test_steps: int = 10  # inner steps at validation and test
     validation_tasks: int = 200  # held-out tasks a validation
     test_tasks: int = 600  # held-out tasks of the final evaluation
     checkpoint_every: int = 1000  # meta-iterations between validations, each with a checkpoint
-    keep: int = 3  # last checkpoints kept, beside the best
+    keep_checkpoints: int = 3  # last checkpoints kept, beside the best
     checkpoints: str | None = None  # folder or pyarrow.fs URI for them; null: in the run folder
     log_every: int = 100  # meta-iterations averaged into one line of metrics
-    ahead: int = 8  # meta-iterations submitted before their metrics are read
+    pipeline_depth: int = 8  # meta-iterations submitted before their metrics are read
     code: tuple[str, ...] = ()  # folders of the user's own modules, beside the recipe's own
 
     def __post_init__(self) -> None:
-        check_least(self, "", iterations=0, seed=0, checkpoint_every=1, keep=1, log_every=1)
-        check_least(self, "", environments=1)
+        check_minimum(
+            self, "", iterations=0, seed=0, checkpoint_every=1, keep_checkpoints=1, log_every=1
+        )
+        check_minimum(self, "", max_parallel_envs=1)
         check_range(self, "", meta_batch=(1, TASKS), validation_tasks=(1, TASKS))
-        check_range(self, "", test_tasks=(2, TASKS), test_steps=(0, STEPS), ahead=(1, 10_000))
+        check_range(
+            self, "", test_tasks=(2, TASKS), test_steps=(0, STEPS), pipeline_depth=(1, 10_000)
+        )
         check_range(self, "", shards=(1, ACTORS), rollout_workers=(0, ACTORS))
         check_range(self, "", cpus_per_shard=(0, ACTORS), cpus_per_worker=(0, ACTORS))
         check_range(self, "", gpus_per_shard=(0, ACTORS))
@@ -82,14 +86,14 @@ class Experiment:
         return self.paper if self.iterations or self.init else {}
 
     @property
-    def asks(self) -> bool:
+    def multi_round(self) -> bool:
         """Whether an update asks the tasks back: for its step, or how far it led the policies."""
-        led = type(self.task).divergence is not TaskSource.divergence
-        return self.outer.asks or (led and not self.learner.by_scores)
+        led = type(self.task).kl is not TaskSource.kl
+        return self.outer.multi_round or (led and not self.learner.zeroth_order)
 
     @property
-    def asked(self) -> Asked:
+    def resource_request(self) -> ResourceRequest:
         """What each shard is to have."""
-        return Asked(
+        return ResourceRequest(
             self.cpus_per_shard, self.gpus_per_shard, self.rollout_workers, self.cpus_per_worker
         )

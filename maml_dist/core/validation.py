@@ -28,7 +28,7 @@ def check_positive(owner: object, key: str, *names: str) -> None:
             raise _refused(owner, key, name, "a positive number")
 
 
-def check_least(owner: object, key: str, **least: int) -> None:
+def check_minimum(owner: object, key: str, **least: int) -> None:
     """Raise ValueError where a field of `owner`, the recipe's `key`, is less than given here."""
     for name, low in least.items():
         high = SEEDS if name == "seed" else LARGEST if _is_whole(owner, name) else math.inf

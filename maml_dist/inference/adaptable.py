@@ -95,13 +95,17 @@ class Adaptable(nn.Module):
             raise ValueError(
                 f"cannot adapt to x {_kind(x)}, y {_kind(y)}: {in_words(error)}"
             ) from None
-        kept = self._statistics(torch.tensor(len(support))) if self._learner.keeps_steps else {}
+        kept = (
+            self._statistics(torch.tensor(len(support)))
+            if self._learner.per_step_statistics
+            else {}
+        )
         adapted.load_state_dict({**adapted.state_dict(), **own_form(phi, adapted), **kept})
         return adapted.train(self.training)
 
     def _statistics(self, k: torch.Tensor) -> Params:
         """The running statistics after k steps."""
-        if not self._learner.keeps_steps:
+        if not self._learner.per_step_statistics:
             return self._kept
         return {name: at_step(rows, k) for name, rows in self._kept.items()}
 

@@ -15,7 +15,7 @@ from maml_dist.core.model.objective import modes
 from maml_dist.core.params import flatten
 from maml_dist.core.validation import STEPS
 from maml_dist.runs.run import Run
-from maml_dist.runtime.local_backend import InProcess
+from maml_dist.runtime.local_backend import LocalBackend
 from maml_dist.runtime.shard import TaskShard
 
 
@@ -57,8 +57,8 @@ def meta_test(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     meta = flatten({name: weights[name] for name in run.layout.names}).numpy()
     results = []
-    with InProcess():
-        shard = TaskShard(run.work, rank=0, shards=1, device=device)
+    with LocalBackend():
+        shard = TaskShard(run.shard_spec, rank=0, shards=1, device=device)
         for mode in modes(experiment.model) or ("default",):
             scores = shard.scores(
                 meta, entry.iteration, split=split, tasks=tasks, steps=steps,

@@ -17,7 +17,7 @@ from maml_dist.core.validation import SEEDS
 from maml_dist.inference.adaptable import Adaptable, as_numbers, check_steps
 from maml_dist.runtime.rollout_worker import RolloutWorker, Weights
 from maml_dist.runtime.zeroth_order import Returns, Scoring
-from maml_dist.tasks.gym import given, seen
+from maml_dist.tasks.gym import flatten_observation, scale_action
 from maml_dist.tasks.rollout import Goal, Rollouts
 
 
@@ -41,7 +41,7 @@ class Policy(Adaptable):
                 it is not finite.
         """
         like = real_of(next(self.parameters()))
-        seen, size = as_numbers(obs, "obs", like=like).to(like.dtype), self._source.observations
+        seen, size = as_numbers(obs, "obs", like=like).to(like.dtype), self._source.obs_dim
         if not seen.dim() or seen.shape[-1] != size:
             raise ValueError(f"act(obs {list(seen.shape)}): must be [{size}], or [n, …, {size}]")
         if not isinstance(generator, np.random.Generator | None):
@@ -82,7 +82,7 @@ class Policy(Adaptable):
         if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed <= SEEDS:
             raise ValueError(f"seed={seed!r}: must be a whole number from 0 to {SEEDS}")
         _check_actions(env, self._source)
-        if self._learner.by_scores:
+        if self._learner.zeroth_order:
             task = Goal(TaskKey(seed, "adapt", 0, 0), ())
             return self._climbed(self._returns_in(env, seed), task, steps)
         return self._taught(
@@ -99,7 +99,7 @@ class Policy(Adaptable):
         if not isinstance(task, Goal):
             kind = type(task).__name__
             raise ValueError(f"task must be one that the task source has drawn, not {kind}")
-        if self._learner.by_scores:
+        if self._learner.zeroth_order:
             return self._climbed(RolloutWorker(self._source, self).returns, task, steps)
         return self._taught(
             lambda policy, stage: self._source.roll(policy._outputs, [task], stage=stage), steps
@@ -108,8 +108,8 @@ class Policy(Adaptable):
     def _taught(self, live: Callable[["Policy", int], Trajectories], steps: int) -> "Policy":
         """After `steps` inner steps on the episodes of a single task, each lived after the last.
 
-        All steps are taken again with each new one, so that what the inner rule carries from step
-        to step (momentum, Adam's moments) is carried here too.
+        All steps are taken again with each new one, so that what the inner optimizer carries from
+        step to step (momentum, Adam's moments) is carried here too.
         """
         adapted: Adaptable = self if steps else copy.deepcopy(self)
         like = real_of(next(self.parameters()))
@@ -117,7 +117,9 @@ class Policy(Adaptable):
         for step in range(steps):
             assert isinstance(adapted, Policy)
             rolled = live(adapted, step)
-            batch, _ = self._source.policy_gradient.credit(rolled, self._source.distribution)
+            batch, _ = self._source.policy_gradient.compute_advantages(
+                rolled, self._source.distribution
+            )
             own = map_tensors(
                 lambda t: t[0].to(like.device, like.dtype if t.is_floating_point() else t.dtype),
                 batch,
@@ -139,7 +141,7 @@ class Policy(Adaptable):
         start = {name: real_of(named[name].detach())[None, None] for name in self._meta}
         score = Scoring(returns, [task], into=layout(self._meta))
         key = keys_of([task.key]).to(next(self.parameters()).device)
-        *_, phi = self._learner.path_by_scores(score, start, key, steps=steps)
+        *_, phi = self._learner.zeroth_order_path(score, start, key, steps=steps)
         adapted = copy.deepcopy(self)
         found = {name: value[0, 0] for name, value in phi.items()}
         adapted.load_state_dict(own_form(found, adapted), strict=False)
@@ -165,26 +167,28 @@ class Policy(Adaptable):
         if self._source.discrete:
             drawn = generator.random(shape)
         else:
-            drawn = generator.standard_normal((*shape, self._source.actions))
+            drawn = generator.standard_normal((*shape, self._source.action_dim))
         return torch.as_tensor(drawn, dtype=output.dtype, device=output.device)
 
     def _live(self, env: Any, generator: np.random.Generator) -> Trajectories:
         """The episodes of one task, as the task source gives them: [1, episode, time, …]."""
         source, shape = self._source, (1, self._source.episodes, self._source.horizon)
-        observations = torch.zeros(*shape, source.observations)
+        observations = torch.zeros(*shape, source.obs_dim)
         rewards, mask = torch.zeros(shape), torch.zeros(shape)
-        actions = torch.zeros(shape if source.discrete else (*shape, source.actions))
+        actions = torch.zeros(shape if source.discrete else (*shape, source.action_dim))
         actions = actions.to(torch.int64 if source.discrete else torch.float32)
         outputs = torch.zeros(*shape, 0)
         for episode in range(source.episodes):
             obs, _ = env.reset(seed=int(generator.integers(2**31)))
             for time in range(source.horizon):
                 here = (0, episode, time)
-                sight = _numbers(seen(obs, env.observation_space), "observation", here)
-                if sight.shape != (source.observations,):
+                sight = _numbers(
+                    flatten_observation(obs, env.observation_space), "observation", here
+                )
+                if sight.shape != (source.obs_dim,):
                     raise ValueError(
                         f"the environment gives {sight.size} numbers to observe; the policy takes "
-                        f"{source.observations}"
+                        f"{source.obs_dim}"
                     )
                 observations[here] = torch.from_numpy(_finite(sight, "observation", here))
                 with torch.no_grad():
@@ -195,7 +199,7 @@ class Policy(Adaptable):
                     outputs = torch.zeros(*shape, output.shape[-1])
                 outputs[here], actions[here], mask[here] = output, action, 1
                 obs, reward, terminated, truncated, _ = env.step(
-                    given(action.numpy(), env.action_space)
+                    scale_action(action.numpy(), env.action_space)
                 )
                 rewards[here] = float(_finite(_numbers(reward, "reward", here), "reward", here))
                 if terminated or truncated:
@@ -211,13 +215,13 @@ def _check_actions(env: Any, source: Rollouts) -> None:
         raise ValueError(f"env must be a Gymnasium environment; {kind} has no {', '.join(lacks)}")
     space = env.action_space
     if source.discrete:
-        fits = isinstance(space, Discrete) and int(space.n) == source.actions
+        fits = isinstance(space, Discrete) and int(space.n) == source.action_dim
     else:
-        fits = isinstance(space, Box) and int(np.prod(space.shape)) == source.actions
+        fits = isinstance(space, Box) and int(np.prod(space.shape)) == source.action_dim
     if not fits:
         own = "one of {} actions" if source.discrete else "{} numbers"
         raise ValueError(
-            f"the environment takes {space}; the policy acts by {own.format(source.actions)}"
+            f"the environment takes {space}; the policy acts by {own.format(source.action_dim)}"
         )
 
 

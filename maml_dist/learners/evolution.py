@@ -21,9 +21,9 @@ from torch import Tensor
 from torch.func import vmap
 
 from maml_dist.core.adaptation.inner_optimizers import (
-    Descent,
+    SGD,
+    InnerOptimizer,
     Loss,
-    Rule,
     State,
     adapting,
     check_patterns,
@@ -32,7 +32,7 @@ from maml_dist.core.adaptation.learner import Learner, Score
 from maml_dist.core.data.episode import Batch, Episode, keyed
 from maml_dist.core.params import Layout, Params, flatten, layout, unflatten
 from maml_dist.core.random import fold, normal
-from maml_dist.core.validation import check_least, check_positive
+from maml_dist.core.validation import check_minimum, check_positive
 
 _STREAM = 1 << 30  # of a key: apart from those of the batches and of dropout, which count from 0
 
@@ -51,7 +51,7 @@ class ESMAML(Learner):
     adaptation: Literal["es", "hill-climb"] = "es"  # how a task is adapted to
     inner_sigma: float = 0.1  # of the adaptation's perturbations
     num_inner_perturbations: int = 8  # pairs of candidates an inner step
-    inner: Rule = Descent()  # how the inner estimate becomes a direction
+    inner: InnerOptimizer = SGD()  # how the inner estimate becomes a direction
     shaping: Literal["none", "ranks"] = "none"  # of the query losses: as they are, centred ranks
     adapted: tuple[str, ...] = ("*",)  # patterns of the parameters that adapt; the rest stay
     chunk: int | None = None  # stored examples: candidates at once; null: all; 1: no vmap
@@ -59,7 +59,7 @@ class ESMAML(Learner):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_positive(self, "learner", "alpha", "sigma", "inner_sigma")
-        check_least(self, "learner", num_perturbations=1, num_inner_perturbations=1, chunk=1)
+        check_minimum(self, "learner", num_perturbations=1, num_inner_perturbations=1, chunk=1)
         for name, allowed in {
             "adaptation": ("es", "hill-climb"),
             "shaping": ("none", "ranks"),
@@ -74,7 +74,7 @@ class ESMAML(Learner):
         return check_patterns(self.adapted, params)
 
     def start(self, meta: Params) -> tuple[Params, State]:
-        """The meta-parameters, and the inner rule's state for those that adapt."""
+        """The meta-parameters, and the inner optimizer's state for those that adapt."""
         climbs = self.adaptation == "hill-climb"
         return meta, () if climbs else self.inner.init(adapting(meta, self.adapted))
 
@@ -132,7 +132,7 @@ class ESMAML(Learner):
         metrics = {"loss/before": loss(meta, unseen), "loss/after": after(meta, *support, query)}
         return _slope(losses, offsets, self.sigma, into=layout(meta)), metrics
 
-    def path_by_scores(
+    def zeroth_order_path(
         self, score: Score, phi: Params, key: Tensor, *, steps: int, done: int = 0
     ) -> Iterator[Params]:
         """As `path`, of many candidates: those of a task move by the same perturbations."""
@@ -158,16 +158,14 @@ class ESMAML(Learner):
             phi, state = move(phi, state, losses, offsets)
             yield phi
 
-    def gradient_by_scores(
-        self, score: Score, meta: Params, key: Tensor
-    ) -> tuple[Params, list[Params]]:
+    def es_gradient(self, score: Score, meta: Params, key: Tensor) -> tuple[Params, list[Params]]:
         """As `gradient`, of stacked tasks; meta itself is the last of a task's candidates."""
         draw = partial(_offsets, meta, pairs=self.num_perturbations, sigma=self.sigma)
         offsets = vmap(draw)(key)
         around = torch.cat([offsets, -offsets, torch.zeros_like(offsets[:, :1])], 1)
         start = vmap(partial(_around, meta))(around)
         path = []
-        for phi in self.path_by_scores(score, start, key, steps=self.steps):
+        for phi in self.zeroth_order_path(score, start, key, steps=self.steps):
             path.append({name: value[:, -1] for name, value in phi.items()})
         losses = score({name: value[:, :-1] for name, value in phi.items()}, self.steps)
         if self.shaping == "ranks":

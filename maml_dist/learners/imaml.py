@@ -16,9 +16,9 @@ from torch.func import grad_and_value
 from torch.utils import _pytree as pytree
 
 from maml_dist.core.adaptation.inner_optimizers import (
-    Descent,
+    SGD,
+    InnerOptimizer,
     Loss,
-    Rule,
     State,
     adapting,
     check_patterns,
@@ -28,7 +28,7 @@ from maml_dist.core.adaptation.learner import Learner
 from maml_dist.core.conjugate_gradient import hessian, solve
 from maml_dist.core.data.episode import Batch, Episode
 from maml_dist.core.params import Params
-from maml_dist.core.validation import check_least, check_positive
+from maml_dist.core.validation import check_minimum, check_positive
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class IMAML(Learner):
     strength: float = 2.0  # lambda: how strongly phi is held near the meta-parameters
     solver: Literal["descent", "hessian-free"] = "descent"  # of the inner problem
     alpha: float = 0.1  # descent: inner rate
-    inner: Rule = Descent()  # descent: how the inner gradient becomes a direction
+    inner: InnerOptimizer = SGD()  # descent: how the inner gradient becomes a direction
     solver_iterations: int = 5  # hessian-free: of conjugate gradient, a step
     halvings: int = 4  # hessian-free: step lengths 1, 1/2, … 2^-halvings are tried
     tolerance: float = 0.0  # norm of the inner problem's gradient from which steps change nothing
@@ -51,8 +51,8 @@ class IMAML(Learner):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_positive(self, "learner", "alpha", "strength")
-        check_least(self, "learner", cg_iterations=1, solver_iterations=1)
-        check_least(self, "learner", halvings=0, tolerance=0, damping=0, cg_tolerance=0)
+        check_minimum(self, "learner", cg_iterations=1, solver_iterations=1)
+        check_minimum(self, "learner", halvings=0, tolerance=0, damping=0, cg_tolerance=0)
         if self.solver not in ("descent", "hessian-free"):
             raise ValueError(f"learner.solver={self.solver!r}: must be descent or hessian-free")
 
@@ -61,7 +61,7 @@ class IMAML(Learner):
         return check_patterns(self.adapted, params)
 
     def start(self, meta: Params) -> tuple[Params, State]:
-        """The meta-parameters, and the inner rule's state for those that adapt."""
+        """The meta-parameters, and the inner optimizer's state for those that adapt."""
         free = self.solver == "hessian-free"
         return meta, () if free else self.inner.init(adapting(meta, self.adapted))
 
@@ -92,7 +92,7 @@ class IMAML(Learner):
             new = pytree.tree_map(lambda old, new: torch.where(solved, old, new), state, new)
         return {**phi, **moved}, new
 
-    def at_end(
+    def gradient_from_adapted(
         self,
         loss: Loss,
         query_loss: Loss,

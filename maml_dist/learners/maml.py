@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from maml_dist.core.adaptation.inner_optimizers import (
-    Descent,
+    SGD,
+    InnerOptimizer,
     Loss,
-    Rule,
     State,
     adapting,
     check_patterns,
@@ -32,7 +32,7 @@ class MAML(Learner):
 
     alpha: float = 0.01  # inner rate
     later_share: float = 1.0  # the inner rate after the first step is alpha times this
-    inner: Rule = Descent()  # how the inner gradient becomes a direction
+    inner: InnerOptimizer = SGD()  # how the inner gradient becomes a direction
     first_order: bool = False  # take the inner gradient as a constant
     adapted: tuple[str, ...] = ("*",)  # patterns of the parameters that adapt; the rest stay
 
@@ -45,7 +45,7 @@ class MAML(Learner):
         return check_patterns(self.adapted, params)
 
     def start(self, meta: Params) -> tuple[Params, State]:
-        """The meta-parameters, and the inner rule's state for those that adapt."""
+        """The meta-parameters, and the inner optimizer's state for those that adapt."""
         return meta, self.inner.init(adapting(meta, self.adapted))
 
     def step(

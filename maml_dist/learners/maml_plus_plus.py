@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from maml_dist.core.adaptation.inner_optimizers import (
-    Descent,
+    SGD,
+    InnerOptimizer,
     Loss,
-    Rule,
     State,
     adapting,
     at_step,
@@ -26,7 +26,7 @@ from maml_dist.core.adaptation.inner_optimizers import (
 from maml_dist.core.adaptation.learner import Learner
 from maml_dist.core.data.episode import Batch
 from maml_dist.core.params import Params
-from maml_dist.core.validation import check_least, check_positive
+from maml_dist.core.validation import check_minimum, check_positive
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class MAMLPlusPlus(Learner):
     """Inner descent with a rate and norms for each step, judged after every step at first."""
 
     alpha: float = 0.01  # inner rate; where rates are learned, their start
-    inner: Rule = Descent()  # how the inner gradient becomes a direction
+    inner: InnerOptimizer = SGD()  # how the inner gradient becomes a direction
     adapted: tuple[str, ...] = ("*",)  # patterns of the parameters that adapt; the rest stay
     learned_rates: bool = False  # meta-learn a rate for each parameter and step
     multi_step_iterations: int = 0  # until the last step alone is judged; 0: from the start
@@ -44,11 +44,11 @@ class MAMLPlusPlus(Learner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_least(self, "learner", steps=1, multi_step_iterations=0, first_order_iterations=0)
+        check_minimum(self, "learner", steps=1, multi_step_iterations=0, first_order_iterations=0)
         check_positive(self, "learner", "alpha")
 
     @property
-    def keeps_steps(self) -> bool:
+    def per_step_statistics(self) -> bool:
         """As asked for."""
         return self.step_statistics
 
@@ -83,7 +83,7 @@ class MAMLPlusPlus(Learner):
         return {**phi, **rows, **rates}
 
     def start(self, meta: Params) -> tuple[Params, State]:
-        """The parameters that have one value, and the inner rule's state for those that adapt."""
+        """The parameters that have one value, and the inner optimizer's state of those."""
         phi = {name: value for name, value in meta.items() if not name.startswith(self._added)}
         return phi, self.inner.init(adapting(phi, self.adapted))
 
@@ -123,7 +123,7 @@ class MAMLPlusPlus(Learner):
         }
         return {**phi, **rows}
 
-    def judged(self, it: Tensor) -> Tensor | None:
+    def step_loss_weights(self, it: Tensor) -> Tensor | None:
         """Uniform over steps 1 … K at first, linearly annealed to the last alone."""
         if not self.multi_step_iterations:
             return None

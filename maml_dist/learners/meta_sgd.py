@@ -13,9 +13,9 @@ from typing import Literal
 from torch import Tensor
 
 from maml_dist.core.adaptation.inner_optimizers import (
-    Descent,
+    SGD,
+    InnerOptimizer,
     Loss,
-    Rule,
     State,
     adapting,
     at_step,
@@ -26,7 +26,7 @@ from maml_dist.core.adaptation.learner import Learner
 from maml_dist.core.data.episode import Batch
 from maml_dist.core.params import Params
 from maml_dist.core.random import keys, uniform
-from maml_dist.core.validation import check_least
+from maml_dist.core.validation import check_minimum
 
 _PREFIX = "alpha."  # of the rates' names among the meta-parameters
 
@@ -38,13 +38,13 @@ class MetaSGD(Learner):
     alpha: float | tuple[float, float] = (0.005, 0.1)  # start of the rates; two: uniform between
     each: Literal["weight", "layer", "layer-step"] = "weight"  # what has a rate of its own
     seed: int = 0  # of the rates drawn at the start
-    inner: Rule = Descent()  # how the inner gradient becomes a direction
+    inner: InnerOptimizer = SGD()  # how the inner gradient becomes a direction
     first_order: bool = False  # take the inner gradient as a constant
     adapted: tuple[str, ...] = ("*",)  # patterns of the parameters that adapt; the rest stay
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_least(self, "learner", steps=1, seed=0)
+        check_minimum(self, "learner", steps=1, seed=0)
         low, high = self._between
         if not 0 < low <= high < float("inf"):
             raise ValueError(
@@ -77,7 +77,7 @@ class MetaSGD(Learner):
         return {**params, **rates}
 
     def start(self, meta: Params) -> tuple[Params, State]:
-        """The model's parameters, and the inner rule's state for those that adapt."""
+        """The model's parameters, and the inner optimizer's state for those that adapt."""
         phi = {name: value for name, value in meta.items() if not name.startswith(_PREFIX)}
         return phi, self.inner.init(adapting(phi, self.adapted))
 

@@ -4,7 +4,7 @@
     meta      = meta + beta * mean over tasks of (phi_K - meta)
 
 So meta - phi_K takes the place of the meta-gradient: nothing is differentiated through the steps.
-The outer rule is SGD, its beta the paper's epsilon, most often falling linearly to zero.
+The outer optimizer is SGD, its beta the paper's epsilon, most often falling linearly to zero.
 """
 
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from maml_dist.core.adaptation.inner_optimizers import (
-    Descent,
+    SGD,
+    InnerOptimizer,
     Loss,
-    Rule,
     State,
     at_step,
     support_gradient,
@@ -24,7 +24,7 @@ from maml_dist.core.adaptation.learner import Learner
 from maml_dist.core.data.episode import Batch, Episode
 from maml_dist.core.params import Params
 from maml_dist.core.random import choice
-from maml_dist.core.validation import check_least, check_positive
+from maml_dist.core.validation import check_minimum, check_positive
 
 _SEEDS = 1 << 24  # whole numbers below this are exact in float32
 
@@ -35,17 +35,17 @@ class Reptile(Learner):
 
     steps: int = 5  # inner steps while meta-training
     alpha: float = 0.02  # inner rate
-    inner: Rule = Descent()  # how the inner gradient becomes a direction
+    inner: InnerOptimizer = SGD()  # how the inner gradient becomes a direction
     minibatch: int | None = None  # examples of an inner step; null, or more than there are: all
     pooled: bool = False  # while meta-training, learn from the query set as from the support set
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_least(self, "learner", steps=1, minibatch=1)
+        check_minimum(self, "learner", steps=1, minibatch=1)
         check_positive(self, "learner", "alpha")
 
     def start(self, meta: Params) -> tuple[Params, State]:
-        """The meta-parameters; the inner rule's state, and the seed [] of a pass over the data."""
+        """The meta-parameters; the inner optimizer's state, and the seed [] of a pass over data."""
         seed = next(iter(meta.values())).new_zeros(())
         return meta, (self.inner.init(meta), seed)
 
@@ -67,7 +67,7 @@ class Reptile(Learner):
         moved = {name: phi[name] - self.alpha * along for name, along in direction.items()}
         return moved, (inner, seed)
 
-    def at_end(
+    def gradient_from_adapted(
         self,
         loss: Loss,
         query_loss: Loss,

@@ -9,20 +9,20 @@ from maml_dist.models.glorot import perceptron
 
 
 class CategoricalPolicy(nn.Module):
-    """Observations [..., observations] -> logits [..., actions]."""
+    """Observations [..., obs_dim] -> logits [..., action_dim]."""
 
     def __init__(
         self,
-        observations: int = 2,
-        actions: int = 4,
+        obs_dim: int = 2,
+        action_dim: int = 4,
         *,
         hidden: Sequence[int] = (100, 100),
     ) -> None:
         super().__init__()
-        check_layers("model", observations=observations, hidden=hidden, actions=actions)
-        self.logits = perceptron(observations, hidden, actions)
+        check_layers("model", obs_dim=obs_dim, hidden=hidden, action_dim=action_dim)
+        self.logits = perceptron(obs_dim, hidden, action_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [..., observations] -> [..., actions]."""
+        """x [..., obs_dim] -> [..., action_dim]."""
         logits: Tensor = self.logits(x)
         return logits

@@ -11,29 +11,29 @@ from maml_dist.models.glorot import perceptron
 
 
 class GaussianPolicy(nn.Module):
-    """Observations [..., observations] -> (mean, log_std) [..., 2 * actions]."""
+    """Observations [..., obs_dim] -> (mean, log_std) [..., 2 * action_dim]."""
 
     def __init__(
         self,
-        observations: int = 2,
-        actions: int = 2,
+        obs_dim: int = 2,
+        action_dim: int = 2,
         *,
         hidden: Sequence[int] = (100, 100),
         log_std: float = 0.0,  # of each action at the start; it is learned and adapts
         min_std: float = 1e-6,  # what is below counts as this, and has no gradient
     ) -> None:
         super().__init__()
-        check_layers("model", observations=observations, hidden=hidden, actions=actions)
+        check_layers("model", obs_dim=obs_dim, hidden=hidden, action_dim=action_dim)
         if not 0 < min_std < math.inf:
             raise ValueError(f"model.min_std={min_std}: must be positive")
         if not math.isfinite(log_std):
             raise ValueError(f"model.log_std={log_std}: must be a finite number")
-        self.mean = perceptron(observations, hidden, actions)
-        self.log_std = nn.Parameter(torch.full((actions,), float(log_std)))
+        self.mean = perceptron(obs_dim, hidden, action_dim)
+        self.log_std = nn.Parameter(torch.full((action_dim,), float(log_std)))
         self.min_log_std = math.log(min_std)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [..., observations] -> [..., 2 * actions]: the mean, then log_std."""
+        """x [..., obs_dim] -> [..., 2 * action_dim]: the mean, then log_std."""
         mean: Tensor = self.mean(x)
         log_std = self.log_std.clamp(min=self.min_log_std)
         return torch.cat([mean, log_std.expand_as(mean)], -1)

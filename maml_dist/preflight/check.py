@@ -30,20 +30,20 @@ from maml_dist.core.model.objective import Objective, broadcasting_refused
 from maml_dist.core.outer.trust_region import TrustRegion
 from maml_dist.core.params import Params, flatten, layout
 from maml_dist.core.rl.policy_gradient import PolicyGradient
-from maml_dist.preflight.diagnosis import blamed, fails, follows_score, wavers
+from maml_dist.preflight.diagnosis import culprit, fails, follows_score, wavers
 from maml_dist.preflight.double_backward import wrong_second_derivative
 from maml_dist.preflight.error_messages import FAILURES, in_words
 from maml_dist.preflight.gradient_check import (
-    Trial,
+    Probe,
     first_apart,
     first_of,
     gradients,
     objective_of,
     one_task,
     policy_terms,
+    probe_of,
     scores,
     strays,
-    trial_of,
     validated,
 )
 from maml_dist.preflight.purity import Seeded, Unseeded, refuse_impure, unchanged
@@ -65,7 +65,7 @@ def check(experiment: Experiment, meta: Params, device: str = "cpu") -> None:
             f"outer={type(experiment.outer).__name__}: needs the policies of rollouts, and "
             f"task={type(source).__name__} has none; use maml_dist.core.outer.optimizers.Adam"
         )
-    if source.on_policy and experiment.learner.by_scores:
+    if source.on_policy and experiment.learner.zeroth_order:
         _refuse_derivatives(experiment)
     if source.on_policy and experiment.engine.precision == "bfloat16":
         raise ValueError(
@@ -117,40 +117,40 @@ def check_engine(experiment: Experiment, meta: Params, device: str) -> None:
     Raises:
         ValueError: one of these does not hold; names the part at fault.
     """
-    if experiment.task.on_policy and experiment.learner.by_scores:
+    if experiment.task.on_policy and experiment.learner.zeroth_order:
         return  # no derivative is taken
-    trial = trial_of(experiment, meta, device)
+    probe = probe_of(experiment, meta, device)
     try:
-        once, again = (first_of(trial, gradients) for _ in range(2))
-        strayed = strays(trial, gradients)
+        once, again = (first_of(probe, gradients) for _ in range(2))
+        strayed = strays(probe, gradients)
     except FAILURES as error:
         raise ValueError(
             "the meta-gradient of one task cannot be computed, because of "
-            f"{blamed(trial, fails)}: {in_words(error)}{_way_out(trial)}"
+            f"{culprit(probe, fails)}: {in_words(error)}{_way_out(probe)}"
         ) from None
     if once["meta-gradient"].isfinite().all() and first_apart(once, again, most=0.0):
-        raise ValueError(f"the meta-gradient {_WAVERS.format(blamed(trial, wavers))}")
+        raise ValueError(f"the meta-gradient {_WAVERS.format(culprit(probe, wavers))}")
     if strayed:
-        raise ValueError(_stray(*strayed, blamed(trial, strays)))
+        raise ValueError(_stray(*strayed, culprit(probe, strays)))
     if experiment.task.on_policy:
-        if strayed := strays(trial, policy_terms):
-            raise ValueError(_stray(*strayed, blamed(trial, strays)))
+        if strayed := strays(probe, policy_terms):
+            raise ValueError(_stray(*strayed, culprit(probe, strays)))
         return
-    trial = validated(trial)
+    probe = validated(probe)
     try:
-        once, again = (first_of(trial, scores) for _ in range(2))
-        strayed = strays(trial, scores)
+        once, again = (first_of(probe, scores) for _ in range(2))
+        strayed = strays(probe, scores)
     except FAILURES as error:
         raise ValueError(
             "the scores of one task cannot be computed, because of "
-            f"{blamed(trial, fails, scored=True)}: {in_words(error)}"
+            f"{culprit(probe, fails, scored=True)}: {in_words(error)}"
         ) from None
     if apart := first_apart(once, again, most=0.0):
-        part = blamed(trial, wavers, scored=True)
+        part = culprit(probe, wavers, scored=True)
         raise ValueError(f"the score {apart[0]} {_WAVERS.format(part)}")
     if strayed:
-        raise ValueError(_stray(*strayed, blamed(trial, strays, scored=True)))
-    if not follows_score(trial):
+        raise ValueError(_stray(*strayed, culprit(probe, strays, scored=True)))
+    if not follows_score(probe):
         print(
             f"note: the score of task={type(experiment.task).__name__} reads tensors as numbers or "
             "decides by them (numpy, .item(), if): it is computed task by task, as written",
@@ -172,7 +172,7 @@ def _stray(name: str, off: float, part: str) -> str:
     )
 
 
-def decide(experiment: Experiment, meta: Params, device: str) -> Engine:
+def resolve_engine(experiment: Experiment, meta: Params, device: str) -> Engine:
     """The engine with every `auto` decided, by this experiment's model, learner and tasks."""
 
     def peak(engine: Engine) -> int:
@@ -187,14 +187,14 @@ def decide(experiment: Experiment, meta: Params, device: str) -> Engine:
         experiment.learner,
         device,
         on_policy=experiment.task.on_policy,
-        peak=None if experiment.task.on_policy and experiment.learner.by_scores else peak,
+        peak=None if experiment.task.on_policy and experiment.learner.zeroth_order else peak,
     )
 
 
-def refuse_idle(experiment: Experiment) -> None:
+def refuse_unused_settings(experiment: Experiment) -> None:
     """Raise ValueError where a setting does nothing here; of new runs, since old ones may go on."""
     source, outer = experiment.task, experiment.outer
-    for name in ("rollout_workers", "environments"):
+    for name in ("rollout_workers", "max_parallel_envs"):
         value = getattr(experiment, name)
         if not source.on_policy and value != getattr(Experiment, name):
             raise ValueError(
@@ -207,8 +207,8 @@ def refuse_idle(experiment: Experiment) -> None:
                 f"task.policy_gradient.clip={gradient.clip}: does nothing with "
                 f"outer_surrogate={gradient.outer_surrogate}; use clipped, or {PolicyGradient.clip}"
             )
-    once = not outer.asks or isinstance(outer, TrustRegion)  # a single gradient an iteration
-    if source.on_policy and source.penalty and once and not experiment.learner.by_scores:
+    once = not outer.multi_round or isinstance(outer, TrustRegion)  # a single gradient an iteration
+    if source.on_policy and source.penalty and once and not experiment.learner.zeroth_order:
         raise ValueError(
             f"task.policy_gradient.penalty={source.penalty}: does nothing in a first epoch, where "
             "the policy is the one that acted; use outer.epochs=2 or more, or 0"
@@ -235,15 +235,15 @@ def _refuse_derivatives(experiment: Experiment) -> None:
         )
 
 
-def _way_out(trial: Trial) -> str:
+def _way_out(probe: Probe) -> str:
     """The settings with which the meta-gradient can be computed: they are tried."""
     task: dict[str, Any] = {"batching": "task"}
     eager: dict[str, Any] = {"running": "eager"}
     learners: list[dict[str, Any]] = [{}]
-    experiment = trial.experiment
+    experiment = probe.experiment
     if getattr(experiment.learner, "first_order", None) is False:
         learners.append({"first_order": True})
-    base = trial if trial.engine.running == "eager" else trial.run_as("traced")
+    base = probe if probe.engine.running == "eager" else probe.run_as("traced")
     for learned, run in product(learners, ({}, eager, task, task | eager)):
         said = [f"learner.{name}=true" for name in learned]
         said += [f"engine.{name}={value}" for name, value in run.items()]

@@ -1,4 +1,4 @@
-"""Trial: what an experiment computes of single tasks, to be tried before it starts.
+"""What an experiment computes of single tasks, to be tried before it starts.
 
 What the engine traces is compared with the same computed eagerly: traced with one task, replayed
 with another of another iteration, where possible in float64. The trace is replayed as it is,
@@ -20,7 +20,7 @@ from maml_dist.core.data.task_source import Adapt, TaskKey, keys_of
 from maml_dist.core.data.trajectories import Trajectories
 from maml_dist.core.engine.engine import Engine
 from maml_dist.core.engine.meta_gradient import MetaGradient, PathScores
-from maml_dist.core.engine.policy_terms import Adapted
+from maml_dist.core.engine.policy_terms import PolicyTerms
 from maml_dist.core.model.objective import Objective, modes
 from maml_dist.core.outer.trust_region import TrustRegion
 from maml_dist.core.params import Params, flatten, layout, real_of
@@ -33,7 +33,7 @@ SAME = 1e-5  # relative; one operation after the other rounds alike, a baked-in 
 Found = dict[str, Tensor]  # name -> what is computed of one task
 
 
-class Trial(NamedTuple):
+class Probe(NamedTuple):
     """An experiment, and two of its tasks."""
 
     experiment: Experiment
@@ -54,7 +54,7 @@ class Trial(NamedTuple):
     def _cast(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.engine.dtype) if tensor.is_floating_point() else tensor
 
-    def run_as(self, running: str) -> "Trial":
+    def run_as(self, running: str) -> "Probe":
         """The same, run in another way."""
         if running == "eager":
             return self._replace(engine=replace(self.engine, running="eager"))
@@ -62,7 +62,7 @@ class Trial(NamedTuple):
         return self._replace(engine=_Unarranged(**engine))
 
 
-Terms = Callable[[Trial], Iterable[Found]]  # -> what is computed of each of the two tasks
+Terms = Callable[[Probe], Iterable[Found]]  # -> what is computed of each of the two tasks
 
 
 class _Unarranged(Engine):
@@ -71,7 +71,7 @@ class _Unarranged(Engine):
     arranges: ClassVar[bool] = False
 
 
-def trial_of(experiment: Experiment, meta: Params, device: str) -> Trial:
+def probe_of(experiment: Experiment, meta: Params, device: str) -> Probe:
     """Two tasks of training, and the engine as it is to run on `device`."""
     learner, on_policy = experiment.learner, experiment.task.on_policy
     engine = experiment.engine.resolve(experiment.model, learner, device, on_policy=on_policy)
@@ -80,46 +80,48 @@ def trial_of(experiment: Experiment, meta: Params, device: str) -> Trial:
     episodes = tuple(
         one_task(experiment, steps, number, it=it) for number, it in enumerate(ITERATIONS)
     )
-    return Trial(experiment, meta, engine, episodes)
+    return Probe(experiment, meta, engine, episodes)
 
 
-def validated(trial: Trial) -> Trial:
+def validated(probe: Probe) -> Probe:
     """The same with two tasks of the validation."""
-    experiment = trial.experiment
+    experiment = probe.experiment
     steps = min(experiment.test_steps, experiment.learner.steps + 1)  # beyond those that it holds
     episodes = tuple(
         one_task(experiment, max(1, steps), number, split="val")
         for number in range(len(ITERATIONS))
     )
-    return trial._replace(episodes=episodes)
+    return probe._replace(episodes=episodes)
 
 
-def gradients(trial: Trial) -> Iterator[Found]:
+def gradients(probe: Probe) -> Iterator[Found]:
     """The meta-gradient, and the losses before and after adapting."""
-    learner, into = trial.experiment.learner, layout(trial.meta)
-    gradient = MetaGradient(trial.engine, learner, trial.objective, into=into)
-    for episode, it in trial.tasks():
-        found = gradient(flatten(trial.meta), episode, it)
+    learner, into = probe.experiment.learner, layout(probe.meta)
+    gradient = MetaGradient(probe.engine, learner, probe.objective, into=into)
+    for episode, it in probe.tasks():
+        found = gradient(flatten(probe.meta), episode, it)
         yield {"meta-gradient": found.gradient, **found.metrics}
 
 
-def scores(trial: Trial) -> Iterator[Found]:
+def scores(probe: Probe) -> Iterator[Found]:
     """The scores of every mode after each step, as a validation takes them."""
-    experiment, into = trial.experiment, layout(trial.meta)
-    paths = PathScores(trial.engine, experiment.learner, trial.objective, into=into)
-    for episode, it in trial.tasks():
+    experiment, into = probe.experiment, layout(probe.meta)
+    paths = PathScores(probe.engine, experiment.learner, probe.objective, into=into)
+    for episode, it in probe.tasks():
         yield {
             f"{name} ({mode})": values
             for mode in modes(experiment.model) or ("transductive",)
-            for name, values in paths(flatten(trial.meta), episode, it, mode=mode).items()
+            for name, values in paths(flatten(probe.meta), episode, it, mode=mode).items()
         }
 
 
-def policy_terms(trial: Trial) -> Iterator[Found]:
+def policy_terms(probe: Probe) -> Iterator[Found]:
     """On-policy: what is asked of the adapted policies beside the meta-gradient."""
-    experiment, meta = trial.experiment, flatten(trial.meta)
-    adapted = Adapted(trial.engine, experiment.learner, trial.objective, into=layout(trial.meta))
-    for whole, it in trial.tasks():
+    experiment, meta = probe.experiment, flatten(probe.meta)
+    adapted = PolicyTerms(
+        probe.engine, experiment.learner, probe.objective, into=layout(probe.meta)
+    )
+    for whole, it in probe.tasks():
         few = 1.5 / experiment.task.episodes if hasattr(experiment.task, "episodes") else 1.0
         episode = thinned(whole, few, few)
         terms: Found = {}
@@ -127,33 +129,33 @@ def policy_terms(trial: Trial) -> Iterator[Found]:
         if episode.support:
             policies = adapted.policies(meta, episode.support, episode.key, it)
             terms["adapted policy"] = flatten(policies)
-        if experiment.asks:
+        if experiment.multi_round:
             terms |= adapted.objective(meta, episode, it)
         if isinstance(experiment.outer, TrustRegion):
             along = torch.linspace(-1, 1, len(meta), dtype=meta.dtype)
             terms["curvature"] = adapted.curvature(meta, episode, it)(along)
         if experiment.task.penalty:
-            terms["penalty's gradient"] = adapted.departure(meta, episode, it)
+            terms["penalty's gradient"] = adapted.kl_penalty_gradient(meta, episode, it)
         yield terms
 
 
-def first_of(trial: Trial, terms: Terms) -> Found:
+def first_of(probe: Probe, terms: Terms) -> Found:
     """What is computed of the first task, eagerly."""
-    return next(iter(terms(trial.run_as("eager"))))
+    return next(iter(terms(probe.run_as("eager"))))
 
 
-def strays(trial: Trial, terms: Terms) -> tuple[str, float] | None:
+def strays(probe: Probe, terms: Terms) -> tuple[str, float] | None:
     """What the trace of the first task computes of the second otherwise, and how far off it is."""
-    if trial.engine.running == "eager":
-        list(terms(trial))  # the second too must be there
+    if probe.engine.running == "eager":
+        list(terms(probe))  # the second too must be there
         return None
     try:
-        with _wide(trial) as wide:
+        with _wide(probe) as wide:
             found = [[*terms(wide.run_as(running))][1] for running in ("eager", "traced")]
     except FAILURES:  # what computes in float32 alone
-        if trial.engine.precision == "bfloat16":  # whose rounding alone moves a gradient far
-            trial = trial._replace(engine=replace(trial.engine, precision="float32"))
-        found = [[*terms(trial.run_as(running))][1] for running in ("eager", "traced")]
+        if probe.engine.precision == "bfloat16":  # whose rounding alone moves a gradient far
+            probe = probe._replace(engine=replace(probe.engine, precision="float32"))
+        found = [[*terms(probe.run_as(running))][1] for running in ("eager", "traced")]
     return first_apart(*found)
 
 
@@ -173,20 +175,20 @@ def first_apart(expected: Found, found: Found, *, most: float = SAME) -> tuple[s
 
 
 @contextmanager
-def _wide(trial: Trial) -> Iterator[Trial]:
+def _wide(probe: Probe) -> Iterator[Probe]:
     """Inside, all of it in float64; afterwards the model holds what it held before."""
-    model = trial.experiment.model
+    model = probe.experiment.model
     params = [(param, param.data) for param in model.parameters()]
     buffers = [
         (part, name, value) for part in model.modules() for name, value in part._buffers.items()
     ]
     meta = {
         name: value.double() if value.is_floating_point() else value
-        for name, value in trial.meta.items()
+        for name, value in probe.meta.items()
     }
     try:
         model.double()
-        yield trial._replace(meta=meta, engine=replace(trial.engine, precision="float64"))
+        yield probe._replace(meta=meta, engine=replace(probe.engine, precision="float64"))
     finally:
         for param, data in params:
             param.data = data
@@ -241,10 +243,10 @@ def _unadapted(experiment: Experiment, tasks: list[Any]) -> Adapt | None:
         try:
             return worker.here(start, tasks, stage=len(support))
         except (RuntimeError, TypeError, IndexError) as error:
-            seen = getattr(experiment.task, "observations", "these")
+            seen = getattr(experiment.task, "obs_dim", "these")
             raise ValueError(
                 f"the policy cannot act on observations of {seen} numbers: {in_words(error)}; "
-                f"perhaps model.observations={seen}"
+                f"perhaps model.obs_dim={seen}"
             ) from None
 
     return adapt

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from maml_dist.reporting.plotting import Drawn, Picture, Style, chart, finish
+from maml_dist.reporting.plotting import Picture, PlottedRun, Style, chart, finish
 from maml_dist.runs.run import Run
 
 BEFORE: Style = {"linestyle": ":"}
@@ -21,7 +21,7 @@ BEST: Style = {"linestyle": "", "marker": "o", "markersize": 11, "fillstyle": "n
 CURVE_POINTS = 150  # of a learning curve; more rows are averaged
 
 
-def steps(drawn: Sequence[Drawn]) -> Picture | None:
+def steps(drawn: Sequence[PlottedRun]) -> Picture | None:
     """The score against adaptation steps (the paper's figure 3)."""
     evaluation = drawn[0].evaluation
     if evaluation is None:
@@ -57,7 +57,7 @@ def steps(drawn: Sequence[Drawn]) -> Picture | None:
     return Picture("steps", caption, figure)
 
 
-def training(drawn: Sequence[Drawn]) -> Picture | None:
+def training(drawn: Sequence[PlottedRun]) -> Picture | None:
     """The training loss before and after adaptation; of rollouts their return."""
     source = drawn[0].run.experiment.task
     name = source.metric if source.on_policy else "loss"
@@ -76,7 +76,7 @@ def training(drawn: Sequence[Drawn]) -> Picture | None:
     return Picture("training" if source.on_policy else "loss", caption, figure)
 
 
-def validation(drawn: Sequence[Drawn]) -> Picture | None:
+def validation(drawn: Sequence[PlottedRun]) -> Picture | None:
     """The validation score, by which checkpoints are judged."""
     source = drawn[0].run.experiment.task
     name = f"val/{source.metric}/path"
@@ -96,7 +96,7 @@ def validation(drawn: Sequence[Drawn]) -> Picture | None:
     return Picture("validation", caption, figure)
 
 
-def _known(drawn: Sequence[Drawn], name: str) -> bool:
+def _known(drawn: Sequence[PlottedRun], name: str) -> bool:
     return any(name in row for each in drawn for row in each.run.metrics)
 
 

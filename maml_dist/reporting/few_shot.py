@@ -10,7 +10,7 @@ from torch import Tensor
 
 from maml_dist.core.data.task_source import TaskKey
 from maml_dist.inference.load import load
-from maml_dist.reporting.plotting import Drawn, Picture, Style
+from maml_dist.reporting.plotting import Picture, PlottedRun, Style
 from maml_dist.reporting.single_task import one_task, outputs
 from maml_dist.tasks.few_shot import FewShot
 
@@ -18,7 +18,7 @@ RIGHT, WRONG = "#009E73", "#D55E00"  # a green and a red that the colour-blind t
 ACROSS, DOWN, GAP = 1.12, 1.4, 0.4  # to the next image, and between support and queries, in images
 
 
-def sheet(drawn: Sequence[Drawn]) -> Picture | None:
+def sheet(drawn: Sequence[PlottedRun]) -> Picture | None:
     """Few-shot images: one test task, its support set and the predictions of its queries."""
     run, source = drawn[0].run, drawn[0].run.experiment.task
     if not isinstance(source, FewShot) or drawn[0].evaluation is None:

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from maml_dist.core.data.episode import Episode
 from maml_dist.core.data.task_source import TaskKey
 from maml_dist.core.params import flatten
-from maml_dist.reporting.plotting import Drawn, Picture, plain
+from maml_dist.reporting.plotting import Picture, PlottedRun, plain
 from maml_dist.runs.run import Run
 from maml_dist.runtime.shard import TaskShard
 from maml_dist.tasks.navigation import Navigation
@@ -17,13 +17,13 @@ TASKS, EPISODES = 3, 5  # drawn
 STAGES = (("#009E73", "before"), ("#0072B2", "after"))
 
 
-def walks(drawn: Sequence[Drawn]) -> Picture | None:
+def navigation(drawn: Sequence[PlottedRun]) -> Picture | None:
     """The paths of some episodes of a few test tasks, a column a task (the paper's figure 4)."""
     run = drawn[0].run
     source, steps = run.experiment.task, run.experiment.test_steps
     if not isinstance(source, Navigation) or drawn[0].evaluation is None:
         return None
-    lived = live(run, tasks=TASKS, steps=steps)
+    lived = collect(run, tasks=TASKS, steps=steps)
     seed = run.experiment.seed
     figure = Figure((2 + 3 * TASKS, 3.7), layout="constrained")
     for index, axes in enumerate(figure.subplots(1, TASKS, sharex=True, sharey=True)):
@@ -46,10 +46,10 @@ def walks(drawn: Sequence[Drawn]) -> Picture | None:
     return Picture("walks", caption, figure)
 
 
-def live(run: Run, *, tasks: int, steps: int) -> Episode:
+def collect(run: Run, *, tasks: int, steps: int) -> Episode:
     """What a run's best checkpoint lives through on its first test tasks."""
     weights, entry = run.weights("best")
     meta = flatten({name: weights[name] for name in run.layout.names}).numpy()
-    shard = TaskShard(run.work, rank=0, shards=1)
+    shard = TaskShard(run.shard_spec, rank=0, shards=1)
     named = [TaskKey(run.experiment.seed, "test", 0, index) for index in range(tasks)]
-    return shard.live(meta, named, entry.iteration, steps=steps)
+    return shard.collect(meta, named, entry.iteration, steps=steps)

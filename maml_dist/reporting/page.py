@@ -16,15 +16,15 @@ from maml_dist.config.trust import flags
 from maml_dist.inference.meta_test import meta_test
 from maml_dist.reporting.curves import steps, training, validation
 from maml_dist.reporting.few_shot import sheet
-from maml_dist.reporting.navigation import walks
-from maml_dist.reporting.plotting import STYLES, Drawn
+from maml_dist.reporting.navigation import navigation
+from maml_dist.reporting.plotting import STYLES, PlottedRun
 from maml_dist.reporting.sinusoid import waves
 from maml_dist.reporting.table import score_text
-from maml_dist.reporting.video import films
+from maml_dist.reporting.video import video
 from maml_dist.runs.evaluation import read
 from maml_dist.runs.folder import make_within, replace
 from maml_dist.runs.run import Run
-from maml_dist.runtime.user_errors import blamed
+from maml_dist.runtime.user_errors import user_errors_located
 
 DPI = 144  # of the pictures, dots an inch
 
@@ -50,9 +50,9 @@ def report(run: Run, compare: Sequence[Run] = ()) -> Path:
     folder = run.path / "figures"
     make_within(folder)
     pictures, failed = [], []
-    for draw in (steps, training, validation, waves, sheet, walks, films):
+    for draw in (steps, training, validation, waves, sheet, navigation, video):
         try:
-            with blamed():
+            with user_errors_located():
                 picture = draw(drawn)
         except ValueError as error:
             failed.append(f"the picture {draw.__name__} cannot be drawn: {error}")
@@ -75,7 +75,7 @@ def report(run: Run, compare: Sequence[Run] = ()) -> Path:
     return page
 
 
-def _drawn(runs: Sequence[Run]) -> list[Drawn]:
+def _drawn(runs: Sequence[Run]) -> list[PlottedRun]:
     """The runs with their evaluations, labels and colours."""
     _refuse_mixed({run.path: run.experiment.task.metric for run in runs})
     evaluations = [_evaluation(run) for run in runs]
@@ -91,7 +91,7 @@ def _drawn(runs: Sequence[Run]) -> list[Drawn]:
         shared = os.path.commonpath([run.path.parent for run in runs])
         names = [str(run.path.relative_to(shared)) for run in runs]
     return [
-        Drawn(name, run, evaluation, *STYLES[place % len(STYLES)])
+        PlottedRun(name, run, evaluation, *STYLES[place % len(STYLES)])
         for place, (name, run, evaluation) in enumerate(zip(names, runs, evaluations, strict=True))
     ]
 
@@ -115,7 +115,7 @@ def _evaluation(run: Run) -> dict[str, Any] | None:
     return meta_test(run)
 
 
-def _page(drawn: Sequence[Drawn], pictures: list[dict[str, Any]]) -> str:
+def _page(drawn: Sequence[PlottedRun], pictures: list[dict[str, Any]]) -> str:
     """The page as HTML, from the template beside this module."""
     run = drawn[0].run
     environment = Environment(

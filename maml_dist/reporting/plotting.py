@@ -22,7 +22,7 @@ STYLES = tuple(
 )
 
 
-class Drawn(NamedTuple):
+class PlottedRun(NamedTuple):
     """A run as it is drawn."""
 
     label: str
@@ -59,7 +59,9 @@ def chart(across: str, up: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def finish(axes: Axes, drawn: Sequence[Drawn], styles: dict[str, Style], *, falls: bool) -> None:
+def finish(
+    axes: Axes, drawn: Sequence[PlottedRun], styles: dict[str, Style], *, falls: bool
+) -> None:
     """A legend of runs and styles; a logarithmic scale for what is positive and shall fall."""
     lines = [np.asarray(line.get_ydata(), float) for line in axes.lines]
     finite = [line[np.isfinite(line)] for line in lines if np.isfinite(line).any()]

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from maml_dist.core.data.task_source import TaskKey
 from maml_dist.inference.adaptable import Adaptable
 from maml_dist.inference.load import load
-from maml_dist.reporting.plotting import Drawn, Picture, plain
+from maml_dist.reporting.plotting import Picture, PlottedRun, plain
 from maml_dist.reporting.single_task import one_task, outputs
 from maml_dist.tasks.sinusoid import Sinusoid
 
@@ -17,7 +17,7 @@ WAVES = 3  # tasks drawn
 LINES = (("#009E73", ":"), ("#D55E00", "--"), ("#0072B2", "-"))  # after no, one and all steps
 
 
-def waves(drawn: Sequence[Drawn]) -> Picture | None:
+def waves(drawn: Sequence[PlottedRun]) -> Picture | None:
     """Sinusoid: the curves fitted to a few tasks, a column a run (the paper's figure 2)."""
     seed = drawn[0].run.experiment.seed
     columns = [

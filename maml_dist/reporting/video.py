@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from maml_dist.core.data.task_source import TaskKey
 from maml_dist.inference.load import load
 from maml_dist.inference.policy import Policy
-from maml_dist.reporting.plotting import Drawn, Picture
+from maml_dist.reporting.plotting import Picture, PlottedRun
 from maml_dist.runs.folder import replace as replace_file
 from maml_dist.tasks.rollout import Goal, Rollouts
 
@@ -30,7 +30,7 @@ FRAMES, EVERY = 6, 4  # in a row of the strip; control steps from one frame of t
 HIGH, WIDE = 180, 320  # pixels
 
 
-def films(drawn: Sequence[Drawn]) -> Picture | None:
+def video(drawn: Sequence[PlottedRun]) -> Picture | None:
     """Two test tasks of a body with physics: a row before and one after adapting each."""
     run = drawn[0].run
     source, steps = run.experiment.task, run.experiment.test_steps

@@ -36,7 +36,7 @@ from maml_dist.runs.identity import complete, refuse_anothers, refuse_other
 from maml_dist.runs.lock import locked
 from maml_dist.runs.restored import restored, started
 from maml_dist.runs.server_state import to_saved, to_tensors
-from maml_dist.runtime.messages import Work
+from maml_dist.runtime.messages import ShardSpec
 from maml_dist.runtime.server import ParameterServer, Saved
 
 
@@ -118,7 +118,7 @@ class Run:
         elsewhere = self.config["checkpoints"]
         return Checkpoints(
             self.path / "checkpoints" if elsewhere is None else elsewhere,
-            keep=self.config["keep"],
+            keep=self.config["keep_checkpoints"],
             run=str(self.path),
             belongs=lambda metadata: refuse_other(self.config, metadata),
             scores=lambda: metrics.scores(self.metrics),
@@ -169,12 +169,12 @@ class Run:
     @cached_property
     def _seeded(self) -> Params:
         learner, kept = self.experiment.learner, running_statistics(self.experiment.model)
-        if learner.keeps_steps and not kept:
+        if learner.per_step_statistics and not kept:
             raise ValueError(
                 "learner.step_statistics=true: no batch norm of the model keeps running statistics "
                 "(model.running_statistics=true, where the model has it)"
             )
-        rows = (learner.steps + 1,) if learner.keeps_steps else ()
+        rows = (learner.steps + 1,) if learner.per_step_statistics else ()
         return {
             **self._learned,
             **{name: value.expand((*rows, *value.shape)).clone() for name, value in kept.items()},
@@ -191,7 +191,7 @@ class Run:
     def weights(self, checkpoint: str | Path = "best") -> tuple[Params, Entry]:
         """The meta-parameters of a checkpoint ("best", "last" or a file), and which one it is.
 
-        Where the outer rule averages, the averaged ones: those that were validated.
+        Where the outer optimizer averages, the averaged ones: those that were validated.
 
         Raises:
             ValueError: there is no such checkpoint, it is damaged, or of another run.
@@ -256,10 +256,10 @@ class Run:
         self.checkpoints.judge(score)
 
     @property
-    def work(self) -> Work:
+    def shard_spec(self) -> ShardSpec:
         """What the shards of this run are given."""
         experiment = self.experiment
-        return Work(
+        return ShardSpec(
             source=experiment.task,
             model=experiment.model,
             learner=experiment.learner,
@@ -268,8 +268,8 @@ class Run:
             seed=experiment.seed,
             meta_batch=experiment.meta_batch,
             learned=sum(value.numel() for value in self._learned.values()),
-            skip=experiment.diverged == "skip",
-            environments=experiment.environments,
+            skip=experiment.on_divergence == "skip",
+            max_parallel_envs=experiment.max_parallel_envs,
         )
 
     def write(self, name: str, text: str, *, new: bool = False) -> None:

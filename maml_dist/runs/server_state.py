@@ -10,7 +10,7 @@ from maml_dist.runtime.server import Saved
 
 
 def to_tensors(saved: Saved, into: Layout) -> dict[str, Tensor]:
-    """`meta/NAME` of each meta-parameter, `outer/NAME` of what the outer rule remembers."""
+    """`meta/NAME` of each meta-parameter, `outer/NAME` of what the outer optimizer remembers."""
     _, meta, outer = saved
     split = unflatten(torch.tensor(meta), into)
     named = {f"meta/{name}": value.clone() for name, value in split.items()}

@@ -25,7 +25,7 @@ def keep_freed() -> None:
         libc.mallopt(MMAP_MAX, 0)
 
 
-def sparing(pieces: Iterator[Piece]) -> Iterator[Piece]:
+def freeze_gc(pieces: Iterator[Piece]) -> Iterator[Piece]:
     """The pieces of a long piece of work, the garbage collector spared what lives on in it.
 
     That is what was there before, and after the first piece, in which what runs here has compiled:

@@ -30,7 +30,7 @@ class Resources:
         return "cuda" if self.gpus else "cpu"
 
 
-class Asked(NamedTuple):
+class ResourceRequest(NamedTuple):
     """What each shard is to have."""
 
     cpus: float
@@ -40,7 +40,7 @@ class Asked(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Crew:
+class ActorGroup:
     """The actors of a run."""
 
     shards: Sequence[Any]

@@ -7,20 +7,20 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from maml_dist.core.outer.optimizers import Outer
+from maml_dist.core.outer.optimizers import OuterOptimizer
 from maml_dist.core.process_lock import EXCLUSIVE
-from maml_dist.runtime.backend import Asked, Crew, Resources
-from maml_dist.runtime.messages import Work
+from maml_dist.runtime.backend import ActorGroup, ResourceRequest, Resources
+from maml_dist.runtime.messages import ShardSpec
 from maml_dist.runtime.server import ParameterServer
 from maml_dist.runtime.shard import TaskShard
 
 
-class InProcess:
+class LocalBackend:
     """Runs all actors in this process, one after the other."""
 
     _runs: ClassVar[list[int]] = []  # the threads that each of those under way computes with
 
-    def __enter__(self) -> "InProcess":
+    def __enter__(self) -> "LocalBackend":
         self._threads = torch.get_num_threads()
         self._tf32 = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
         self._own: list[int] = []
@@ -37,27 +37,27 @@ class InProcess:
                 other.start()
                 other.join()
 
-    def resources(self, shards: int | None, asked: Asked, *, most: int) -> Resources:
+    def resources(self, shards: int | None, request: ResourceRequest, *, most: int) -> Resources:
         """What `shards` and GPUs mean here; null: a single shard, on the GPU if there is one.
 
         Raises:
             ValueError: a GPU is asked for and there is none.
         """
         devices = torch.cuda.device_count()
-        gpus = float(bool(devices)) if asked.gpus is None else asked.gpus
+        gpus = float(bool(devices)) if request.gpus is None else request.gpus
         if gpus and not devices:
             raise ValueError(f"gpus_per_shard={gpus:g}: this machine has no GPU")
-        return Resources(shards or 1, asked.cpus, gpus, asked.workers, asked.worker_cpus)
+        return Resources(shards or 1, request.cpus, gpus, request.workers, request.worker_cpus)
 
-    def crew(
+    def start(
         self,
-        work: Work,
+        spec: ShardSpec,
         meta: np.ndarray,
         *,
-        outer: Outer,
+        outer: OuterOptimizer,
         resources: Resources,
         modules: object = None,
-    ) -> Crew:
+    ) -> ActorGroup:
         """The actors; they compute with as many threads as a shard on Ray.
 
         Raises:
@@ -74,11 +74,13 @@ class InProcess:
             self._own.append(threads)
             torch.set_num_threads(threads)
         shards = [
-            TaskShard(work, rank=rank, shards=resources.shards, device=resources.device)
+            TaskShard(spec, rank=rank, shards=resources.shards, device=resources.device)
             for rank in range(resources.shards)
         ]
-        server = _Here(ParameterServer(meta, outer, learned=work.learned))
-        return Crew([_Here(shard) for shard in shards], server, lambda value: value, lambda: None)
+        server = _Here(ParameterServer(meta, outer, learned=spec.learned))
+        return ActorGroup(
+            [_Here(shard) for shard in shards], server, lambda value: value, lambda: None
+        )
 
 
 class _Here:

@@ -21,7 +21,7 @@ class Contribution(NamedTuple):
     said: tuple[str, ...] = ()  # by the engine, to the user
 
 
-class Work(NamedTuple):
+class ShardSpec(NamedTuple):
     """What every shard of a run is given."""
 
     source: TaskSource
@@ -33,4 +33,4 @@ class Work(NamedTuple):
     meta_batch: int
     learned: int  # elements of the vector that are meta-learned; the rest is kept
     skip: bool = False  # leave a task that is not finite out, instead of stopping
-    environments: int | None = None  # that are simulated at once at the most; null: all
+    max_parallel_envs: int | None = None  # that are simulated at once at the most; null: all

@@ -1,4 +1,4 @@
-"""Blocks: the episodes of stored examples, collected for several iterations at once.
+"""The episodes of stored examples, collected for several iterations at once.
 
 Small meta-batches are bound by calls, so those of some iterations are collected together. What
 takes its time (files, simulators) goes on ahead in a thread; where it is quick, the thread would
@@ -17,7 +17,7 @@ AHEAD = 16  # where collecting takes its time: a start or a resumed run waits fo
 BLOCK = 40_000  # input numbers collected together, about
 
 
-class Blocks:
+class EpisodePrefetcher:
     """The episodes of each iteration; which iterations a block holds depends on nothing asked."""
 
     def __init__(self, collect: Callable[[int, int], list[Episode]]) -> None:

@@ -1,4 +1,4 @@
-"""What the plain actors do besides on Ray: fetch their work, tell what was warned of, fan out."""
+"""What the plain actors do besides on Ray: fetch their spec, tell what was warned of, fan out."""
 
 import warnings
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ import torch
 
 from maml_dist.core.data.trajectories import Trajectories
 from maml_dist.core.params import Params
-from maml_dist.runtime.messages import Contribution, Work
+from maml_dist.runtime.messages import Contribution, ShardSpec
 from maml_dist.runtime.rollout_worker import RolloutWorker, Weights
 from maml_dist.runtime.shard import TaskShard
 
@@ -19,11 +19,11 @@ class RayShard(TaskShard):
     """A shard that fetches its work itself, so that Ray need not repeat it at a restart."""
 
     def __init__(
-        self, work: list[Any], *, rank: int, shards: int, device: str, workers: list[Any]
+        self, spec: list[Any], *, rank: int, shards: int, device: str, workers: list[Any]
     ) -> None:
         import ray
 
-        given: Work = ray.get(work[0])
+        given: ShardSpec = ray.get(spec[0])
         roll = partial(roll_on, workers) if workers else None
         returns = partial(returns_on, workers) if workers else None
         super().__init__(given, rank=rank, shards=shards, device=device, roll=roll, returns=returns)
@@ -44,11 +44,11 @@ class RayShard(TaskShard):
 class RayWorker(RolloutWorker):
     """A rollout worker that fetches the work of its shard itself."""
 
-    def __init__(self, work: list[Any]) -> None:
+    def __init__(self, spec: list[Any]) -> None:
         import ray
 
-        given: Work = ray.get(work[0])
-        super().__init__(given.source, given.model, environments=given.environments)
+        given: ShardSpec = ray.get(spec[0])
+        super().__init__(given.source, given.model, max_parallel_envs=given.max_parallel_envs)
 
 
 def roll_on(workers: list[Any], policies: Params, tasks: Sequence[Any], *, stage: int) -> Any:

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from maml_dist.core.outer.optimizers import Outer
-from maml_dist.runtime.backend import Asked, Crew, Resources
-from maml_dist.runtime.messages import Work
+from maml_dist.core.outer.optimizers import OuterOptimizer
+from maml_dist.runtime.backend import ActorGroup, ResourceRequest, Resources
+from maml_dist.runtime.messages import ShardSpec
 from maml_dist.runtime.private_ray import own_ray
 from maml_dist.runtime.ray_actors import RayShard, RayWorker
 from maml_dist.runtime.ray_cluster import join
@@ -20,14 +20,14 @@ PLACED_WITHIN = 120  # seconds for the cluster to place all actors
 RETRIES = 3  # of one call; a task that kills every process that tries it ends the run
 
 
-class OnRay:
+class RayBackend:
     """Runs the actors on a Ray cluster; where none is named, on one started on this machine."""
 
     def __init__(self, address: str | None = None) -> None:
         self._given = address
         self._address = address or os.environ.get("RAY_ADDRESS") or "local"
 
-    def __enter__(self) -> "OnRay":
+    def __enter__(self) -> "RayBackend":
         import ray
 
         self._joined = ray.is_initialized()  # inside a Tune trial, say
@@ -41,7 +41,7 @@ class OnRay:
             self._own.__exit__(*exception)
             ray.shutdown()
 
-    def resources(self, shards: int | None, asked: Asked, *, most: int) -> Resources:
+    def resources(self, shards: int | None, request: ResourceRequest, *, most: int) -> Resources:
         """Join the cluster; `shards` null: one a GPU, or one a core, `most` at the most.
 
         A Ray started on this machine declares as many CPUs as the shards need.
@@ -54,7 +54,7 @@ class OnRay:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         if not self._joined and self._address == "local":
             cores, devices = os.cpu_count() or 1, torch.cuda.device_count()
-            resources = _decide(asked, shards, cores=cores, devices=devices, most=most)
+            resources = _decide(request, shards, cores=cores, devices=devices, most=most)
             self._own.enter_context(own_ray(max(cores, math.ceil(resources.all_cpus))))
             return resources
         if not self._joined:
@@ -64,24 +64,24 @@ class OnRay:
             raise ValueError(f"--address {self._given}: this process is on the cluster at {here}")
         there = ray.cluster_resources()
         cores, devices = there.get("CPU", 0), there.get("GPU", 0)
-        resources = _decide(asked, shards, cores=cores, devices=devices, most=most)
+        resources = _decide(request, shards, cores=cores, devices=devices, most=most)
         if resources.all_cpus > cores:
-            workers = f" and {asked.workers} rollout workers" if asked.workers else ""
+            workers = f" and {request.workers} rollout workers" if request.workers else ""
             raise ValueError(
-                f"{resources.shards} shards with {asked.cpus:g} CPU{workers} each need "
+                f"{resources.shards} shards with {request.cpus:g} CPU{workers} each need "
                 f"{resources.all_cpus:g} CPUs; the cluster has {cores:g}"
             )
         return resources
 
-    def crew(
+    def start(
         self,
-        work: Work,
+        spec: ShardSpec,
         meta: np.ndarray,
         *,
-        outer: Outer,
+        outer: OuterOptimizer,
         resources: Resources,
         modules: object = None,
-    ) -> Crew:
+    ) -> ActorGroup:
         """The actors, all of them up; `modules`, the user's own, are unpickled before the rest.
 
         Raises:
@@ -90,7 +90,7 @@ class OnRay:
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        shared = ray.put(_With(modules, work))
+        shared = ray.put(_With(modules, spec))
         # A shard can always compute its part again: a lost one is restarted, its call repeated.
         shard_actor = ray.remote(RayShard).options(
             num_cpus=resources.cpus,
@@ -115,14 +115,18 @@ class OnRay:
             )
             for rank in range(resources.shards)
         ]
-        for method in (ParameterServer.update, ParameterServer.ask, ParameterServer.settle):
+        for method in (
+            ParameterServer.update,
+            ParameterServer.next_request,
+            ParameterServer.finish_update,
+        ):
             ray.method(num_returns=2)(method)
         # The server stays beside the driver: they live and die together, shards come and go.
         beside = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         server = (
             ray.remote(ParameterServer)
             .options(num_cpus=0, scheduling_strategy=beside)
-            .remote(meta, _With(modules, outer), learned=work.learned)
+            .remote(meta, _With(modules, outer), learned=spec.learned)
         )
         rolling = [worker for own in workers for worker in own]
         actors: list[Any] = [*shards, *rolling, server]
@@ -142,7 +146,7 @@ class OnRay:
                 f"{free.get('CPU', 0):g} CPU and {free.get('GPU', 0):g} GPU free"
             )
         _get(pings)
-        return Crew(shards, server, _get, close, rolling)
+        return ActorGroup(shards, server, _get, close, rolling)
 
 
 class _With:
@@ -176,13 +180,13 @@ def _get(references: Any) -> Any:
 
 
 def _decide(
-    asked: Asked, shards: int | None, *, cores: float, devices: float, most: int
+    request: ResourceRequest, shards: int | None, *, cores: float, devices: float, most: int
 ) -> Resources:
-    gpus = asked.gpus
+    gpus = request.gpus
     if gpus is None:
         gpus = 1.0 if devices >= 1 else 0.0
     if shards is None:
-        each = asked.cpus + asked.workers * asked.worker_cpus
+        each = request.cpus + request.workers * request.worker_cpus
         room = devices / gpus if gpus else cores / (each or 1)
         shards = max(1, min(int(room), most))
     if shards * gpus > devices:
@@ -190,4 +194,4 @@ def _decide(
             f"{shards} shards with {gpus:g} GPU each need {shards * gpus:g} GPUs; "
             f"there are {devices:g}"
         )
-    return Resources(shards, asked.cpus, gpus, asked.workers, asked.worker_cpus)
+    return Resources(shards, request.cpus, gpus, request.workers, request.worker_cpus)

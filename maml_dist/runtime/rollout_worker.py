@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import vmap
 
-from maml_dist.core.compile.tracing import Replay
+from maml_dist.core.compile.tracing import TracedFunction
 from maml_dist.core.data.task_source import TaskSource
 from maml_dist.core.data.trajectories import Trajectories
 from maml_dist.core.model.objective import Objective
@@ -20,19 +20,23 @@ from maml_dist.core.params import Params
 
 Weights = dict[str, np.ndarray]  # of stacked tasks, each [task, …]
 
-CANDIDATES = 2048  # environments of candidates at once, unless said; keeps caches and memory small
+CANDIDATES = (
+    2048  # max_parallel_envs of candidates at once, unless said; keeps caches and memory small
+)
 
 
 class RolloutWorker:
     """Rolls policies out, on a CPU and in float32."""
 
     def __init__(
-        self, source: TaskSource, model: nn.Module, *, environments: int | None = None
+        self, source: TaskSource, model: nn.Module, *, max_parallel_envs: int | None = None
     ) -> None:
-        """`environments`: simulated at once at the most (whole tasks); all if None."""
+        """`max_parallel_envs`: simulated at once at the most (whole tasks); all if None."""
         self._source: Any = source
         self._each = getattr(source, "episodes", 1)
-        self._at_once = None if environments is None else max(1, environments // self._each)
+        self._at_once = (
+            None if max_parallel_envs is None else max(1, max_parallel_envs // self._each)
+        )
         objective = Objective(model, source)
         self._names: tuple[str, ...] = ()
 
@@ -43,7 +47,7 @@ class RolloutWorker:
 
             return vmap(one)(observations, *weights)
 
-        self._outputs = Replay(outputs)
+        self._outputs = TracedFunction(outputs)
 
     def ping(self) -> None:
         """An answer when the actor is up."""

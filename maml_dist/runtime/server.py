@@ -6,21 +6,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from maml_dist.core.outer.optimizers import Outer, State, Talk, Told
+from maml_dist.core.outer.optimizers import OuterOptimizer, Response, State, UpdateRounds
 from maml_dist.runtime.messages import Contribution
 
 Saved = tuple[int, np.ndarray, dict[str, np.ndarray]]  # iteration, meta [size], the rule's state
 
 
 class ParameterServer:
-    """Holds one flat vector [size], and the outer rule's state.
+    """Holds one flat vector [size], and the outer optimizer's state.
 
     The vector's first `learned` elements are the meta-parameters, which the rule updates; the rest
     is kept (running statistics) and becomes the mean of what the tasks return. Where the rule
     averages, the whole vector is averaged: statistics belong to the weights that they are of.
     """
 
-    def __init__(self, meta: np.ndarray, outer: Outer, *, learned: int | None = None) -> None:
+    def __init__(
+        self, meta: np.ndarray, outer: OuterOptimizer, *, learned: int | None = None
+    ) -> None:
         self._outer = outer
         self._learned = len(meta) if learned is None else learned
         self._it = 0
@@ -28,7 +30,7 @@ class ParameterServer:
         self._state = outer.init(self._meta[: self._learned])
         if outer.average is not None:
             self._state["average"] = self._meta.clone()
-        self._talk: Talk | None = None  # an update that asks back
+        self._rounds: UpdateRounds | None = None  # an update that asks back
         self._metrics: dict[str, Any] = {}  # of the update that is talked over
         self._kept = self._meta[self._learned :]  # as the tasks of that update return it
 
@@ -36,7 +38,7 @@ class ParameterServer:
         """The meta-parameters [size]; never changed afterwards."""
         return self._meta.numpy()
 
-    def judged(self) -> np.ndarray:
+    def eval_parameters(self) -> np.ndarray:
         """What is validated [size]: `meta`, averaged where the rule averages."""
         return self._state.get("average", self._meta).numpy()
 
@@ -55,7 +57,9 @@ class ParameterServer:
         self._it += 1
         return self.meta(), metrics
 
-    def ask(self, *contributions: Contribution) -> tuple[tuple[str, dict[str, Any]], np.ndarray]:
+    def next_request(
+        self, *contributions: Contribution
+    ) -> tuple[tuple[str, dict[str, Any]], np.ndarray]:
         """One turn of an update that asks back, with all shards' answers to the question before.
 
         Returns:
@@ -66,18 +70,20 @@ class ParameterServer:
         end = self._learned
         kept = self._meta[end:]
         try:
-            if self._talk is None:
+            if self._rounds is None:
                 self._metrics = metrics
                 if mean is None:  # all tasks were skipped
                     return ("", {}), np.zeros(0, np.float32)
                 self._kept = mean[end:]
                 meta = self._meta[:end]
-                self._talk = self._outer.propose(meta, mean[:end], metrics, self._state)
-                question = next(self._talk)
+                self._rounds = self._outer.update_in_rounds(meta, mean[:end], metrics, self._state)
+                question = next(self._rounds)
             else:
                 also = f"{self._metrics['skipped/tasks']} {metrics['skipped/tasks']}".split()
                 self._metrics["skipped/tasks"] = " ".join(dict.fromkeys(also))
-                question = self._talk.send(Told(None if mean is None else mean[:end], metrics))
+                question = self._rounds.send(
+                    Response(None if mean is None else mean[:end], metrics)
+                )
         except StopIteration as ended:
             meta, state, told = ended.value
             self._take(meta, self._kept, state)
@@ -85,9 +91,9 @@ class ParameterServer:
             return ("", {}), np.zeros(0, np.float32)
         return (question.what, question.options), torch.cat([question.at, kept]).numpy()
 
-    def settle(self) -> tuple[np.ndarray, dict[str, Any]]:
+    def finish_update(self) -> tuple[np.ndarray, dict[str, Any]]:
         """The update that was talked over; returns as `update` does."""
-        self._talk = None
+        self._rounds = None
         self._it += 1
         return self.meta(), self._metrics
 

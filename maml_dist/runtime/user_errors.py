@@ -36,7 +36,7 @@ def blame(error: BaseException) -> str:
 
 
 @contextmanager
-def blamed() -> Iterator[None]:
+def user_errors_located() -> Iterator[None]:
     """Inside, what the user's parts raise is a ValueError of one line that names the part.
 
     What is said in our own words, and what machines and numbers do, stays as it is.

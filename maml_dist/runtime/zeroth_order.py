@@ -17,7 +17,7 @@ from maml_dist.core.adaptation.learner import Learner
 from maml_dist.core.data.episode import Batch, Episode
 from maml_dist.core.data.task_source import TaskKey, TaskSource, keys_of
 from maml_dist.core.data.trajectories import Trajectories
-from maml_dist.core.engine.gradient_sum import Summed, summed
+from maml_dist.core.engine.gradient_sum import GradientSum, sum_gradients
 from maml_dist.core.params import Layout, Params, unflatten
 
 # (weights [candidate, …], the task of each, stage=) -> mean return and steps lived [2, candidate]
@@ -52,7 +52,7 @@ class Scoring:
         return -earned.reshape(lead).to(value.device, value.dtype)
 
 
-class ByScores:
+class ZerothOrderCollector:
     """What a shard does for a learner that is given scores: live, and the meta-gradient."""
 
     def __init__(
@@ -73,23 +73,23 @@ class ByScores:
         self._into = into
         self._kept = kept
 
-    def live(self, meta: Tensor, named: Sequence[TaskKey], *, steps: int) -> Episode:
+    def collect(self, meta: Tensor, named: Sequence[TaskKey], *, steps: int) -> Episode:
         """Episodes of the policies that meta [size] adapts to, after 0 … steps steps."""
         (params, _), score = self._split(meta), self._score(named)
         key = keys_of(named).to(meta.device)
         start = {name: value.expand(len(named), 1, *value.shape) for name, value in params.items()}
         path, lived = [], []
-        for phi in self._learner.path_by_scores(score, start, key, steps=steps):
+        for phi in self._learner.zeroth_order_path(score, start, key, steps=steps):
             path.append({name: value[:, 0] for name, value in phi.items()})
             lived.append(score.lived.clone())
         episodes, _ = self._episodes(score.tasks, path, torch.stack(lived, 1))
         return episodes._replace(key=key)
 
-    def gradient(self, meta: Tensor, named: Sequence[TaskKey]) -> tuple[Summed, Episode]:
+    def gradient(self, meta: Tensor, named: Sequence[TaskKey]) -> tuple[GradientSum, Episode]:
         """The summed meta-gradient at meta [size], and the episodes of what meta adapts to."""
         (params, kept), score = self._split(meta), self._score(named)
         key = keys_of(named).to(meta.device)
-        slopes, path = self._learner.gradient_by_scores(score, params, key)
+        slopes, path = self._learner.es_gradient(score, params, key)
         slopes |= {name: value.expand(len(named), *value.shape) for name, value in kept.items()}
         gradients = torch.cat([slopes[name].flatten(1) for name in self._into.names], 1)
         lived = torch.zeros(len(named), len(path))
@@ -97,7 +97,7 @@ class ByScores:
         episodes, losses = self._episodes(score.tasks, path, lived)
         losses = losses.to(meta.device, meta.dtype)
         metrics = {"loss/before": losses[:, 0], "loss/after": losses[:, -1]}
-        return summed(gradients, metrics), episodes
+        return sum_gradients(gradients, metrics), episodes
 
     def _split(self, meta: Tensor) -> tuple[Params, Params]:
         """What is learned, and what is kept beside it."""

@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 
 from maml_dist.core.data.episode import Batch, Episode, supervised
 from maml_dist.core.data.task_source import Adapt, TaskKey, TaskSource
-from maml_dist.core.validation import check_least
+from maml_dist.core.validation import check_minimum
 
 SPLITS = ("train", "val", "test")
 
@@ -71,7 +71,7 @@ class FewShot(TaskSource):
     query: int = 15  # query examples a class
 
     def __post_init__(self) -> None:
-        check_least(self, "task", ways=2, shots=1, query=1)
+        check_minimum(self, "task", ways=2, shots=1, query=1)
 
     def sample(self, key: TaskKey) -> Draw:
         """Draw classes, their order, and examples of each, all without replacement."""

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from maml_dist.core.data.simulator import Simulator, Stepped
+from maml_dist.core.data.simulator import Simulator, StepResult
 from maml_dist.core.data.task_source import TaskKey
-from maml_dist.core.validation import LARGEST, check_least, check_range, check_size
+from maml_dist.core.validation import LARGEST, check_minimum, check_range, check_size
 from maml_dist.tasks.rollout import Goal, Rollouts
 
 MOVES = np.array([[0, 0], [1, 0], [-1, 0], [0, 1], [0, -1]])
@@ -26,19 +26,19 @@ class Grid(Rollouts):
     size: int = 5  # cells a side
     cost: float = 0.05  # of a step that does not reach the goal
 
-    goals = 2
-    actions = len(MOVES)
+    goal_dim = 2
+    action_dim = len(MOVES)
     discrete = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_least(self, "task", size=2)
+        check_minimum(self, "task", size=2)
         check_range(self, "task", cost=(-LARGEST, LARGEST))
-        numbers = self.horizon * self.episodes * self.sensed
+        numbers = self.horizon * self.episodes * self.state_dim
         check_size(self, "task", "horizon", "episodes", "size", numbers=numbers)
 
     @property
-    def sensed(self) -> int:
+    def state_dim(self) -> int:
         """One number a cell."""
         return self.size**2
 
@@ -58,18 +58,18 @@ class Walkers(Simulator):
 
     def __init__(self, goals: np.ndarray, episodes: int, grid: Grid) -> None:
         self.goals, self.grid = goals[:, None], grid
-        self.cells = np.eye(grid.sensed)
+        self.cells = np.eye(grid.state_dim)
         self.position = np.full((len(goals), episodes, 2), grid.size // 2)
 
     def reset(self) -> np.ndarray:
         """The middle."""
         return self._observations()
 
-    def step(self, actions: np.ndarray) -> Stepped:
+    def step(self, actions: np.ndarray) -> StepResult:
         """Walk; then look whether this is the goal."""
         self.position = (self.position + MOVES[actions]).clip(0, self.grid.size - 1)
         ended = (self.position == self.goals).all(-1)
-        return Stepped(self._observations(), np.where(ended, 1.0, -self.grid.cost), ended)
+        return StepResult(self._observations(), np.where(ended, 1.0, -self.grid.cost), ended)
 
     def _observations(self) -> np.ndarray:
         row, column = np.moveaxis(self.position, -1, 0)

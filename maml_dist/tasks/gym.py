@@ -23,7 +23,7 @@ from gymnasium.utils.seeding import np_random
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import FlattenObservation
 
-from maml_dist.core.data.simulator import Fault, Simulator, Stepped
+from maml_dist.core.data.simulator import EnvironmentFault, Simulator, StepResult
 from maml_dist.core.data.task_source import TaskKey
 from maml_dist.core.process_lock import EXCLUSIVE
 from maml_dist.tasks.rollout import Goal, Rollouts, whose
@@ -41,7 +41,7 @@ class GymTasks(Rollouts):
     env: str = ""  # a registered id, module:id, or a gymnasium.Env as module:Class, module.Class
     settings: dict[str, Any] = field(default_factory=dict, hash=False)  # of the environment
 
-    goals = 0
+    goal_dim = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -74,12 +74,12 @@ class GymTasks(Rollouts):
         return {one.name: getattr(self, one.name) for one in fields(self)}  # no environments
 
     @property
-    def sensed(self) -> int:
+    def state_dim(self) -> int:
         """Numbers of a flattened observation."""
         return int(np.prod(self._one.observation_space.shape or ()))
 
     @property
-    def actions(self) -> int:
+    def action_dim(self) -> int:
         """Numbers of a flattened action, or how many different ones there are."""
         space = self._one.action_space
         return int(space.n) if isinstance(space, Discrete) else int(np.prod(space.shape or ()))
@@ -117,7 +117,7 @@ class GymTasks(Rollouts):
         )  # fmt: skip
         self._idle[:] = [other for other in self._idle if other is not vector]
         for place, env in enumerate(vector.envs):
-            assert isinstance(env, Once)
+            assert isinstance(env, SingleEpisode)
             env.place, env.task = place // self.episodes, tasks[place // self.episodes].value[0]
         seeds = [rng.integers(SEEDS, size=self.episodes) for rng in self.resets(tasks, stage)]
         simulator = Environments(vector, np.stack(seeds))
@@ -136,7 +136,7 @@ class GymTasks(Rollouts):
 
     def _make(self) -> Env:
         try:
-            return Once(_maker(self.env)(**self.settings))
+            return SingleEpisode(_maker(self.env)(**self.settings))
         except (gymnasium.error.Error, ImportError, TypeError) as error:
             raise ValueError(f"task.env={self.env}: {error}") from error
         except (Exception, SystemExit) as error:  # whatever the user's environment raises
@@ -147,7 +147,7 @@ class GymTasks(Rollouts):
             ) from error
 
 
-class Once(gymnasium.Wrapper[Any, Any, Any, Any]):
+class SingleEpisode(gymnasium.Wrapper[Any, Any, Any, Any]):
     """One episode for each seed: after its end nothing happens; errors tell whose they are."""
 
     def __init__(self, env: Env) -> None:
@@ -182,18 +182,20 @@ class Once(gymnasium.Wrapper[Any, Any, Any, Any]):
     def _checked(self, seen: Any) -> np.ndarray:
         observation, shape = np.asarray(seen), self.observation_space.shape
         if observation.shape != shape:
-            raise Fault(self.place, f"an observation's shape is {observation.shape}, not {shape}")
+            raise EnvironmentFault(
+                self.place, f"an observation's shape is {observation.shape}, not {shape}"
+            )
         return observation
 
     @contextmanager
     def _blamed(self, what: str) -> Iterator[None]:
         try:
             yield
-        except Fault:
+        except EnvironmentFault:
             raise
         except (Exception, SystemExit) as error:  # whatever the user's environment raises
             reason = f"the environment {what} {type(error).__name__}: {error}"
-            raise Fault(self.place, reason) from error
+            raise EnvironmentFault(self.place, reason) from error
 
 
 class Environments(Simulator):
@@ -207,12 +209,12 @@ class Environments(Simulator):
         observations, _ = self.vector.reset(seed=self.seeds.ravel().tolist())
         return self._stacked(observations)
 
-    def step(self, actions: np.ndarray) -> Stepped:
+    def step(self, actions: np.ndarray) -> StepResult:
         """One step; an episode also ends at the environment's own time limit."""
-        chosen = given(actions, self.vector.single_action_space, self.vector.num_envs)
+        chosen = scale_action(actions, self.vector.single_action_space, self.vector.num_envs)
         observations, rewards, terminated, truncated, _ = self.vector.step(chosen)
         paid = rewards.reshape(self.seeds.shape)
-        return Stepped(
+        return StepResult(
             self._stacked(observations), paid, (terminated | truncated).reshape(paid.shape)
         )
 
@@ -261,7 +263,7 @@ def _maker(env: str) -> Callable[..., Env]:
     return partial(gymnasium.make, spec, disable_env_checker=True)
 
 
-def seen(observation: Any, space: gymnasium.Space[Any]) -> np.ndarray:
+def flatten_observation(observation: Any, space: gymnasium.Space[Any]) -> np.ndarray:
     """An environment's observation as a policy takes it: flattened, if it is not flat."""
     return np.asarray(observation if _is_flat(space) else flatten(space, observation))
 
@@ -270,7 +272,7 @@ def _is_flat(space: gymnasium.Space[Any]) -> bool:
     return isinstance(space, Box) and len(space.shape) == 1
 
 
-def given(actions: np.ndarray, space: gymnasium.Space[Any], *envs: int) -> np.ndarray:
+def scale_action(actions: np.ndarray, space: gymnasium.Space[Any], *envs: int) -> np.ndarray:
     """A policy's actions as environments take them, shaped [*envs, …].
 
     Discrete ones count from the space's start. Those for [-1, 1] are scaled to the bounds of the

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from maml_dist.core.data.episode import Batch, Episode, supervised
 from maml_dist.core.data.task_source import Adapt, TaskKey, TaskSource
-from maml_dist.core.validation import check_least, check_share, check_size
+from maml_dist.core.validation import check_minimum, check_share, check_size
 
 
 class Items(NamedTuple):
@@ -47,7 +47,7 @@ class Knapsack(TaskSource):
 
     def __post_init__(self) -> None:
         sizes = ("items", "attributes", "shots", "query")
-        check_least(self, "task", **dict.fromkeys(sizes, 1))
+        check_minimum(self, "task", **dict.fromkeys(sizes, 1))
         numbers = self.items * (self.shots + self.query) * (self.attributes + 3)
         check_size(self, "task", *sizes, numbers=numbers)
         check_share(self, "task", "capacity")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from maml_dist.core.data.simulator import Simulator, Stepped
+from maml_dist.core.data.simulator import Simulator, StepResult
 from maml_dist.core.data.task_source import TaskKey
 from maml_dist.tasks.rollout import Goal, Rollouts
 
@@ -22,9 +22,9 @@ NEAR = 0.01  # of the goal, on each axis
 class Navigation(Rollouts):
     """Goals in the plane: observations are the position, actions the move."""
 
-    sensed = 2
-    goals = 2
-    actions = 2
+    state_dim = 2
+    goal_dim = 2
+    action_dim = 2
 
     def sample(self, key: TaskKey) -> Goal:
         """Where the goal lies."""
@@ -46,9 +46,9 @@ class Points(Simulator):
         """The origin."""
         return self.position
 
-    def step(self, actions: np.ndarray) -> Stepped:
+    def step(self, actions: np.ndarray) -> StepResult:
         """Move; then look how far it is."""
         self.position = self.position + SPEED * np.clip(actions, -1, 1, dtype=np.float64)
         away = self.position - self.goals
         ended = (np.abs(away) < NEAR).all(-1)
-        return Stepped(self.position, -np.sqrt(np.square(away).sum(-1)), ended)
+        return StepResult(self.position, -np.sqrt(np.square(away).sum(-1)), ended)

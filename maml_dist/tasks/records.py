@@ -26,7 +26,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 
 from maml_dist.core.data.episode import Batch, Episode, supervised
 from maml_dist.core.data.task_source import Adapt, TaskKey, TaskSource
-from maml_dist.core.validation import check_least, check_range, check_size
+from maml_dist.core.validation import check_minimum, check_range, check_size
 
 SUFFIXES = (".parquet", ".arrow", ".feather")
 Place = tuple[str, int]  # a file, and the number of a row group within it
@@ -63,7 +63,7 @@ class Records(TaskSource):
     cache: int = 64  # row groups kept in memory; best no fewer than the tasks of one shard
 
     def __post_init__(self) -> None:
-        check_least(self, "task", shots=1, query=1, visit=1, cache=1, classes=2)
+        check_minimum(self, "task", shots=1, query=1, visit=1, cache=1, classes=2)
         check_range(self, "task", val=(0, 1), test=(0, 1))
         if self.val + self.test > 1:
             raise ValueError(f"task.val={self.val}, task.test={self.test}: must add up to 0 … 1")

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from maml_dist.core.data.episode import Batch, Episode
-from maml_dist.core.data.simulator import Fault, Simulator
+from maml_dist.core.data.simulator import EnvironmentFault, Simulator
 from maml_dist.core.data.task_source import Adapt, TaskKey, TaskSource
 from maml_dist.core.data.trajectories import Trajectories
 from maml_dist.core.rl.distribution import Categorical, Distribution, Gaussian
 from maml_dist.core.rl.policy_gradient import PolicyGradient, stacked
-from maml_dist.core.validation import check_least, check_size
+from maml_dist.core.validation import check_minimum, check_size
 
 Policy = Callable[[Tensor], Tensor]  # [task, episode, obs] float32 -> [task, episode, out]
 
@@ -49,22 +49,22 @@ class Rollouts(TaskSource):
     policy_gradient: PolicyGradient = field(default_factory=PolicyGradient)  # what episodes teach
 
     def __post_init__(self) -> None:
-        check_least(self, "task", horizon=1, episodes=1)
+        check_minimum(self, "task", horizon=1, episodes=1)
         check_size(self, "task", "horizon", "episodes", numbers=self.horizon * self.episodes)
 
     @property
     @abstractmethod
-    def sensed(self) -> int:
+    def state_dim(self) -> int:
         """Numbers that an environment tells after each step."""
 
     @property
     @abstractmethod
-    def goals(self) -> int:
+    def goal_dim(self) -> int:
         """Numbers of a goal."""
 
     @property
     @abstractmethod
-    def actions(self) -> int:
+    def action_dim(self) -> int:
         """Numbers of an action, or how many different ones there are."""
 
     @property
@@ -83,9 +83,9 @@ class Rollouts(TaskSource):
         return self.policy_gradient.penalty
 
     @property
-    def observations(self) -> int:
+    def obs_dim(self) -> int:
         """Numbers that the policy sees: the oracle also sees the goal, behind the others."""
-        return self.sensed + self.goals * self.oracle
+        return self.state_dim + self.goal_dim * self.oracle
 
     @abstractmethod
     def sample(self, key: TaskKey) -> Goal:
@@ -110,18 +110,22 @@ class Rollouts(TaskSource):
             ValueError: an environment failed, gives arrays of other shapes than it must, or an
                 observation or a reward is not finite; names task, iteration, stage and step.
         """
-        noise, sensed, distribution = self._noise(tasks, stage), self.sensed, self.distribution
-        now = torch.zeros(len(tasks), self.episodes, self.observations)
+        noise, state_dim, distribution = (
+            self._noise(tasks, stage),
+            self.state_dim,
+            self.distribution,
+        )
+        now = torch.zeros(len(tasks), self.episodes, self.obs_dim)
         if self.oracle:
-            now[..., sensed:] = torch.tensor([task.value for task in tasks])[:, None]
+            now[..., state_dim:] = torch.tensor([task.value for task in tasks])[:, None]
         # Written as [task, time, episode, …]: a step is a block for each task, not a line for each
         # episode, which would be a page of memory each.
         count = len(tasks), self.episodes
         lasting = len(tasks), self.horizon, self.episodes
-        seen = torch.zeros(*lasting, self.observations)
+        seen = torch.zeros(*lasting, self.obs_dim)
         acted = torch.zeros(noise.shape, dtype=torch.int64 if self.discrete else noise.dtype)
         earned, mask = (torch.zeros(lasting) for _ in range(2))
-        senses, rewards, alive = now.numpy()[..., :sensed], earned.numpy(), mask.numpy()
+        senses, rewards, alive = now.numpy()[..., :state_dim], earned.numpy(), mask.numpy()
         running = np.ones(count, dtype=bool)
         outputs, step = seen, 0
         try:
@@ -150,7 +154,7 @@ class Rollouts(TaskSource):
                     if not running.any():
                         break
                     senses[:] = _finite("observations", observed, senses.shape, running)
-        except Fault as fault:
+        except EnvironmentFault as fault:
             when = f"after {stage} adaptation steps, step {step}"
             raise ValueError(
                 f"{whose(tasks, fault.task)}, {when}: {fault.reason}"
@@ -162,12 +166,12 @@ class Rollouts(TaskSource):
         return Trajectories(*(part.transpose(1, 2).contiguous() for part in parts))
 
     def _must_fit(self, output: Tensor) -> None:
-        width = self.actions if self.discrete else 2 * self.actions
+        width = self.action_dim if self.discrete else 2 * self.action_dim
         if output.shape[-1] != width:
             kind = "logits" if self.discrete else "numbers, means and log standard deviations"
             raise ValueError(
                 f"the policy gives {output.shape[-1]} numbers for an action; the tasks need "
-                f"{width} {kind}: set model.actions={self.actions}"
+                f"{width} {kind}: set model.action_dim={self.action_dim}"
             )
 
     def collect(self, tasks: Sequence[Goal], *, steps: int, adapt: Adapt | None = None) -> Episode:
@@ -176,7 +180,9 @@ class Rollouts(TaskSource):
         batches: list[Batch] = []
         scores: list[dict[str, Tensor]] = []
         for _ in range(steps + 1):
-            batch, seen = self.policy_gradient.credit(adapt(tuple(batches)), self.distribution)
+            batch, seen = self.policy_gradient.compute_advantages(
+                adapt(tuple(batches)), self.distribution
+            )
             batches.append(batch)
             scores.append(seen)
         return Episode(tuple(batches[:-1]), batches[-1], scores=stacked(scores))
@@ -189,14 +195,14 @@ class Rollouts(TaskSource):
         """The outer surrogate."""
         return self.policy_gradient.query_loss(self.distribution, output, batch.y)
 
-    def divergence(self, output: Tensor, batch: Batch) -> Tensor:
+    def kl(self, output: Tensor, batch: Batch) -> Tensor:
         """The mean KL divergence from the policy that acted."""
-        return self.policy_gradient.divergence(self.distribution, output, batch.y)
+        return self.policy_gradient.kl(self.distribution, output, batch.y)
 
     def _noise(self, tasks: Sequence[Goal], stage: int) -> Tensor:
         """Of every action: normal [task, time, episode, act]; discrete: uniform, without act."""
         shape = (len(tasks), self.horizon, self.episodes)
-        noise = np.empty(shape if self.discrete else (*shape, self.actions), np.float32)
+        noise = np.empty(shape if self.discrete else (*shape, self.action_dim), np.float32)
         known: dict[TaskKey, np.ndarray] = {}  # the candidates of a task share it
         for task, drawn in zip(tasks, noise, strict=True):
             if task.key in known:
@@ -215,21 +221,21 @@ def _finite(
     """The values [task, episode, …], of this shape and finite in the episodes that still run.
 
     Raises:
-        Fault: they are not; of the first such task.
+        EnvironmentFault: they are not; of the first such task.
     """
     values = _shaped(what, values, shape)
     bad = running & ~_sound(values, running.shape)
     if bad.any():
-        raise Fault(int(bad.any(-1).argmax()), f"{what} are not finite")
+        raise EnvironmentFault(int(bad.any(-1).argmax()), f"{what} are not finite")
     return values
 
 
 def _shaped(what: str, values: Any, shape: tuple[int, ...]) -> np.ndarray:
-    """What a simulator gives, as an array that is not broadcast. Raises Fault as `_finite`."""
+    """What a simulator gives, as an array that is not broadcast. Raises as `_finite` does."""
     array = np.asarray(values)
     if array.shape != shape:
         axes = "task, episode" if len(shape) == 2 else "task, episode, number"
-        raise Fault(None, f"{what} have shape {array.shape}, not {shape}: [{axes}]")
+        raise EnvironmentFault(None, f"{what} have shape {array.shape}, not {shape}: [{axes}]")
     return array
 
 
@@ -244,13 +250,15 @@ def _sound(values: np.ndarray, count: tuple[int, ...]) -> np.ndarray:
 
 @contextmanager
 def _blamed() -> Iterator[None]:
-    """Inside, whatever a simulator raises is a Fault."""
+    """Inside, whatever a simulator raises is an EnvironmentFault."""
     try:
         yield
-    except Fault:
+    except EnvironmentFault:
         raise
     except Exception as error:
-        raise Fault(None, f"the simulator raised {type(error).__name__}: {error}") from error
+        raise EnvironmentFault(
+            None, f"the simulator raised {type(error).__name__}: {error}"
+        ) from error
 
 
 def whose(tasks: Sequence[Goal], place: int | None) -> str:

@@ -16,7 +16,7 @@ from torch.nn.functional import mse_loss
 from maml_dist.core.data.episode import Batch, Episode, supervised
 from maml_dist.core.data.task_source import Adapt, TaskKey, TaskSource, keys_of
 from maml_dist.core.random import fold, uniform
-from maml_dist.core.validation import check_least, check_size
+from maml_dist.core.validation import check_minimum, check_size
 
 _WAVE = 1 << 32  # the stream of a task's key that draws it; lower ones are the learner's
 
@@ -64,7 +64,7 @@ class Sinusoid(TaskSource):
     oracle: bool = False  # also give amplitude and phase as inputs: x [task, n, 3]
 
     def __post_init__(self) -> None:
-        check_least(self, "task", shots=1, query=1)
+        check_minimum(self, "task", shots=1, query=1)
         check_size(self, "task", "shots", "query", numbers=4 * (self.shots + self.query))
 
     def sample(self, key: TaskKey) -> Wave:

@@ -13,58 +13,58 @@ from typing import Any
 from maml_dist.config.experiment import Experiment
 from maml_dist.runs.metrics import Metrics
 from maml_dist.runs.run import Run
-from maml_dist.runtime.allocator import sparing
-from maml_dist.runtime.backend import Crew
-from maml_dist.training.recorder import Report, Row, due, keep, record
+from maml_dist.runtime.allocator import freeze_gc
+from maml_dist.runtime.backend import ActorGroup
+from maml_dist.training.recorder import IterationRefs, Row, due, keep, record
 
 
 def loop(
-    experiment: Experiment, crew: Crew, *, start: int, stop: Callable[[], bool]
-) -> Iterator[list[Report]]:
+    experiment: Experiment, actors: ActorGroup, *, start: int, stop: Callable[[], bool]
+) -> Iterator[list[IterationRefs]]:
     """The loop. Yields what there is to read of each iteration, several at once and later.
 
     In this process a task that diverges raises here, and what is unread is yielded before.
     """
-    unread: list[Report] = []
-    meta = crew.server.meta.remote()
+    unread: list[IterationRefs] = []
+    meta = actors.server.meta.remote()
     for it in range(start, experiment.iterations):
         try:
-            parts = [shard.gradient.remote(meta, it) for shard in crew.shards]
-            if experiment.asks:
-                _converse(crew, parts, meta, it)
+            parts = [shard.gradient.remote(meta, it) for shard in actors.shards]
+            if experiment.multi_round:
+                run_rounds(actors, parts, meta, it)
         except FloatingPointError:
             yield unread
             raise
-        if experiment.asks:
-            meta, metrics = crew.server.settle.remote()
+        if experiment.multi_round:
+            meta, metrics = actors.server.finish_update.remote()
         else:
-            meta, metrics = crew.server.update.remote(*parts)
+            meta, metrics = actors.server.update.remote(*parts)
         saved = validate = None
         last = it + 1 == experiment.iterations or stop()
         if last or (it + 1) % experiment.checkpoint_every == 0:
-            saved, validate = due(experiment, crew, it)
-        unread.append(Report(it + 1, metrics, saved, validate))
+            saved, validate = due(experiment, actors, it)
+        unread.append(IterationRefs(it + 1, metrics, saved, validate))
         if last:
             break
-        if len(unread) == 2 * experiment.ahead:
-            yield unread[: experiment.ahead]
-            del unread[: experiment.ahead]
+        if len(unread) == 2 * experiment.pipeline_depth:
+            yield unread[: experiment.pipeline_depth]
+            del unread[: experiment.pipeline_depth]
     yield unread
 
 
-def _converse(crew: Crew, parts: list[Any], meta: Any, it: int) -> None:
+def run_rounds(actors: ActorGroup, parts: list[Any], meta: Any, it: int) -> None:
     """An update that asks back (TRPO's line search, how far Adam went): until all is answered."""
     while True:
-        question, at = crew.server.ask.remote(*parts)
-        what, options = crew.get(question)
+        question, at = actors.server.next_request.remote(*parts)
+        what, options = actors.get(question)
         if not what:
             return
-        parts = [getattr(shard, what).remote(meta, it, at, **options) for shard in crew.shards]
+        parts = [getattr(shard, what).remote(meta, it, at, **options) for shard in actors.shards]
 
 
 def train(
     run: Run,
-    crew: Crew,
+    actors: ActorGroup,
     *,
     progress: bool = True,
     on_validation: Callable[[Row], None] = lambda row: None,
@@ -73,20 +73,20 @@ def train(
     saved = run.saved()
     start = saved[0] if saved else 0
     if saved:
-        crew.get(crew.server.restore.remote(saved))
+        actors.get(actors.server.restore.remote(saved))
     metrics = Metrics(run.path, start=start, total=run.experiment.iterations, quiet=not progress)
     last = run.checkpoints.last
     try:
         with _interruptible() as stop:
             # Weights that were never trained, or a checkpoint whose validation failed.
             if run.experiment.iterations == 0 or (last and not last.validated):
-                state = due(run.experiment, crew, max(0, start - 1))
+                state = due(run.experiment, actors, max(0, start - 1))
                 row: Row = {"iteration": start}
-                keep(run, crew, *state, row, log=metrics.log, on_validation=on_validation)
-            batches = sparing(loop(run.experiment, crew, start=start, stop=stop))
-            record(run, crew, batches, log=metrics.log, on_validation=on_validation)
+                keep(run, actors, *state, row, log=metrics.log, on_validation=on_validation)
+            batches = freeze_gc(loop(run.experiment, actors, start=start, stop=stop))
+            record(run, actors, batches, log=metrics.log, on_validation=on_validation)
     except FloatingPointError:  # nothing since the last good update has changed the server
-        state = crew.get(crew.server.state.remote())
+        state = actors.get(actors.server.state.remote())
         if state[0] > (run.checkpoints.last.iteration if run.checkpoints.last else -1):
             run.save(state)
         raise

@@ -14,13 +14,13 @@ import numpy as np
 
 from maml_dist.config.experiment import Experiment
 from maml_dist.runs.run import Run
-from maml_dist.runtime.backend import Crew
+from maml_dist.runtime.backend import ActorGroup
 
 Row = dict[str, Any]
 Validate = Callable[[], list[Any]]  # gives references to each shard's scores
 
 
-class Report(NamedTuple):
+class IterationRefs(NamedTuple):
     """What is read of an iteration later: references."""
 
     iteration: int
@@ -31,8 +31,8 @@ class Report(NamedTuple):
 
 def record(
     run: Run,
-    crew: Crew,
-    batches: Iterator[list[Report]],
+    actors: ActorGroup,
+    batches: Iterator[list[IterationRefs]],
     *,
     log: Callable[[Row], None],
     on_validation: Callable[[Row], None],
@@ -42,7 +42,7 @@ def record(
     window: list[Row] = []  # the metrics since the last row
     counted, clock = 0, time.monotonic()
     told = {""}
-    for batch, read in _read(crew, batches):
+    for batch, read in _read(actors, batches):
         for said in {metrics.get("said", "") for metrics in read} - told:
             print(said, file=sys.stderr)
             told.add(said)
@@ -61,22 +61,24 @@ def record(
                 log(row)
             else:
                 state = report.saved, report.validate
-                keep(run, crew, *state, row, log=log, on_validation=on_validation)
+                keep(run, actors, *state, row, log=log, on_validation=on_validation)
             window = []
         if not window:
             counted, clock = 0, time.monotonic()
 
 
-def _read(crew: Crew, batches: Iterator[list[Report]]) -> Iterator[tuple[list[Report], list[Row]]]:
+def _read(
+    actors: ActorGroup, batches: Iterator[list[IterationRefs]]
+) -> Iterator[tuple[list[IterationRefs], list[Row]]]:
     """Reports with their metrics; where a task diverged, those before it, and then its error."""
     for batch in batches:
         read: list[Row] = []
         try:
-            read = crew.get([report.metrics for report in batch])
+            read = actors.get([report.metrics for report in batch])
         except FloatingPointError:
             for report in batch:
                 try:
-                    read.append(crew.get(report.metrics))
+                    read.append(actors.get(report.metrics))
                 except FloatingPointError:
                     break
             yield batch, read
@@ -96,23 +98,23 @@ def _summary(window: list[Row]) -> Row:
     return row | ({"skipped": len(skipped.split()), "skipped/tasks": skipped} if skipped else {})
 
 
-def due(experiment: Experiment, crew: Crew, it: int) -> tuple[Any, Validate]:
+def due(experiment: Experiment, actors: ActorGroup, it: int) -> tuple[Any, Validate]:
     """What the server holds after iteration `it`, to be saved, and what is to validate it then."""
-    meta = crew.server.judged.remote()
+    meta = actors.server.eval_parameters.remote()
     tasks, steps = experiment.validation_tasks, experiment.test_steps
 
     def validate() -> list[Any]:
         return [
             shard.scores.remote(meta, it, split="val", tasks=tasks, steps=steps)
-            for shard in crew.shards
+            for shard in actors.shards
         ]
 
-    return crew.server.state.remote(), validate
+    return actors.server.state.remote(), validate
 
 
 def keep(
     run: Run,
-    crew: Crew,
+    actors: ActorGroup,
     saved: Any,
     validate: Validate,
     row: Row,
@@ -124,7 +126,7 @@ def keep(
 
     Args:
         run: the run.
-        crew: its actors.
+        actors: its actors.
         saved: the server's state, by reference.
         validate: scores it.
         row: the metrics of the iterations before; the validation's join them.
@@ -136,19 +138,19 @@ def keep(
         OSError: the checkpoint cannot be written; those before are whole.
     """
     try:
-        run.save(crew.get(saved))
-        score = _scored(run, crew, validate, row)
+        run.save(actors.get(saved))
+        score = _scored(run, actors, validate, row)
     finally:
         log(row)
     run.judge(score)
     on_validation(row)
 
 
-def _scored(run: Run, crew: Crew, validate: Validate, row: Row) -> float:
+def _scored(run: Run, actors: ActorGroup, validate: Validate, row: Row) -> float:
     """Put the scores into the row; returns the one by which checkpoints are judged."""
     metric = run.experiment.task.metric
     try:
-        parts = [part for part in crew.get(validate()) if part]
+        parts = [part for part in actors.get(validate()) if part]
         scores = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     except ValueError as error:
         raise ValueError(

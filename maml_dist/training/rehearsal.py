@@ -1,6 +1,6 @@
 """Rehearsal: what follows a run's iterations, in small and in memory, before it starts.
 
-checkpoint   the weights and the outer rule's state, written and read back
+checkpoint   the weights and the outer optimizer's state, written and read back
 made again   the model predicts the same
 load, adapt  the model as `maml_dist.load` gives it, adapted as the report adapts it, copied
 travel       what Ray's actors are given, pickled
@@ -55,7 +55,7 @@ def rehearse(run: Run) -> None:
 def _keep(run: Run) -> None:
     """The first checkpoint, written and read back."""
     vector = flatten(run.initial).numpy()
-    server = ParameterServer(vector, run.experiment.outer, learned=run.work.learned)
+    server = ParameterServer(vector, run.experiment.outer, learned=run.shard_spec.learned)
     tensors = to_tensors(server.state(), run.layout)
     back = read(written(tensors))
     given = {f"meta/{name}": value for name, value in run.initial.items()}
@@ -102,7 +102,7 @@ def _adapted(run: Run, loaded: Any) -> torch.nn.Module:
     experiment = run.experiment
     steps = min(1, experiment.test_steps)
     if isinstance(loaded, Policy):
-        if isinstance(experiment.task, Rollouts) and not experiment.learner.by_scores:
+        if isinstance(experiment.task, Rollouts) and not experiment.learner.zeroth_order:
             key = TaskKey(experiment.seed, "test", 0, 0)
             loaded.learn(experiment.task.sample(key), steps=steps)
         return loaded

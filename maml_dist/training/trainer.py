@@ -11,18 +11,25 @@ from maml_dist.config.plain_yaml import check_path
 from maml_dist.config.trust import Trust, allow
 from maml_dist.config.user_code import Sources
 from maml_dist.core.params import flatten
-from maml_dist.preflight.check import check, check_engine, decide, refuse_idle
+from maml_dist.preflight.check import check, check_engine, refuse_unused_settings, resolve_engine
 from maml_dist.runs.run import Run, refuse_used, run_folder
-from maml_dist.runtime.local_backend import InProcess
-from maml_dist.runtime.ray_backend import OnRay
+from maml_dist.runtime.local_backend import LocalBackend
+from maml_dist.runtime.ray_backend import RayBackend
 from maml_dist.training.loop import train
 from maml_dist.training.recorder import Row
 from maml_dist.training.rehearsal import refuse_unpicklable, rehearse
 
 # What a resumed run may change: the last line changes rounding, the others no bits.
 RESUMABLE = (
-    *("iterations", "checkpoint_every", "keep", "log_every", "test_tasks", "diverged"),
-    *("rollout_workers", "cpus_per_worker", "environments"),
+    *(
+        "iterations",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "log_every",
+        "test_tasks",
+        "on_divergence",
+    ),
+    *("rollout_workers", "cpus_per_worker", "max_parallel_envs"),
     *("shards", "cpus_per_shard", "gpus_per_shard"),
 )
 
@@ -131,7 +138,7 @@ def execute(
             run = Run(run.path, run.config)  # as the driver before has left it
         experiment = run.experiment
         if not resumed:
-            refuse_idle(experiment)
+            refuse_unused_settings(experiment)
         check(experiment, run.initial)
         if not resumed:
             rehearse(run)
@@ -140,32 +147,34 @@ def execute(
         in_process = local or experiment.iterations == 0
         if not in_process:
             refuse_unpicklable(run)
-        place: InProcess | OnRay = InProcess() if in_process else OnRay(address)
-        held.enter_context(place)
-        resources = place.resources(experiment.shards, experiment.asked, most=experiment.meta_batch)
+        backend: LocalBackend | RayBackend = LocalBackend() if in_process else RayBackend(address)
+        held.enter_context(backend)
+        resources = backend.resources(
+            experiment.shards, experiment.resource_request, most=experiment.meta_batch
+        )
         if resources.device == "cpu" and experiment.engine.precision == "tf32":
             raise ValueError(
                 "engine.precision=tf32: is a GPU's, and this run has none; use float32"
             )
         if resources.device != "cpu":  # where the engine may run otherwise
             check_engine(experiment, run.initial, resources.device)
-        engine = decide(experiment, run.initial, resources.device)
+        engine = resolve_engine(experiment, run.initial, resources.device)
         decided = {
             "shards": resources.shards,
             "gpus_per_shard": resources.gpus,
             **{f"engine.{name}": value for name, value in asdict(engine).items()},
         }
         run = Run(run.path, override(run.config, decided))
-        crew = place.crew(
-            run.work,
+        actors = backend.start(
+            run.shard_spec,
             flatten(run.initial).numpy(),
             outer=run.experiment.outer,
             resources=resources,
             modules=Sources(),
         )
-        held.callback(crew.close)
+        held.callback(actors.close)
         if not resumed:  # a start that fails before this leaves nothing behind
             held.enter_context(run.locked())
         run.write_recipe(new=not resumed)
-        train(run, crew, progress=progress, on_validation=on_validation)
+        train(run, actors, progress=progress, on_validation=on_validation)
     return run

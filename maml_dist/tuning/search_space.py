@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from maml_dist.config.plain_yaml import check
 from maml_dist.config.recipe import nearest, read_yaml
-from maml_dist.core.validation import LARGEST, check_least, check_range
+from maml_dist.core.validation import LARGEST, check_minimum, check_range
 
 # Ray Tune's names and arguments; `high` of the integers is not drawn, as in Python's range.
 DISTRIBUTIONS = {
@@ -45,7 +45,7 @@ class Search:
     seed: int | None = None  # of the draws, and of every trial; null: the recipe's
 
     def __post_init__(self) -> None:
-        check_least(self, "", grace_period=1, reduction_factor=2, max_concurrent=1)
+        check_minimum(self, "", grace_period=1, reduction_factor=2, max_concurrent=1)
         check_range(self, "", num_samples=(1, 100_000), seed=(0, 2**32 - 1))  # numpy's seeds
         if not self.search:
             raise ValueError("search: there is no key to search")

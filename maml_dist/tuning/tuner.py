@@ -24,13 +24,13 @@ from maml_dist.config.trust import own
 from maml_dist.preflight.check import check
 from maml_dist.runs.run import Run, refuse_used, run_folder
 from maml_dist.runtime.backend import Resources
-from maml_dist.runtime.ray_backend import OnRay
+from maml_dist.runtime.ray_backend import RayBackend
 from maml_dist.training.trainer import meta_train
 from maml_dist.tuning.search_space import Search, ends
 from maml_dist.tuning.trials import WORST, Trial, show, watch
 
 # How long a search trains and how often it looks: not what the best recipe is about.
-BUDGET = ("iterations", "checkpoint_every", "validation_tasks", "log_every", "keep")
+BUDGET = ("iterations", "checkpoint_every", "validation_tasks", "log_every", "keep_checkpoints")
 
 
 def search(plan: Search, *, run: str | Path | None = None, address: str | None = None) -> int:
@@ -54,9 +54,9 @@ def search(plan: Search, *, run: str | Path | None = None, address: str | None =
     experiment = _try(plan, config)
     if not experiment.iterations or not experiment.cpus_per_shard:
         raise ValueError("iterations=0 or cpus_per_shard=0: a search needs some of both")
-    with OnRay(address) as place:
-        resources = place.resources(
-            experiment.shards or 1, experiment.asked, most=experiment.meta_batch
+    with RayBackend(address) as backend:
+        resources = backend.resources(
+            experiment.shards or 1, experiment.resource_request, most=experiment.meta_batch
         )
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "search.yaml").write_text(yaml.safe_dump(asdict(plan), sort_keys=False))

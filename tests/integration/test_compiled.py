@@ -9,7 +9,7 @@ from torch.nn import functional
 from torch.nn.functional import cross_entropy, mse_loss
 
 from maml_dist.core.adaptation.inner_optimizers import Adam
-from maml_dist.core.compile.partial_eval import Prepared
+from maml_dist.core.compile.partial_eval import PartialEval
 from maml_dist.core.data.episode import Batch, supervised
 from maml_dist.core.data.task_source import TaskSource
 from maml_dist.core.engine.engine import Engine
@@ -115,7 +115,7 @@ def test_compiled_is_eager(setting, learner, batching, memory):
         compiled = summed("compiled")
     for ours, eager in zip(compiled, summed("eager"), strict=True):
         assert (ours.gradient - eager.gradient).norm() <= 1e-8 * eager.gradient.norm()
-        assert ours.fine.tolist() == eager.fine.tolist() == [True] * TASKS
+        assert ours.finite.tolist() == eager.finite.tolist() == [True] * TASKS
         torch.testing.assert_close(ours.metrics, eager.metrics, rtol=1e-8, atol=1e-10)
 
 
@@ -129,7 +129,7 @@ def test_what_is_prepared_and_compiled_is_eager():
     a, *tensors = (normal(4, 4) for _ in range(3))
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="engine.running=compiled")
-        product, held = Prepared(function, compiled=True)(a, like=a, room=1e9)
+        product, held = PartialEval(function, compiled=True)(a, like=a, room=1e9)
     assert held
     for tensor in tensors:
         torch.testing.assert_close(product(tensor), function(tensor, a), rtol=1e-12, atol=1e-12)

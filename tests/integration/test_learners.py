@@ -51,7 +51,7 @@ class Killed(Exception):
 @pytest.mark.parametrize("recipe", LEARNERS)
 def test_killed_and_resumed_is_undisturbed(tmp_path, monkeypatch, recipe):
     """Killed one update after a checkpoint."""
-    small = {**SMALL, **LEARNERS[recipe], "checkpoint_every": 3, "ahead": 1}
+    small = {**SMALL, **LEARNERS[recipe], "checkpoint_every": 3, "pipeline_depth": 1}
     whole = maml_dist.meta_train(recipe, run=tmp_path / "whole", **small)
     update = ParameterServer.update
 

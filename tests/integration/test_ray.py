@@ -16,7 +16,7 @@ import maml_dist
 from maml_dist.config.recipe import read_recipe
 from maml_dist.core.outer.optimizers import Adam
 from maml_dist.runs.run import Run
-from maml_dist.runtime.ray_backend import OnRay
+from maml_dist.runtime.ray_backend import RayBackend
 from maml_dist.tasks.sinusoid import Sinusoid
 from maml_dist.training.trainer import execute, prepare
 
@@ -60,7 +60,7 @@ def test_any_number_of_shards_agrees_to_rounding(local, shards):
 
 def test_a_killed_shard_is_restarted_and_nothing_changes(tmp_path, ray_here, local, monkeypatch):
     crews = []
-    launch = OnRay.crew
+    launch = RayBackend.actors
 
     def keep_hold(place, *work, **options):
         crews.append(launch(place, *work, **options))
@@ -70,9 +70,14 @@ def test_a_killed_shard_is_restarted_and_nothing_changes(tmp_path, ray_here, loc
         if row["iteration"] == 20:
             ray_here.kill(crews[0].shards[0], no_restart=False)
 
-    monkeypatch.setattr(OnRay, "crew", keep_hold)
+    monkeypatch.setattr(RayBackend, "actors", keep_hold)
     run = maml_dist.meta_train(
-        "sinusoid", run=tmp_path / "run", shards=2, ahead=1, on_validation=kill_a_shard, **SMALL
+        "sinusoid",
+        run=tmp_path / "run",
+        shards=2,
+        pipeline_depth=1,
+        on_validation=kill_a_shard,
+        **SMALL,
     )
     assert np.array_equal(weights(run), local[2])
 
@@ -94,7 +99,7 @@ class Locked(Sinusoid):
 
 @dataclass(frozen=True)
 class Refusing(Adam):
-    """An outer rule that raises something of its own."""
+    """An outer optimizer that raises something of its own."""
 
     def __reduce_ex__(self, protocol):
         raise NotImplementedError("not this one")
@@ -168,7 +173,7 @@ class Twice(Sinusoid):
 
 
 def test_a_users_files_travel_to_where_they_are_not(tmp_path, ray_here, monkeypatch):
-    """Those that it imports while it runs too; its learner goes to the shards, its outer rule
+    """Those that it imports while it runs too; its learner goes to the shards, its outer optimizer
     to the server."""
     mine = tmp_path / "mine"
     mine.mkdir()
@@ -177,19 +182,19 @@ def test_a_users_files_travel_to_where_they_are_not(tmp_path, ray_here, monkeypa
     (mine / "users_task.py").write_text(TWICE)
     (mine / "rule.py").write_text(
         "from dataclasses import dataclass\nfrom maml_dist.core.outer.optimizers import SGD\n\n\n"
-        "@dataclass(frozen=True)\nclass Rule(SGD):\n    beta: float = 0.1\n"
+        "@dataclass(frozen=True)\nclass InnerOptimizer(SGD):\n    beta: float = 0.1\n"
     )
-    recipe = {**read_recipe("sinusoid"), "task": "users_task.Twice", "outer": "rule.Rule"}
+    recipe = {**read_recipe("sinusoid"), "task": "users_task.Twice", "outer": "rule.InnerOptimizer"}
     (mine / "mine.yaml").write_text(yaml.safe_dump(recipe))
     settings = {**SMALL, "iterations": 3, "shards": 2}
     local = maml_dist.meta_train(mine / "mine.yaml", run=tmp_path / "local", local=True, **settings)
-    launch = OnRay.crew
+    launch = RayBackend.actors
 
     def elsewhere(place, *work, **options):
         mine.rename(tmp_path / "gone")
         return launch(place, *work, **options)
 
-    monkeypatch.setattr(OnRay, "crew", elsewhere)
+    monkeypatch.setattr(RayBackend, "actors", elsewhere)
     run = maml_dist.meta_train(mine / "mine.yaml", run=tmp_path / "run", **settings)
     assert np.array_equal(weights(run), weights(local))
 

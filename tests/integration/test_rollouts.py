@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import maml_dist
-from maml_dist.runtime.ray_backend import OnRay
+from maml_dist.runtime.ray_backend import RayBackend
 
 pytestmark = pytest.mark.ray
 
@@ -51,7 +51,7 @@ def test_evolution_spreads_its_candidates_to_the_same_bits(
 
 
 def test_evolution_in_few_environments_killed_and_resumed_gives_the_same_bits(tmp_path, evolved):
-    some = {**EVOLVED, "iterations": 1, "environments": 5}
+    some = {**EVOLVED, "iterations": 1, "max_parallel_envs": 5}
     run = maml_dist.meta_train("navigation-es", run=tmp_path / "run", local=True, **some)
     run = maml_dist.meta_train(resume=run.path, iterations=2, local=True, progress=False)
     assert np.array_equal(weights(run), evolved)
@@ -85,7 +85,7 @@ def test_ray_and_this_process_give_the_same_bits(tmp_path, ray_here, local, shar
 
 def test_few_environments_at_once_change_nothing(tmp_path, local):
     run = maml_dist.meta_train(
-        "navigation", run=tmp_path / "run", shards=1, local=True, environments=4, **SMALL
+        "navigation", run=tmp_path / "run", shards=1, local=True, max_parallel_envs=4, **SMALL
     )
     assert np.array_equal(weights(run), local[1])
 
@@ -93,32 +93,32 @@ def test_few_environments_at_once_change_nothing(tmp_path, local):
 def test_a_killed_run_ends_with_the_same_bits(tmp_path, local):
     some = {**SMALL, "iterations": 2}
     run = maml_dist.meta_train("navigation", run=tmp_path / "run", shards=1, local=True, **some)
-    rest = {"rollout_workers": 3, "cpus_per_worker": 2, "environments": 8}  # change nothing
+    rest = {"rollout_workers": 3, "cpus_per_worker": 2, "max_parallel_envs": 8}  # change nothing
     run = maml_dist.meta_train(resume=run.path, iterations=3, local=True, progress=False, **rest)
     assert np.array_equal(weights(run), local[1])
 
 
 def test_killed_workers_and_shards_change_nothing(tmp_path, ray_here, local, monkeypatch):
     crews = []
-    launch = OnRay.crew
+    launch = RayBackend.actors
 
     def keep_hold(place, *work, **options):
         crews.append(launch(place, *work, **options))
         return crews[0]
 
     def kill(row):
-        crew = crews[0]
-        lost = crew.workers[0] if row["iteration"] == 1 else crew.shards[0]
+        actors = crews[0]
+        lost = actors.workers[0] if row["iteration"] == 1 else actors.shards[0]
         ray_here.kill(lost, no_restart=False)
 
-    monkeypatch.setattr(OnRay, "crew", keep_hold)
+    monkeypatch.setattr(RayBackend, "actors", keep_hold)
     run = maml_dist.meta_train(
         "navigation",
         run=tmp_path / "run",
         shards=1,
         rollout_workers=2,
         on_validation=kill,
-        ahead=1,
+        pipeline_depth=1,
         **SMALL,
     )
     assert np.array_equal(weights(run), local[1])
@@ -189,7 +189,7 @@ task:
   init_args: {{env: reach.Reach, settings: {{wrong: {wrong}}}, horizon: 5, episodes: 2}}
 model:
   class_path: maml_dist.models.gaussian_policy.GaussianPolicy
-  init_args: {{observations: 2, actions: 2, hidden: [4]}}
+  init_args: {{obs_dim: 2, action_dim: 2, hidden: [4]}}
 learner: {{class_path: maml_dist.learners.maml.MAML, init_args: {{alpha: 0.1, steps: 1}}}}
 outer: {{class_path: maml_dist.core.outer.trust_region.TrustRegion, init_args: {{bound: 0.01}}}}
 iterations: 6

@@ -26,7 +26,7 @@ State = Any  # what a rule carries from step to step: a tree of floating-point t
 
 
 @dataclass(frozen=True)
-class Rule(ABC):
+class InnerOptimizer(ABC):
     """How a gradient becomes a direction."""
 
     def init(self, phi: Params) -> State:
@@ -39,7 +39,7 @@ class Rule(ABC):
 
 
 @dataclass(frozen=True)
-class Descent(Rule):
+class SGD(InnerOptimizer):
     """Gradient descent."""
 
     def direction(self, gradient: Params, state: State, k: Tensor) -> tuple[Params, State]:
@@ -48,7 +48,7 @@ class Descent(Rule):
 
 
 @dataclass(frozen=True)
-class Momentum(Rule):
+class Momentum(InnerOptimizer):
     """Gradient descent with momentum."""
 
     decay: float = 0.9  # of the velocity, a step
@@ -70,7 +70,7 @@ class Momentum(Rule):
 
 
 @dataclass(frozen=True)
-class Adam(Rule):
+class Adam(InnerOptimizer):
     """Adam; `floor` stands under its root, whose derivative at zero is infinite."""
 
     decays: tuple[float, float] = (0.9, 0.999)  # of the first and second moment

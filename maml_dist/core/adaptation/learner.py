@@ -43,7 +43,7 @@ class Learner(ABC):
         return params
 
     def start(self, meta: Params) -> tuple[Params, State]:
-        """phi_0 and the inner rule's state before the first step."""
+        """phi_0 and the inner optimizer's state before the first step."""
         return meta, ()
 
     @abstractmethod
@@ -63,7 +63,7 @@ class Learner(ABC):
             loss: the inner loss of this task.
             meta: the meta-parameters.
             phi: the parameters after `k` steps.
-            state: the inner rule's state after `k` steps.
+            state: the inner optimizer's state after `k` steps.
             batch: the support set of this step.
             k: steps made so far, an integer tensor: one trace serves all steps.
             it: the meta-iteration, a scalar tensor (a number would be baked into a trace).
@@ -73,11 +73,11 @@ class Learner(ABC):
         """The model's parameters after `k` steps: phi itself unless overridden."""
         return phi
 
-    def judged(self, it: Tensor) -> Tensor | None:
+    def step_loss_weights(self, it: Tensor) -> Tensor | None:
         """The weights [steps + 1] of the query losses after 0 … K steps; None: the last alone."""
         return None
 
-    def at_end(
+    def gradient_from_adapted(
         self,
         loss: Loss,
         query_loss: Loss,
@@ -94,27 +94,27 @@ class Learner(ABC):
         return None
 
     @property
-    def keeps_steps(self) -> bool:
+    def per_step_statistics(self) -> bool:
         """Whether running statistics are kept for each step, as rows 0 … K; else those of K."""
         return False
 
     @property
-    def differentiates(self) -> bool:
+    def backprops_through_steps(self) -> bool:
         """Whether the meta-gradient goes through the inner steps."""
-        return type(self).at_end is Learner.at_end
+        return type(self).gradient_from_adapted is Learner.gradient_from_adapted
 
     @property
     def second_order(self) -> bool:
         """Whether second derivatives of the loss are taken."""
         own = type(self).gradient is not Learner.gradient
-        return self.differentiates and not own and self.steps > 0
+        return self.backprops_through_steps and not own and self.steps > 0
 
     @property
-    def by_scores(self) -> bool:
+    def zeroth_order(self) -> bool:
         """Whether on-policy tasks are learned from the losses of candidates, not from episodes."""
-        return type(self).gradient_by_scores is not Learner.gradient_by_scores
+        return type(self).es_gradient is not Learner.es_gradient
 
-    def path_by_scores(
+    def zeroth_order_path(
         self, score: Score, phi: Params, key: Tensor, *, steps: int, done: int = 0
     ) -> Iterator[Params]:
         """The inner loop of many candidates: phi_0 … phi_K, each value [task, candidate, …].
@@ -128,9 +128,7 @@ class Learner(ABC):
         """
         raise NotImplementedError
 
-    def gradient_by_scores(
-        self, score: Score, meta: Params, key: Tensor
-    ) -> tuple[Params, list[Params]]:
+    def es_gradient(self, score: Score, meta: Params, key: Tensor) -> tuple[Params, list[Params]]:
         """The meta-gradient of each of stacked tasks, each value [task, …], from losses alone.
 
         Returns:
@@ -181,7 +179,7 @@ class Learner(ABC):
 
         def objective(meta: Params) -> tuple[Tensor, Tensor]:
             path = self.path(loss, meta, episode.support, it, episode.key)
-            shares = self.judged(it)
+            shares = self.step_loss_weights(it)
             if shares is None:
                 *_, phi = path
                 after = query_loss(self.weights(meta, phi, counts[-1]), queries[-1])
@@ -192,11 +190,13 @@ class Learner(ABC):
             ]
             return (torch.stack(losses) * shares).sum(), losses[-1]
 
-        if self.differentiates:
+        if self.backprops_through_steps:
             gradient, (_, after) = grad_and_value(objective, has_aux=True)(meta)
         else:
             *_, phi = self.path(loss, meta, episode.support, it, episode.key)
-            ended = self.at_end(loss, query_loss, meta, phi, all_keyed(episode, counts), it)
+            ended = self.gradient_from_adapted(
+                loss, query_loss, meta, phi, all_keyed(episode, counts), it
+            )
             assert ended is not None
             gradient, after = ended
         unseen = (

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from maml_dist.core.compile.tracing import Function, Replay, plain, ready, trace
+from maml_dist.core.compile.tracing import Function, TracedFunction, plain, ready, trace
 
 # (*fixed, like=, room=) -> the function of the tensor, and the bytes that it holds
-Prepare = Callable[..., tuple[Callable[[Tensor], Any], int]]
+PartialEvaluator = Callable[..., tuple[Callable[[Tensor], Any], int]]
 
 
-class Prepared:
+class PartialEval:
     """Prepares `function`, traced once for each shape of its arguments."""
 
     def __init__(
@@ -27,7 +27,9 @@ class Prepared:
         self._compiled = compiled
         self._arranged = arranged
         self._cuts: dict[Any, _Cut] = {}
-        self._whole = Replay(function, compiled=compiled, arranged=arranged)  # nothing is held
+        self._whole = TracedFunction(
+            function, compiled=compiled, arranged=arranged
+        )  # nothing is held
 
     def __call__(
         self, *fixed: Tensor, like: Tensor, room: float
@@ -49,7 +51,7 @@ class Prepared:
         return lambda tensor: halves.second(tensor, inputs[1:], kept), halves.held
 
 
-def unprepared(function: Function) -> Prepare:
+def no_partial_eval(function: Function) -> PartialEvaluator:
     """Holds nothing: computes all of it for each tensor."""
 
     def at(*fixed: Tensor, like: Tensor, room: float) -> tuple[Callable[[Tensor], Any], int]:

@@ -39,7 +39,7 @@ class Untraceable(ValueError):
     """A function reads or decides by values that a trace does not know."""
 
 
-class Replay:
+class TracedFunction:
     """`function` of tensors -> a tree of tensors, made fast for many calls of equal shapes."""
 
     def __init__(

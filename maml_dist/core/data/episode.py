@@ -17,7 +17,7 @@ Tree = TypeVar("Tree")
 class Batch(NamedTuple):
     """Labelled examples of a task: x [n, …], y [n, …]; stacked: x [task, n, …], y [task, n, …].
 
-    In reinforcement learning x are observations [episode, time, obs], and y is an `Acted`.
+    In reinforcement learning x are observations [episode, time, obs], and y is a `PolicyTargets`.
     """
 
     x: Tensor

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 
-class Stepped(NamedTuple):
+class StepResult(NamedTuple):
     """What the environments answer to one action each."""
 
     observations: np.ndarray  # [task, episode, obs] float64, after the action
@@ -18,7 +18,7 @@ class Stepped(NamedTuple):
     ended: np.ndarray  # [task, episode] bool: this step was the episode's last
 
 
-class Fault(Exception):
+class EnvironmentFault(Exception):
     """An environment cannot go on, for this reason: of the task at this place in the batch.
 
     None where it is not known whose it is.
@@ -37,15 +37,15 @@ class Simulator(ABC):
         """The first observations [task, episode, obs] float64.
 
         Raises:
-            Fault: an environment raised.
+            EnvironmentFault: an environment raised.
         """
 
     @abstractmethod
-    def step(self, actions: np.ndarray) -> Stepped:
+    def step(self, actions: np.ndarray) -> StepResult:
         """One control step: actions [task, episode, act], meant for [-1, 1], not clipped yet.
 
         Discrete actions are [task, episode] whole numbers from 0.
 
         Raises:
-            Fault: an environment raised.
+            EnvironmentFault: an environment raised.
         """

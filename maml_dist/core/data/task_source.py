@@ -85,7 +85,7 @@ class TaskSource(ABC):
         """The outer loss of one task: a scalar; the inner one unless overridden."""
         return self.loss(output, batch)
 
-    def divergence(self, output: Tensor, batch: Batch) -> Tensor:
+    def kl(self, output: Tensor, batch: Batch) -> Tensor:
         """On-policy: the mean KL divergence of one task's policy from the one that acted."""
         raise NotImplementedError
 

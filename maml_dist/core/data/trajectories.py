@@ -19,10 +19,10 @@ class Trajectories(NamedTuple):
     outputs: Tensor  # [task, episode, time, out] float32, of the policy that acted
 
 
-class Acted(NamedTuple):
+class PolicyTargets(NamedTuple):
     """The targets of a policy's loss: a `Batch` has observations for x and this for y."""
 
     action: Tensor  # [episode, time, act]; discrete: [episode, time]
     advantage: Tensor  # [episode, time], normalised
     mask: Tensor  # [episode, time]: 1 where the episode still runs
-    before: Tensor  # [episode, time, out]: the output of the policy that acted
+    old_output: Tensor  # [episode, time, out]: the output of the policy that acted

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from maml_dist.core.adaptation.learner import Learner
-from maml_dist.core.compile.partial_eval import Prepare, Prepared, unprepared
-from maml_dist.core.compile.tracing import Function, Replay
-from maml_dist.core.validation import check_least, check_positive
+from maml_dist.core.compile.partial_eval import PartialEval, PartialEvaluator, no_partial_eval
+from maml_dist.core.compile.tracing import Function, TracedFunction
+from maml_dist.core.validation import check_minimum, check_positive
 
 GIB = 1 << 30
 
@@ -42,7 +42,7 @@ class Engine:
     precision: Literal["float32", "tf32", "float64", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
-        check_least(self, "engine", chunk=1)
+        check_minimum(self, "engine", chunk=1)
         check_positive(self, "engine", "budget")
         for name in ("chunk", "budget"):
             value = getattr(self, name)
@@ -158,11 +158,11 @@ class Engine:
         if self.running == "eager":
             return function
         compiled = compiled and self.running == "compiled"
-        return Replay(function, compiled=compiled, arranged=self.arranges)
+        return TracedFunction(function, compiled=compiled, arranged=self.arranges)
 
-    def prepared(self, function: Function) -> Prepare:
+    def partial_eval(self, function: Function) -> PartialEvaluator:
         """`function` of (tensor, *fixed), made ready at the fixed ones for many tensors."""
         if self.running == "eager":
-            return unprepared(function)
+            return no_partial_eval(function)
         compiled = self.running == "compiled"
-        return Prepared(function, compiled=compiled, arranged=self.arranges)
+        return PartialEval(function, compiled=compiled, arranged=self.arranges)

@@ -1,4 +1,4 @@
-"""Form: how stacked episodes are flat lists of tensors, which is what traces and vmap take.
+"""How stacked episodes are flat lists of tensors, which is what traces and vmap take.
 
     [leaves of each support batch shown, leaves of the query batch, key]
 
@@ -16,7 +16,7 @@ from maml_dist.core.data.episode import Batch, Episode, keyed
 _PAIR = pytree.tree_structure((0, 0))  # of x and a y that is a single tensor
 
 
-class Form(NamedTuple):
+class EpisodeSpec(NamedTuple):
     """What the tensors alone do not say."""
 
     steps: int  # inner steps: support batches
@@ -38,7 +38,7 @@ def leaves(batch: Batch) -> list[Tensor]:
     return flat
 
 
-def pack(episodes: Episode) -> tuple[Form, list[Tensor]]:
+def flatten_episode(episodes: Episode) -> tuple[EpisodeSpec, list[Tensor]]:
     """Stacked episodes as their form and their tensors."""
     support, query = episodes.support, episodes.query
     same = all(batch.x is support[0].x and batch.y is support[0].y for batch in support)
@@ -48,15 +48,15 @@ def pack(episodes: Episode) -> tuple[Form, list[Tensor]]:
     shown = support[:1] if same else support
     tensors = [tensor for batch in (*shown, query) for tensor in leaves(batch)]
     tree = _PAIR if isinstance(query.y, Tensor) else pytree.tree_structure((query.x, query.y))
-    return Form(len(support), same, tree), [*tensors, key]
+    return EpisodeSpec(len(support), same, tree), [*tensors, key]
 
 
-def unpack(form: Form, tensors: tuple[Tensor, ...] | list[Tensor]) -> Episode:
+def unflatten_episode(spec: EpisodeSpec, tensors: tuple[Tensor, ...] | list[Tensor]) -> Episode:
     """The episode of these tensors."""
     *data, key = tensors
-    each = form.batch.num_leaves
+    each = spec.batch.num_leaves
     *support, query = (
-        Batch(*pytree.tree_unflatten(data[start : start + each], form.batch))
+        Batch(*pytree.tree_unflatten(data[start : start + each], spec.batch))
         for start in range(0, len(data), each)
     )
-    return Episode(tuple(support) * (form.steps if form.same else 1), query, key)
+    return Episode(tuple(support) * (spec.steps if spec.same else 1), query, key)

@@ -19,7 +19,7 @@ from maml_dist.core.params import Params
 def curvature(
     adapt: Callable[[Params], Params],
     output: Callable[[Params], Tensor],
-    divergence: Callable[[Tensor, Tensor], Tensor],
+    kl: Callable[[Tensor, Tensor], Tensor],
     meta: Params,
     vector: Params,
 ) -> Params:
@@ -28,17 +28,17 @@ def curvature(
     Args:
         adapt: theta -> phi, differentiable.
         output: phi -> the policy's outputs on the query batch.
-        divergence: of the outputs (old, new), the mean KL(old || new), a scalar.
+        kl: of the outputs (old, new), the mean KL(old || new), a scalar.
         meta: theta.
         vector: what is multiplied.
     """
-    return linearised(adapt, output, divergence, meta)(vector)
+    return linearised(adapt, output, kl, meta)(vector)
 
 
 def linearised(
     adapt: Callable[[Params], Params],
     output: Callable[[Params], Tensor],
-    divergence: Callable[[Tensor, Tensor], Tensor],
+    kl: Callable[[Tensor, Tensor], Tensor],
     meta: Params,
 ) -> Callable[[Params], Params]:
     """vector -> `curvature` of it; what does not depend on the vector is computed once for all.
@@ -55,7 +55,7 @@ def linearised(
     push = vjp(transposed, torch.zeros_like(at))[1]
 
     def divergence_of(new: Tensor) -> Tensor:
-        return divergence(at, new)
+        return kl(at, new)
 
     fisher = vjp(grad(divergence_of), at)[1]  # F is symmetric
 

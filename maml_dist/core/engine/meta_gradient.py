@@ -13,8 +13,8 @@ from maml_dist.core.adaptation.learner import Learner
 from maml_dist.core.compile.tracing import peak_bytes, trace
 from maml_dist.core.data.episode import Episode
 from maml_dist.core.engine.engine import Engine
-from maml_dist.core.engine.episode_spec import Form, pack
-from maml_dist.core.engine.gradient_sum import Summed, added
+from maml_dist.core.engine.episode_spec import EpisodeSpec, flatten_episode
+from maml_dist.core.engine.gradient_sum import GradientSum, add_sums
 from maml_dist.core.engine.step_checkpoints import most_held
 from maml_dist.core.engine.task_functions import TaskFunctions
 from maml_dist.core.model.objective import Mode, Objective
@@ -29,19 +29,19 @@ class MetaGradient:
     ) -> None:
         self._engine = engine
         self._tasks = TaskFunctions(engine, learner, objective, into)
-        self._functions: dict[Form, Callable[..., Summed]] = {}
+        self._functions: dict[EpisodeSpec, Callable[..., GradientSum]] = {}
 
-    def __call__(self, meta: Tensor, episodes: Episode, it: Tensor) -> Summed:
+    def __call__(self, meta: Tensor, episodes: Episode, it: Tensor) -> GradientSum:
         """The sum over the stacked tasks of `episodes`, at meta [size]."""
-        form, tensors = pack(episodes)
-        if form not in self._functions:
-            self._functions[form] = (
-                self._tasks.by_steps(form)
+        spec, tensors = flatten_episode(episodes)
+        if spec not in self._functions:
+            self._functions[spec] = (
+                self._tasks.by_steps(spec)
                 if self._engine.memory == "steps"
-                else self._engine.run(self._tasks.in_one_graph(form))
+                else self._engine.run(self._tasks.in_one_graph(spec))
             )
         parts = self._engine.parts(tensors)
-        return added([self._functions[form](meta, it, *part) for part in parts])
+        return add_sums([self._functions[spec](meta, it, *part) for part in parts])
 
 
 class PathScores:
@@ -57,16 +57,16 @@ class PathScores:
     ) -> None:
         self._engine = engine
         self._tasks = TaskFunctions(engine, learner, objective, into)
-        self._functions: dict[Form, Callable[..., dict[str, Tensor]]] = {}
+        self._functions: dict[EpisodeSpec, Callable[..., dict[str, Tensor]]] = {}
 
     def __call__(
         self, meta: Tensor, episodes: Episode, it: Tensor, *, mode: Mode = "transductive"
     ) -> dict[str, Tensor]:
         """Each score of each task after each step [task, step]."""
-        form, tensors = pack(episodes)
-        if form not in self._functions:
-            self._functions[form] = self._tasks.scores(form)
-        scores = self._functions[form]
+        spec, tensors = flatten_episode(episodes)
+        if spec not in self._functions:
+            self._functions[spec] = self._tasks.scores(spec)
+        scores = self._functions[spec]
         with torch.no_grad():
             parts = [scores(meta, it, *part, mode=mode) for part in self._engine.parts(tensors)]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
@@ -87,12 +87,12 @@ def task_bytes(
     carries = 0
     if engine.memory == "steps":
         steps = len(episodes.support)  # the statistics of every step are taken at its carry
-        carries = (steps + 1 if learner.keeps_steps else most_held(steps)) * meta.nbytes
+        carries = (steps + 1 if learner.per_step_statistics else most_held(steps)) * meta.nbytes
         episodes = episodes._replace(support=episodes.support[:1])
         learner = replace(learner, steps=min(1, learner.steps))
-    form, tensors = pack(episodes)
+    spec, tensors = flatten_episode(episodes)
     tasks = TaskFunctions(engine.singly, learner, objective, into)
-    function = tasks.in_one_graph(form)
+    function = tasks.in_one_graph(spec)
     single = [tensor[0] for tensor in tensors]
     graph, _ = trace(function, [meta, torch.zeros((), device=meta.device), *single])
     return peak_bytes(graph.graph) + carries

@@ -1,9 +1,9 @@
-"""Adapted: what is asked of the adapted parameters of a batch of tasks, beside the meta-gradient.
+"""What is asked of the adapted policies of a batch of tasks, beside the meta-gradient.
 
     policies     phi_K of each task, to act with
     objective    the outer loss and the divergence, at other meta-parameters than acted
     curvature    (d phi_K / d meta)^T F (d phi_K / d meta) v, F the Hessian of the divergence
-    departure    the gradient of the divergence of phi_0 from the policy that acted first
+    kl_penalty_gradient    the gradient of the divergence of phi_0 from the policy that acted first
 
 Legend: task = stacked tasks, size = elements of the flat meta-parameters.
 """
@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.func import grad
 
 from maml_dist.core.adaptation.learner import Learner
-from maml_dist.core.compile.partial_eval import Prepare
+from maml_dist.core.compile.partial_eval import PartialEvaluator
 from maml_dist.core.data.episode import Batch, Episode, all_keyed, keyed
 from maml_dist.core.engine.engine import GIB, Engine
-from maml_dist.core.engine.episode_spec import Form, pack, unpack
+from maml_dist.core.engine.episode_spec import EpisodeSpec, flatten_episode, unflatten_episode
 from maml_dist.core.engine.kl_hvp import curvature
 from maml_dist.core.model.objective import Objective
 from maml_dist.core.params import Layout, Params, flatten, unflatten
@@ -26,7 +26,7 @@ from maml_dist.core.params import Layout, Params, flatten, unflatten
 HELD = 2 * GIB  # that the products with the curvature may hold; the half-cheetah's take a tenth
 
 
-class Adapted:
+class PolicyTerms:
     """The functions of one task, made functions of stacked tasks."""
 
     def __init__(
@@ -36,8 +36,8 @@ class Adapted:
         self._learner = learner
         self._objective = objective
         self._into = into
-        self._functions: dict[tuple[str, Form], Callable[..., Params]] = {}
-        self._products: dict[Form, Prepare] = {}
+        self._functions: dict[tuple[str, EpisodeSpec], Callable[..., Params]] = {}
+        self._products: dict[EpisodeSpec, PartialEvaluator] = {}
 
     def policies(self, meta: Tensor, support: tuple[Batch, ...], key: Tensor, it: Tensor) -> Params:
         """The model's parameters [task, …] after a step on each support batch."""
@@ -47,8 +47,8 @@ class Adapted:
             start = self._learner.weights(params, self._learner.start(params)[0], zero)
             return {name: value.expand(len(key), *value.shape) for name, value in start.items()}
 
-        def one(form: Form, meta: Params, it: Tensor, *tensors: Tensor) -> Params:
-            seen = unpack(form, tensors)
+        def one(spec: EpisodeSpec, meta: Params, it: Tensor, *tensors: Tensor) -> Params:
+            seen = unflatten_episode(spec, tensors)
             return self._learner.adapt(self._objective.loss, meta, seen.support, it, seen.key)
 
         return self._over(one, Episode(support, support[-1], key), meta, it)
@@ -56,11 +56,11 @@ class Adapted:
     def objective(self, meta: Tensor, episodes: Episode, it: Tensor) -> Params:
         """`loss/after` and `divergence` of each task [task], at meta [size]."""
 
-        def one(form: Form, meta: Params, it: Tensor, *tensors: Tensor) -> Params:
-            phi, query = self._adapt(form, meta, it, tensors)
+        def one(spec: EpisodeSpec, meta: Params, it: Tensor, *tensors: Tensor) -> Params:
+            phi, query = self._adapt(spec, meta, it, tensors)
             objective = self._objective
-            loss, divergence = objective.query_loss(phi, query), objective.divergence(phi, query)
-            return {"loss/after": loss, "divergence": divergence}
+            loss, kl = objective.query_loss(phi, query), objective.kl(phi, query)
+            return {"loss/after": loss, "kl": kl}
 
         return self._over(one, episodes, meta, it)
 
@@ -69,76 +69,76 @@ class Adapted:
 
         What depends on no vector is computed here, and held up to `HELD` bytes.
         """
-        form, tensors = pack(episodes)
+        spec, tensors = flatten_episode(episodes)
 
         def one(vector: Tensor, meta: Tensor, it: Tensor, *tensors: Tensor) -> Tensor:
             start = unflatten(meta, self._into)
-            query = self._adapt(form, start, it, tensors)[1]
+            query = self._adapt(spec, start, it, tensors)[1]
             image = curvature(
-                lambda meta: self._adapt(form, meta, it, tensors)[0],
+                lambda meta: self._adapt(spec, meta, it, tensors)[0],
                 lambda phi: self._objective.output(phi, query.x, key=query.key),
-                lambda old, new: self._objective.between(old, new, query),
+                lambda old, new: self._objective.kl_between(old, new, query),
                 start,
                 unflatten(vector, self._into),
             )
             return flatten({name: image[name] for name in self._into.names})
 
-        if form not in self._products:
-            self._products[form] = self._engine.prepared(self._engine.over(one, shared=3))
-        prepared, room = [], HELD
+        if spec not in self._products:
+            self._products[spec] = self._engine.partial_eval(self._engine.over(one, shared=3))
+        partials, room = [], HELD
         for part in self._engine.parts(tensors):
-            product, held = self._products[form](meta, it, *part, like=meta, room=room)
-            prepared.append(product)
+            product, held = self._products[spec](meta, it, *part, like=meta, room=room)
+            partials.append(product)
             room -= held
 
         def summed(vector: Tensor) -> Tensor:
-            parts = [product(vector) for product in prepared]
+            parts = [product(vector) for product in partials]
             if self._engine.batching == "vmap":
                 return torch.cat(parts).sum(0)
             return torch.stack(parts).sum(0)
 
         return summed
 
-    def departure(self, meta: Tensor, episodes: Episode, it: Tensor) -> Tensor:
+    def kl_penalty_gradient(self, meta: Tensor, episodes: Episode, it: Tensor) -> Tensor:
         """The gradient [size] of the divergence on what phi_0 lived through, summed over tasks."""
 
-        def one(form: Form, meta: Params, it: Tensor, *tensors: Tensor) -> Params:
-            episode = unpack(form, tensors)
+        def one(spec: EpisodeSpec, meta: Params, it: Tensor, *tensors: Tensor) -> Params:
+            episode = unflatten_episode(spec, tensors)
             zero = torch.zeros((), dtype=torch.int64, device=it.device)
             first = episode.support[0] if episode.support else episode.query
             seen = keyed(first, episode.key, zero)
 
-            def divergence(meta: Params) -> Tensor:
+            def kl(meta: Params) -> Tensor:
                 start = self._learner.weights(meta, self._learner.start(meta)[0], zero)
-                return self._objective.divergence(start, seen)
+                return self._objective.kl(start, seen)
 
-            gradient = grad(divergence)(meta)
+            gradient = grad(kl)(meta)
             return {"gradient": flatten({name: gradient[name] for name in self._into.names})}
 
         return self._over(one, episodes, meta, it)["gradient"].sum(0)
 
     def _adapt(
-        self, form: Form, meta: Params, it: Tensor, tensors: tuple[Tensor, ...]
+        self, spec: EpisodeSpec, meta: Params, it: Tensor, tensors: tuple[Tensor, ...]
     ) -> tuple[Params, Batch]:
-        episode = unpack(form, tensors)
+        episode = unflatten_episode(spec, tensors)
         phi = self._learner.adapt(self._objective.loss, meta, episode.support, it, episode.key)
-        counts = torch.arange(form.steps + 1, device=it.device).unbind()
+        counts = torch.arange(spec.steps + 1, device=it.device).unbind()
         return phi, all_keyed(episode, counts).query
 
     def _over(
         self, one: Callable[..., Params], episodes: Episode, meta: Tensor, it: Tensor
     ) -> Params:
         """`one` over all tasks, at meta [size]."""
-        form, tensors = pack(episodes)
+        spec, tensors = flatten_episode(episodes)
         name = one.__qualname__
 
         def flat(meta: Tensor, it: Tensor, *tensors: Tensor) -> Params:
-            return one(form, unflatten(meta, self._into), it, *tensors)
+            return one(spec, unflatten(meta, self._into), it, *tensors)
 
-        if (name, form) not in self._functions:
+        if (name, spec) not in self._functions:
             function = self._engine.over(flat, shared=2)
-            self._functions[name, form] = self._engine.run(function)
-        run = self._functions[name, form]
+            self._functions[name, spec] = self._engine.run(function)
+        run = self._functions[name, spec]
         parts = [run(meta, it, *part) for part in self._engine.parts(tensors)]
         join = torch.cat if self._engine.batching == "vmap" else torch.stack
         return {name: join([part[name] for part in parts]) for name in parts[0]}

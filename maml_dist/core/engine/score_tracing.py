@@ -1,4 +1,4 @@
-"""Scored: the scores of tasks, from what a model answers.
+"""The scores of tasks, from what a model answers.
 
 A score need not be differentiated, so it may be anything: numpy, scikit-learn, `.item()`, `if`.
 What the engine cannot follow is computed as it is written, one task after the other.
@@ -18,7 +18,7 @@ Scores = dict[str, Tensor]
 _ENDS = (RuntimeError, AttributeError, TypeError, KeyError, IndexError, ValueError)
 
 
-class Scored:
+class ScoreFunction:
     """Scores a part: stacked tasks, or a single one."""
 
     def __init__(self, engine: Engine, score: Callable[..., Mapping[str, Any]]) -> None:

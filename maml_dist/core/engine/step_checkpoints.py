@@ -1,4 +1,4 @@
-"""Carries: what each inner step hands to the next, for a gradient that goes back through them.
+"""What each inner step hands to the next, for a gradient that goes back through them.
 
 Of many, one in every sqrt(K) is held, and those between are made again from it, once: memory grows
 with the square root of the inner steps, at the price of one more pass (Griewank and Walther,
@@ -19,7 +19,7 @@ def most_held(steps: int) -> int:
     return -(-steps // every) + every
 
 
-class Carries:
+class StepCheckpoints:
     """The carries after 0 … steps inner steps."""
 
     def __init__(

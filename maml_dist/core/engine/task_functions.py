@@ -4,8 +4,9 @@ Step by step (the adjoint recurrence), with phi_{k+1} = Phi_k(phi_k):
 
     lambda_K = grad L_query(phi_K),     lambda_k = (d Phi_k / d phi_k)^T lambda_{k+1}
 
-only carries (phi and the inner rule's state) are stored, of many steps a few (`carries`), one step
-at a time is computed again, and one trace serves all steps. It is the same gradient to rounding.
+only carries (phi and the inner optimizer's state) are stored, of many steps a few
+(`step_checkpoints`), one step at a time is computed again, and one trace serves all steps. It is
+the same gradient to rounding.
 
 Legend: task = stacked tasks, size = elements of the flat meta-parameters, carry = of phi and state;
 a part is what the engine differentiates at once: stacked tasks, or a single one.
@@ -24,10 +25,10 @@ from maml_dist.core.adaptation.inner_optimizers import at_step
 from maml_dist.core.adaptation.learner import Learner
 from maml_dist.core.data.episode import all_keyed
 from maml_dist.core.engine.engine import Engine
-from maml_dist.core.engine.episode_spec import Form, leaves, unpack
-from maml_dist.core.engine.gradient_sum import Summed, summed
-from maml_dist.core.engine.score_tracing import Scored
-from maml_dist.core.engine.step_checkpoints import Carries
+from maml_dist.core.engine.episode_spec import EpisodeSpec, leaves, unflatten_episode
+from maml_dist.core.engine.gradient_sum import GradientSum, sum_gradients
+from maml_dist.core.engine.score_tracing import ScoreFunction
+from maml_dist.core.engine.step_checkpoints import StepCheckpoints
 from maml_dist.core.model.objective import Mode, Objective
 from maml_dist.core.params import Layout, Params, flatten, unflatten
 
@@ -45,13 +46,13 @@ class TaskFunctions:
         self._spec: Any = None  # of the carry: how its tree is built
         self._carry: Layout
 
-    def in_one_graph(self, form: Form) -> Callable[..., Summed]:
+    def in_one_graph(self, spec: EpisodeSpec) -> Callable[..., GradientSum]:
         """(meta, it, *tensors of a part) -> its sum, all in one function."""
         learner, objective = self._learner, self._objective
-        steps = form.steps
+        steps = spec.steps
 
         def one(vector: Tensor, it: Tensor, *tensors: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-            episode = unpack(form, tensors)
+            episode = unflatten_episode(spec, tensors)
             meta, kept = self._split(vector)
             gradient, metrics = learner.gradient(
                 objective.loss, objective.query_loss, meta, episode, it
@@ -65,7 +66,7 @@ class TaskFunctions:
                 objective.statistics(
                     learner.weights(meta, path[k], counts[k]),
                     self.kept_at(kept, counts[k]),
-                    form.keyed(asked, counts[k], query=True),
+                    spec.keyed(asked, counts[k], query=True),
                 )
                 for k in self._kept_steps(steps)
             ]
@@ -73,20 +74,20 @@ class TaskFunctions:
 
         over = self._engine.over(one, shared=2)
 
-        def part(vector: Tensor, it: Tensor, *tensors: Tensor) -> Summed:
-            return summed(*self._stacked(over(vector, it, *tensors)))
+        def part(vector: Tensor, it: Tensor, *tensors: Tensor) -> GradientSum:
+            return sum_gradients(*self._stacked(over(vector, it, *tensors)))
 
         return part
 
-    def by_steps(self, form: Form) -> Callable[..., Summed]:
+    def by_steps(self, spec: EpisodeSpec) -> Callable[..., GradientSum]:
         """(meta, it, *tensors of a part) -> its sum, step by step."""
         learner, objective, engine = self._learner, self._objective, self._engine
-        steps, step = form.steps, self.step(form)
+        steps, step = spec.steps, self.step(spec)
 
         def start(vector: Tensor, it: Tensor, k: Tensor, *batch: Tensor) -> tuple[Tensor, Tensor]:
             meta, _ = self._split(vector)
             phi, state = learner.start(meta)
-            seen = form.keyed(batch, k, query=not steps)
+            seen = spec.keyed(batch, k, query=not steps)
             before = objective.loss(learner.weights(meta, phi, k), seen)
             return self._flat(phi, state), before
 
@@ -103,7 +104,7 @@ class TaskFunctions:
             def loss(vector: Tensor, carry: Tensor) -> Tensor:
                 meta, _ = self._split(vector)
                 weights = learner.weights(meta, self._tree(carry)[0], k)
-                return objective.query_loss(weights, form.keyed(batch, k, query=True))
+                return objective.query_loss(weights, spec.keyed(batch, k, query=True))
 
             value, back, *_ = vjp(loss, vector, carry)
             of_meta, of_carry = back(torch.ones_like(value))
@@ -113,9 +114,9 @@ class TaskFunctions:
             vector: Tensor, it: Tensor, k: Tensor, carry: Tensor, *tensors: Tensor
         ) -> tuple[Tensor, Tensor]:
             meta, _ = self._split(vector)
-            episode = unpack(form, tensors)
+            episode = unflatten_episode(spec, tensors)
             phi, counts = self._tree(carry)[0], torch.arange(steps + 1, device=it.device).unbind()
-            ended = learner.at_end(
+            ended = learner.gradient_from_adapted(
                 objective.loss, objective.query_loss, meta, phi, all_keyed(episode, counts), it
             )
             assert ended is not None
@@ -133,7 +134,7 @@ class TaskFunctions:
         ) -> Params:
             meta, kept = self._split(vector)
             weights = learner.weights(meta, self._tree(carry)[0], k)
-            query = form.keyed(batch, k, query=True)
+            query = spec.keyed(batch, k, query=True)
             return objective.statistics(weights, self.kept_at(kept, k), query)
 
         of_k = (start, step, pull, query, end, statistics)
@@ -142,25 +143,25 @@ class TaskFunctions:
             for function, shared in (*((function, 3) for function in of_k), (first, 2))
         }
 
-        def part(vector: Tensor, it: Tensor, *tensors: Tensor) -> Summed:
+        def part(vector: Tensor, it: Tensor, *tensors: Tensor) -> GradientSum:
             self._learn_carry(vector)
-            episode = unpack(form, tensors)
+            episode = unflatten_episode(spec, tensors)
             batches = [(*leaves(batch), tensors[-1]) for batch in episode.support]
             asked = (*leaves(episode.query), tensors[-1])
             counts = torch.arange(steps + 1, device=it.device).unbind()
             carry, before = over["start"](vector, it, counts[0], *(batches or [asked])[0])
-            carries = Carries(
+            carries = StepCheckpoints(
                 lambda k, carry: over["step"](vector, it, counts[k], carry, *batches[k]),
                 carry,
                 steps,
-                back=learner.differentiates,
+                back=learner.backprops_through_steps,
                 kept=self._kept_steps(steps) if self._objective.kept else (),
             )
             del carry
-            if not learner.differentiates:
+            if not learner.backprops_through_steps:
                 gradient, after = over["end"](vector, it, counts[-1], carries[steps], *tensors)
             else:
-                shares = _shares(learner.judged(it), steps)
+                shares = _shares(learner.step_loss_weights(it), steps)
                 ended = carries[steps]
                 gradient, along, after = over["query"](vector, it, counts[-1], ended, *asked)
                 gradient, along = shares[-1] * gradient, shares[-1] * along
@@ -184,14 +185,16 @@ class TaskFunctions:
                 )
                 new = torch.cat([row.reshape(*row.shape[:axis], -1) for row in rows.values()], -1)
                 gradient = torch.cat([gradient[..., : -new.shape[-1]], new], -1)
-            return summed(*self._stacked((gradient, {"loss/before": before, "loss/after": after})))
+            return sum_gradients(
+                *self._stacked((gradient, {"loss/before": before, "loss/after": after}))
+            )
 
         return part
 
-    def scores(self, form: Form) -> Callable[..., dict[str, Tensor]]:
+    def scores(self, spec: EpisodeSpec) -> Callable[..., dict[str, Tensor]]:
         """(meta, it, *tensors of a part, mode=) -> each score [task, step]."""
         learner, objective, engine = self._learner, self._objective, self._engine
-        steps = form.steps
+        steps = spec.steps
 
         def start(vector: Tensor, it: Tensor, like: Tensor) -> Tensor:
             return self._flat(*learner.start(self._split(vector)[0]))
@@ -202,25 +205,25 @@ class TaskFunctions:
             meta, kept = self._split(vector)
             weights = learner.weights(meta, self._tree(carry)[0], k)
             kept = self.kept_at(kept, k)
-            return objective.answer(weights, unpack(form, tensors), mode=mode, kept=kept)
+            return objective.answer(weights, unflatten_episode(spec, tensors), mode=mode, kept=kept)
 
         def score(output: Tensor, *tensors: Tensor) -> dict[str, Tensor]:
-            return objective.score(output, unpack(form, tensors).query)
+            return objective.score(output, unflatten_episode(spec, tensors).query)
 
         # Not compiled: an evaluation is rare, and bound by arithmetic.
         start_, step_ = (
             engine.run(engine.over(function, shared=shared), compiled=False)
-            for function, shared in ((start, 2), (self.step(form), 3))
+            for function, shared in ((start, 2), (self.step(spec), 3))
         )
         answers: dict[Mode, Callable[..., Tensor]] = {
             mode: engine.run(engine.over(partial(answer, mode), shared=3), compiled=False)
             for mode in get_args(Mode)
         }
-        score_ = Scored(engine, score)
+        score_ = ScoreFunction(engine, score)
 
         def part(vector: Tensor, it: Tensor, *tensors: Tensor, mode: Mode) -> dict[str, Tensor]:
             self._learn_carry(vector)
-            episode = unpack(form, tensors)
+            episode = unflatten_episode(spec, tensors)
             carry = start_(vector, it, episode.key)
             results = []
             for k, count in enumerate(torch.arange(steps + 1, device=it.device).unbind()):
@@ -235,14 +238,14 @@ class TaskFunctions:
 
         return part
 
-    def step(self, form: Form) -> Callable[..., Tensor]:
+    def step(self, spec: EpisodeSpec) -> Callable[..., Tensor]:
         """(meta, it, k, carry, *a support batch) -> the carry after one more step of a task."""
 
         def step(vector: Tensor, it: Tensor, k: Tensor, carry: Tensor, *batch: Tensor) -> Tensor:
             meta, _ = self._split(vector)
             phi, state = self._tree(carry)
             loss = self._objective.loss
-            phi, state = self._learner.step(loss, meta, phi, state, form.keyed(batch, k), k, it)
+            phi, state = self._learner.step(loss, meta, phi, state, spec.keyed(batch, k), k, it)
             return self._flat(phi, state)
 
         return step
@@ -255,15 +258,15 @@ class TaskFunctions:
 
     def kept_at(self, kept: Params, k: Tensor) -> Params:
         """What is kept, after `k` steps."""
-        if not self._learner.keeps_steps:
+        if not self._learner.per_step_statistics:
             return kept
         return {name: at_step(rows, k) for name, rows in kept.items()}
 
     def _kept_steps(self, steps: int) -> range:
-        return range(0 if self._learner.keeps_steps else steps, steps + 1)
+        return range(0 if self._learner.per_step_statistics else steps, steps + 1)
 
     def _rows(self, rows: list[Params], *, axis: int) -> Params:
-        if not self._learner.keeps_steps:
+        if not self._learner.per_step_statistics:
             return rows[-1]
         return {name: torch.stack([row[name] for row in rows], axis) for name in rows[0]}
 
@@ -301,5 +304,5 @@ class TaskFunctions:
         return pytree.tree_map(lambda value: value.unsqueeze(0), tree)
 
 
-def _shares(judged: Tensor | None, steps: int) -> list[float]:
-    return [0.0] * steps + [1.0] if judged is None else judged.tolist()
+def _shares(weights: Tensor | None, steps: int) -> list[float]:
+    return [0.0] * steps + [1.0] if weights is None else weights.tolist()

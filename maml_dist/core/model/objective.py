@@ -83,13 +83,13 @@ class Objective:
         """The outer loss, a scalar."""
         return self._source.query_loss(self.output(params, batch.x, key=batch.key), batch)
 
-    def divergence(self, params: Params, batch: Batch) -> Tensor:
+    def kl(self, params: Params, batch: Batch) -> Tensor:
         """On-policy: the mean KL divergence from the policy that acted, a scalar."""
-        return self._source.divergence(self.output(params, batch.x, key=batch.key), batch)
+        return self._source.kl(self.output(params, batch.x, key=batch.key), batch)
 
-    def between(self, old: Tensor, new: Tensor, batch: Batch) -> Tensor:
+    def kl_between(self, old: Tensor, new: Tensor, batch: Batch) -> Tensor:
         """On-policy: the mean KL divergence of outputs from others on the same batch, a scalar."""
-        return self._source.divergence(new, batch._replace(y=batch.y._replace(before=old)))
+        return self._source.kl(new, batch._replace(y=batch.y._replace(old_output=old)))
 
     def answer(
         self,

@@ -18,12 +18,12 @@ from torch import Tensor
 from torch.nn.functional import hardshrink
 
 from maml_dist.core.outer.schedules import Constant, Schedule
-from maml_dist.core.validation import check_least, check_positive, check_share
+from maml_dist.core.validation import check_minimum, check_positive, check_share
 
 State = dict[str, Tensor]
 
 
-class Ask(NamedTuple):
+class Request(NamedTuple):
     """What an update wants to know of the tasks: a method of the shards, and what it is given."""
 
     what: Literal["gradient", "curvature", "objective"]
@@ -31,18 +31,20 @@ class Ask(NamedTuple):
     options: dict[str, Any] = {}
 
 
-class Told(NamedTuple):
+class Response(NamedTuple):
     """The answer: means over the tasks."""
 
     vector: Tensor | None  # [size]; none where all tasks were skipped
     scalars: dict[str, float]
 
 
-Talk = Generator[Ask, Told, tuple[Tensor, State, dict[str, float]]]  # -> meta, state, what to log
+UpdateRounds = Generator[
+    Request, Response, tuple[Tensor, State, dict[str, float]]
+]  # -> meta, state, what to log
 
 
 @dataclass(frozen=True)
-class Outer(ABC):
+class OuterOptimizer(ABC):
     """An outer optimiser: a pure rule on the flat meta-parameters [size]."""
 
     on_policy: ClassVar[bool] = False  # whether it asks what only rollouts can answer
@@ -56,7 +58,7 @@ class Outer(ABC):
 
     def __post_init__(self) -> None:
         check_positive(self, "outer", "beta", "clip", "clip_norm")
-        check_least(self, "outer", epochs=1)
+        check_minimum(self, "outer", epochs=1)
         check_share(self, "outer", "average")
 
     @abstractmethod
@@ -78,13 +80,13 @@ class Outer(ABC):
         return {"count": torch.tensor(0.0, dtype=torch.float64), **self.moments(meta)}
 
     @property
-    def asks(self) -> bool:
-        """Whether one gradient is not enough: a meta-iteration is then a talk, by `propose`."""
+    def multi_round(self) -> bool:
+        """Whether one gradient is not enough: then `update_in_rounds` makes the update."""
         return self.epochs > 1
 
-    def propose(
+    def update_in_rounds(
         self, meta: Tensor, gradient: Tensor, scalars: dict[str, float], state: State
-    ) -> Talk:
+    ) -> UpdateRounds:
         """A meta-iteration that asks back: yields questions, is sent the answers.
 
         Args:
@@ -95,13 +97,13 @@ class Outer(ABC):
         """
         meta, state = self.update(meta, gradient, state)
         for _ in range(1, self.epochs):
-            told = yield Ask("gradient", meta)
+            told = yield Request("gradient", meta)
             if told.vector is not None:
                 meta, state = self.update(meta, told.vector, state)
         if "return/after" not in scalars:
             return meta, state, {}
-        told = yield Ask("objective", meta)  # policies: how far all epochs together have gone
-        return meta, state, {"kl": told.scalars["divergence"]}
+        told = yield Request("objective", meta)  # policies: how far all epochs together have gone
+        return meta, state, {"kl": told.scalars["kl"]}
 
     def update(self, meta: Tensor, gradient: Tensor, state: State) -> tuple[Tensor, State]:
         """One update; returns new tensors and changes none."""
@@ -147,7 +149,7 @@ def _normal(moment: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class SGD(Outer):
+class SGD(OuterOptimizer):
     """Gradient descent, with (Nesterov's) momentum: v <- momentum * v + gradient."""
 
     momentum: float = 0.0  # decay of the velocity; 0: plain descent
@@ -175,7 +177,7 @@ class SGD(Outer):
 
 
 @dataclass(frozen=True)
-class Adam(Outer):
+class Adam(OuterOptimizer):
     """Adam (arXiv 1412.6980, algorithm 1); with a weight decay AdamW (arXiv 1711.05101)."""
 
     decays: tuple[float, float] = (0.9, 0.999)  # of the first and second moment
@@ -187,7 +189,7 @@ class Adam(Outer):
         if not all(0 <= decay < 1 for decay in self.decays):
             raise ValueError(f"outer.decays={self.decays}: both must be in [0, 1)")
         check_positive(self, "outer", "eps")
-        check_least(self, "outer", weight_decay=0)
+        check_minimum(self, "outer", weight_decay=0)
 
     def moments(self, meta: Tensor) -> State:
         """Both moments, at zero."""

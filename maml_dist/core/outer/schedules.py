@@ -5,7 +5,7 @@
     Constant:  rise      Linear:  rise * (1 - (1 - end) * gone)
     Cosine:    rise * (end + (1 - end) * (1 + cos(pi * gone)) / 2)    arXiv 1608.03983, no restarts
 
-A meta-iteration is one update, or the outer rule's `epochs`; none where all tasks are left out.
+A meta-iteration is one update, or the optimizer's `epochs`; none where all tasks are left out.
 On Python numbers: a handful of tensor operations would cost more than the update of a small model.
 """
 
@@ -13,7 +13,7 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-from maml_dist.core.validation import check_least
+from maml_dist.core.validation import check_minimum
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,7 @@ class Schedule(ABC):
     warm_up: int = 0  # updates over which the rate rises to beta
 
     def __post_init__(self) -> None:
-        check_least(self, "outer.schedule", warm_up=0)
+        check_minimum(self, "outer.schedule", warm_up=0)
 
     @abstractmethod
     def factor(self, count: float) -> float:
@@ -51,7 +51,7 @@ class Linear(Schedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_least(self, "outer.schedule", end=0, until=1)
+        check_minimum(self, "outer.schedule", end=0, until=1)
         _check_fall(self.warm_up, self.until)
 
     def factor(self, count: float) -> float:
@@ -69,7 +69,7 @@ class Cosine(Schedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_least(self, "outer.schedule", end=0, until=1)
+        check_minimum(self, "outer.schedule", end=0, until=1)
         _check_fall(self.warm_up, self.until)
 
     def factor(self, count: float) -> float:

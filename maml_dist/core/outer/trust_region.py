@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from maml_dist.core.outer.optimizers import Ask, Outer, State, Talk
-from maml_dist.core.validation import check_least, check_positive
+from maml_dist.core.outer.optimizers import OuterOptimizer, Request, State, UpdateRounds
+from maml_dist.core.validation import check_minimum, check_positive
 
 
 @dataclass(frozen=True)
-class TrustRegion(Outer):
+class TrustRegion(OuterOptimizer):
     """The longest step along the natural gradient that stays near the policies that acted."""
 
     on_policy = True
@@ -35,13 +35,13 @@ class TrustRegion(Outer):
         if self.epochs != 1:
             raise ValueError(f"outer.epochs={self.epochs}: a trust region makes one update")
         check_positive(self, "outer", "bound", "share", "support_share", "shrink")
-        check_least(self, "outer", iterations=1, tries=1, damping=0)
+        check_minimum(self, "outer", iterations=1, tries=1, damping=0)
         for name, top in (("share", 1.0), ("support_share", 1.0), ("shrink", 0.999)):
             if getattr(self, name) > top:
                 raise ValueError(f"outer.{name}={getattr(self, name)}: must be {top:g} at the most")
 
     @property
-    def asks(self) -> bool:
+    def multi_round(self) -> bool:
         """Always: curvature and line search."""
         return True
 
@@ -55,9 +55,9 @@ class TrustRegion(Outer):
         """Along a direction that is given."""
         return meta.add(gradient, alpha=-rate), {}
 
-    def propose(
+    def update_in_rounds(
         self, meta: Tensor, gradient: Tensor, scalars: dict[str, float], state: State
-    ) -> Talk:
+    ) -> UpdateRounds:
         """Conjugate gradient by the tasks' products, then a line search by their objectives."""
         gradient = self.clipped(gradient).double()  # what is summed up magnifies rounding
         direction, residual, along = torch.zeros_like(gradient), gradient, gradient
@@ -68,7 +68,7 @@ class TrustRegion(Outer):
         for _ in range(self.iterations):
             if not squared > enough:
                 break
-            told = yield Ask("curvature", along.to(meta.dtype), shares)
+            told = yield Request("curvature", along.to(meta.dtype), shares)
             assert told.vector is not None
             product = told.vector.double() + self.damping * along
             bend = float(along @ product)
@@ -86,8 +86,8 @@ class TrustRegion(Outer):
         loss, direction = scalars["loss/after"], direction.to(meta.dtype)
         for number in range(1, self.tries + 1):
             candidate, _ = self.step(meta, direction, state, rate=rate, count=number)
-            told = yield Ask("objective", candidate)
-            reached, apart = told.scalars["loss/after"], told.scalars["divergence"]
+            told = yield Request("objective", candidate)
+            reached, apart = told.scalars["loss/after"], told.scalars["kl"]
             # What is not finite is no step, whatever its sign.
             if -math.inf < reached < loss and -math.inf < apart <= self.bound:
                 result = {"accepted": 1.0, "kl": apart, "tries": float(number)}

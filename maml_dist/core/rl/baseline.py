@@ -19,7 +19,7 @@ from torch.nn.functional import linear, relu
 
 from maml_dist.core.adaptation.inner_optimizers import Adam
 from maml_dist.core.params import Params
-from maml_dist.core.validation import check_layers, check_least, check_positive
+from maml_dist.core.validation import check_layers, check_minimum, check_positive
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Network(Baseline):
 
     def __post_init__(self) -> None:
         check_layers("baseline", hidden=self.hidden)
-        check_least(self, "baseline", steps=1, seed=0)
+        check_minimum(self, "baseline", steps=1, seed=0)
         check_positive(self, "baseline", "rate")
 
     def values(self, observations: Tensor, returns: Tensor, mask: Tensor) -> Tensor:

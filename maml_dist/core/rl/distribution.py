@@ -28,7 +28,7 @@ class Distribution(ABC):
         """log of the density, or of the probability, of an action [...]."""
 
     @abstractmethod
-    def divergence(self, old: Tensor, new: Tensor) -> Tensor:
+    def kl(self, old: Tensor, new: Tensor) -> Tensor:
         """KL(old || new) of two outputs [...], in nats."""
 
     @abstractmethod
@@ -55,7 +55,7 @@ class Gaussian(Distribution):
         off = (action - mean) * (-log_std).exp()
         return -(off * off / 2 + log_std + math.log(2 * math.pi) / 2).sum(-1)
 
-    def divergence(self, old: Tensor, new: Tensor) -> Tensor:
+    def kl(self, old: Tensor, new: Tensor) -> Tensor:
         """With r = log(std_old / std_new): the sum of (e^2r - 1 + (distance / std_new)^2) / 2 - r.
 
         e^2r - 1 in one piece: for policies as close as a trust region's, float32 keeps digits.
@@ -92,7 +92,7 @@ class Categorical(Distribution):
         """The log-probability of an action [...]."""
         return output.log_softmax(-1).gather(-1, action.unsqueeze(-1)).squeeze(-1)
 
-    def divergence(self, old: Tensor, new: Tensor) -> Tensor:
+    def kl(self, old: Tensor, new: Tensor) -> Tensor:
         """The sum of p_old (log p_old - log p_new)."""
         log_old = old.log_softmax(-1)
         return (log_old.exp() * (log_old - new.log_softmax(-1))).sum(-1)

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from maml_dist.core.data.episode import Batch
-from maml_dist.core.data.trajectories import Acted, Trajectories
+from maml_dist.core.data.trajectories import PolicyTargets, Trajectories
 from maml_dist.core.rl import surrogate
 from maml_dist.core.rl.advantage import advantages
 from maml_dist.core.rl.baseline import Baseline, Linear
 from maml_dist.core.rl.distribution import Distribution
-from maml_dist.core.validation import check_least, check_range, check_share
+from maml_dist.core.validation import check_minimum, check_range, check_share
 
 INNER: dict[str, surrogate.Surrogate] = {
     "log-likelihood": surrogate.log_likelihood,
@@ -34,7 +34,7 @@ class PolicyGradient:
     """How trajectories are credited and what is made of it."""
 
     gamma: float = 0.99  # discount a control step
-    decay: float = 1.0  # lambda of generalised advantages; 1: returns minus the baseline
+    gae_lambda: float = 1.0  # lambda of generalised advantages; 1: returns minus the baseline
     baseline: Baseline = field(default_factory=Linear)  # fitted to each task and stage
     inner_surrogate: Literal["log-likelihood", "low-variance", "dice", "ratio"] = (
         "log-likelihood"  # of the inner steps
@@ -44,23 +44,23 @@ class PolicyGradient:
     penalty: float = 0.0  # weight of the unadapted policy's divergence (ProMP: 0.0005)
 
     def __post_init__(self) -> None:
-        check_range(self, "task.policy_gradient", gamma=(0, 1), decay=(0, 1))
+        check_range(self, "task.policy_gradient", gamma=(0, 1), gae_lambda=(0, 1))
         check_share(self, "task.policy_gradient", "clip")
-        check_least(self, "task.policy_gradient", penalty=0)
+        check_minimum(self, "task.policy_gradient", penalty=0)
 
-    def credit(
+    def compute_advantages(
         self, rolled: Trajectories, distribution: Distribution
     ) -> tuple[Batch, dict[str, Tensor]]:
         """The batch of each task's policy gradient, and scores [task] to report.
 
         Returns:
-            x [task, episode, time, obs] and y an `Acted`; the mean undiscounted `return` of an
-            episode, the `steps` lived, the mean `entropy`, the `explained` share of the variance.
+            x [task, episode, time, obs] and y `PolicyTargets`; the mean undiscounted `return` of
+            an episode, the `steps` lived, the mean `entropy`, the `explained` share of variance.
         """
         advantage, explained = advantages(
-            rolled, baseline=self.baseline, gamma=self.gamma, lam=self.decay
+            rolled, baseline=self.baseline, gamma=self.gamma, lam=self.gae_lambda
         )
-        y = Acted(rolled.actions, advantage, rolled.mask, rolled.outputs)
+        y = PolicyTargets(rolled.actions, advantage, rolled.mask, rolled.outputs)
         entropy = distribution.entropy(rolled.outputs)
         lived = rolled.mask.sum((1, 2))
         scores = {
@@ -71,19 +71,21 @@ class PolicyGradient:
         }
         return Batch(rolled.observations, y), scores
 
-    def loss(self, distribution: Distribution, output: Tensor, acted: Acted) -> Tensor:
+    def loss(self, distribution: Distribution, output: Tensor, acted: PolicyTargets) -> Tensor:
         """The inner loss of one task, from outputs [episode, time, out]."""
         return INNER[self.inner_surrogate](distribution, output, acted)
 
-    def query_loss(self, distribution: Distribution, output: Tensor, acted: Acted) -> Tensor:
+    def query_loss(
+        self, distribution: Distribution, output: Tensor, acted: PolicyTargets
+    ) -> Tensor:
         """The outer loss of one task."""
         if self.outer_surrogate == "clipped":
             return surrogate.clipped(distribution, output, acted, eps=self.clip)
         return surrogate.ratio(distribution, output, acted)
 
-    def divergence(self, distribution: Distribution, output: Tensor, acted: Acted) -> Tensor:
+    def kl(self, distribution: Distribution, output: Tensor, acted: PolicyTargets) -> Tensor:
         """The mean KL divergence of one task's policy from the one that acted."""
-        apart = distribution.divergence(acted.before, output)
+        apart = distribution.kl(acted.old_output, output)
         return (apart * acted.mask).sum() / acted.mask.sum()
 
 

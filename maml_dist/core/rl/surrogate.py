@@ -20,24 +20,24 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from maml_dist.core.data.trajectories import Acted
+from maml_dist.core.data.trajectories import PolicyTargets
 from maml_dist.core.rl.distribution import Distribution
 
-Surrogate = Callable[[Distribution, Tensor, Acted], Tensor]  # a scalar to be made small
+Surrogate = Callable[[Distribution, Tensor, PolicyTargets], Tensor]  # a scalar to be made small
 
 
-def log_likelihood(distribution: Distribution, output: Tensor, acted: Acted) -> Tensor:
+def log_likelihood(distribution: Distribution, output: Tensor, acted: PolicyTargets) -> Tensor:
     """The policy gradient's plain loss."""
     return -_mean(distribution.log_prob(output, acted.action) * acted.advantage, acted.mask)
 
 
-def low_variance(distribution: Distribution, output: Tensor, acted: Acted) -> Tensor:
+def low_variance(distribution: Distribution, output: Tensor, acted: PolicyTargets) -> Tensor:
     """The low-variance curvature estimator; its value is -mean(A)."""
     log_prob = distribution.log_prob(output, acted.action)
     return -_mean(_box(log_prob) * acted.advantage, acted.mask)
 
 
-def dice(distribution: Distribution, output: Tensor, acted: Acted) -> Tensor:
+def dice(distribution: Distribution, output: Tensor, acted: PolicyTargets) -> Tensor:
     """Loaded DiCE with lambda 1; its value is 0."""
     log_prob = distribution.log_prob(output, acted.action) * acted.mask
     until = log_prob.cumsum(-1)
@@ -45,13 +45,13 @@ def dice(distribution: Distribution, output: Tensor, acted: Acted) -> Tensor:
     return -_mean(step * acted.advantage, acted.mask)
 
 
-def ratio(distribution: Distribution, output: Tensor, acted: Acted) -> Tensor:
+def ratio(distribution: Distribution, output: Tensor, acted: PolicyTargets) -> Tensor:
     """The advantages that the new policy would meet, by importance sampling."""
     return -_mean(_ratio(distribution, output, acted) * acted.advantage, acted.mask)
 
 
 def clipped(
-    distribution: Distribution, output: Tensor, acted: Acted, *, eps: float = 0.3
+    distribution: Distribution, output: Tensor, acted: PolicyTargets, *, eps: float = 0.3
 ) -> Tensor:
     """PPO's pessimistic bound on `ratio`: nothing is gained beyond 1 ± eps (ProMP's: 0.3)."""
     free = _ratio(distribution, output, acted)
@@ -59,9 +59,9 @@ def clipped(
     return -_mean(least, acted.mask)
 
 
-def _ratio(distribution: Distribution, output: Tensor, acted: Acted) -> Tensor:
+def _ratio(distribution: Distribution, output: Tensor, acted: PolicyTargets) -> Tensor:
     """pi / before of each action."""
-    before = distribution.log_prob(acted.before, acted.action)
+    before = distribution.log_prob(acted.old_output, acted.action)
     return (distribution.log_prob(output, acted.action) - before).exp()
 
 

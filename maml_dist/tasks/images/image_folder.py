@@ -22,7 +22,7 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image, ImageOps
 
-from maml_dist.core.validation import check_least, check_range
+from maml_dist.core.validation import check_minimum, check_range
 from maml_dist.tasks.few_shot import SPLITS, ClassData
 
 Item = TypeVar("Item")
@@ -119,7 +119,7 @@ class ImageFolder(ClassData):
 
     def __post_init__(self) -> None:
         check_range(self, "task.data", size=(1, 8192))
-        check_least(self, "task.data", seed=0)
+        check_minimum(self, "task.data", seed=0)
         if not all(0 <= part < math.inf for part in self.parts) or not sum(self.parts):
             raise ValueError(f"task.data.parts={self.parts}: must be three shares, 0 or more")
 

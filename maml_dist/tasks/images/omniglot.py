@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from maml_dist.core.validation import check_least
+from maml_dist.core.validation import check_minimum
 from maml_dist.tasks.few_shot import ClassData
 from maml_dist.tasks.images import class_file
 from maml_dist.tasks.images.image_folder import decode_bytes, divide
@@ -45,7 +45,7 @@ class Omniglot(ClassData):
     seed: int = 0  # of the division into splits
 
     def __post_init__(self) -> None:
-        check_least(self, "task.data", seed=0)
+        check_minimum(self, "task.data", seed=0)
 
     def classes(self, split: str) -> list[np.ndarray]:
         """The split's characters in a random order, each followed by its rotations."""

@@ -14,7 +14,7 @@ from functools import lru_cache
 import mujoco
 import numpy as np
 
-from maml_dist.core.data.simulator import Simulator, Stepped
+from maml_dist.core.data.simulator import Simulator, StepResult
 from maml_dist.core.data.task_source import TaskKey
 from maml_dist.tasks.mujoco import physics
 from maml_dist.tasks.mujoco.locomotion import Kind, Profile, check, draw, progress
@@ -33,15 +33,15 @@ class Ant(Rollouts):
     profile: Profile = "paper"  # of the simulation, or gymnasium
     threads: int = 1  # that step the physics
 
-    goals = 1
-    actions = 8
+    goal_dim = 1
+    action_dim = 8
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check(self)
 
     @property
-    def sensed(self) -> int:
+    def state_dim(self) -> int:
         """Positions, velocities, contact forces; in `paper` the torso's turn and the centre too."""
         return 125 if self.profile == "paper" else 105
 
@@ -86,7 +86,7 @@ class PaperAnts(Simulator):
         self.physics.start(*self.start, stage=physics.FORCED)
         return self._observe(_clipped(self.forces))
 
-    def step(self, actions: np.ndarray) -> Stepped:
+    def step(self, actions: np.ndarray) -> StepResult:
         """Act for one physics step."""
         action = np.clip(actions, -1, 1, dtype=np.float64)
         self.physics.step(FORCE * action, substeps=1, stage=physics.FORCED)
@@ -95,7 +95,7 @@ class PaperAnts(Simulator):
         effort, contacts = np.square(action).sum(-1), np.square(forces).sum(-1)
         rewards = gain + 0.05 - 0.005 * effort - 0.0005 * contacts
         ended = _fallen(self.physics)
-        return Stepped(self._observe(forces), rewards, ended)
+        return StepResult(self._observe(forces), rewards, ended)
 
     def _observe(self, forces: np.ndarray) -> np.ndarray:
         parts = self.physics.qpos, self.physics.qvel, forces, self.turn[..., 1, :]
@@ -125,7 +125,7 @@ class GymnasiumAnts(Simulator):
         self.physics.start(*self.start, stage=physics.FORCED)
         return self._observe(_clipped(self.forces))
 
-    def step(self, actions: np.ndarray) -> Stepped:
+    def step(self, actions: np.ndarray) -> StepResult:
         """Act for five physics steps."""
         action, before = np.clip(actions, -1, 1, dtype=np.float64), self.place[..., 1, 0].copy()
         self.physics.step(action, substeps=5)
@@ -139,7 +139,7 @@ class GymnasiumAnts(Simulator):
         gain = progress(self.source.goal, self.goals, velocity, top=1.0) + ~ended
         effort, contacts = np.square(action).sum(-1), np.square(forces).sum(-1)
         rewards = gain - (0.5 * effort + 5e-4 * contacts)
-        return Stepped(self._observe(forces), rewards, ended)
+        return StepResult(self._observe(forces), rewards, ended)
 
     def _feel(self) -> None:
         """The forces, simulation by simulation: a batch has none, a sensor those of earlier."""

@@ -14,7 +14,7 @@ from functools import lru_cache
 import mujoco
 import numpy as np
 
-from maml_dist.core.data.simulator import Simulator, Stepped
+from maml_dist.core.data.simulator import Simulator, StepResult
 from maml_dist.core.data.task_source import TaskKey
 from maml_dist.tasks.mujoco import physics
 from maml_dist.tasks.mujoco.locomotion import Kind, Profile, check, draw, progress
@@ -31,15 +31,15 @@ class HalfCheetah(Rollouts):
     profile: Profile = "paper"  # of the simulation, or gymnasium
     threads: int = 1  # that step the physics
 
-    goals = 1
-    actions = 6
+    goal_dim = 1
+    action_dim = 6
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check(self)
 
     @property
-    def sensed(self) -> int:
+    def state_dim(self) -> int:
         """Positions but x, velocities; in `paper` the centre of mass too."""
         return 20 if self.profile == "paper" else 17
 
@@ -80,7 +80,7 @@ class HalfCheetahs(Simulator):
         self.physics.start(*self.start)
         return self._observe()[0]
 
-    def step(self, actions: np.ndarray) -> Stepped:
+    def step(self, actions: np.ndarray) -> StepResult:
         """Act for one physics step (`paper`) or five."""
         ctrl = np.clip(actions, -1, 1, dtype=np.float64)
         effort, before = np.square(ctrl).sum(-1), self.physics.qpos[..., 0].copy()
@@ -94,7 +94,7 @@ class HalfCheetahs(Simulator):
             self.physics.ended = self.physics.ended | lost
         cost = (0.1 if self.centre is None else 0.05) * effort
         rewards = progress(self.source.goal, self.goals, velocity) - cost
-        return Stepped(observations, rewards, self.physics.ended)
+        return StepResult(observations, rewards, self.physics.ended)
 
     def _observe(self) -> tuple[np.ndarray, np.ndarray | None]:
         """Observations [task, episode, obs], and the velocity of the centre of mass."""

@@ -13,7 +13,7 @@ import mujoco
 import numpy as np
 from mujoco.batch import Batch, SimulationError
 
-from maml_dist.core.data.simulator import Fault
+from maml_dist.core.data.simulator import EnvironmentFault
 from maml_dist.core.process_lock import EXCLUSIVE
 
 MODELS = Path(gymnasium.__file__).parent / "envs/mujoco/assets"
@@ -83,10 +83,10 @@ class Physics:
         """Apply controls [task, episode, act] for so many substeps, then refresh up to `stage`.
 
         Raises:
-            Fault: MuJoCo gave up.
+            EnvironmentFault: MuJoCo gave up.
         """
         self.ctrl[:] = ctrl
         try:
             self.batch.step(self.running, substeps, stage)
         except SimulationError as error:
-            raise Fault(int(error.ids[0]) // self.count[1], str(error)) from error
+            raise EnvironmentFault(int(error.ids[0]) // self.count[1], str(error)) from error

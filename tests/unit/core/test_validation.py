@@ -11,7 +11,7 @@ from maml_dist.core.adaptation import inner_optimizers
 from maml_dist.core.engine import engine
 from maml_dist.core.outer import optimizers, schedules, trust_region
 from maml_dist.core.rl import baseline, policy_gradient
-from maml_dist.core.validation import check_layers, check_least, check_range, check_size
+from maml_dist.core.validation import check_layers, check_minimum, check_range, check_size
 from maml_dist.learners import evolution, imaml, maml, maml_plus_plus, meta_sgd, reptile
 from maml_dist.models.categorical_policy import CategoricalPolicy
 from maml_dist.models.conv4 import Conv4
@@ -82,10 +82,10 @@ def test_messages_say_what_is_allowed():
         ({"steps": "3"}, {"steps": 1}, "own.steps='3': must be 1 or more"),
     ):
         with pytest.raises(ValueError, match=said):
-            check_least(Owner(**given), "own", **bounds)
+            check_minimum(Owner(**given), "own", **bounds)
     with pytest.raises(ValueError, match="^rate=2.0: must be 0 … 1$"):
         check_range(Owner(rate=2.0), "", rate=(0, 1))
-    check_least(
+    check_minimum(
         Owner(steps=np.int64(3), rate=np.float32(1), seed=2**64 - 1), "own", steps=1, seed=0
     )
     with pytest.raises(
@@ -108,7 +108,7 @@ def test_messages_say_what_is_allowed():
         (lambda: Conv4(size=8, downsample="pool"), "model.size=8: must be 16 or more"),
         (lambda: GaussianPolicy(hidden=[10**10]), "model.hidden"),
         (lambda: GaussianPolicy(log_std=float("nan")), "model.log_std=nan"),
-        (lambda: CategoricalPolicy(actions=0), "model.actions=0"),
+        (lambda: CategoricalPolicy(action_dim=0), "model.action_dim=0"),
         (lambda: sinusoid.Sinusoid(query=10**11), "task.query=100000000000"),
         (lambda: sinusoid.Sinusoid(query=10**9), "a task would hold 4,000,000,040 numbers"),
         (lambda: grid.Grid(size=1000, episodes=100, horizon=100), "a task would hold"),

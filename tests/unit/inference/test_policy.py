@@ -8,8 +8,8 @@ import torch
 import maml_dist
 from maml_dist.core.data.task_source import TaskKey
 from maml_dist.core.random import fold, keys, normal
-from maml_dist.reporting.navigation import live, walks
-from maml_dist.reporting.plotting import STYLES, Drawn
+from maml_dist.reporting.navigation import collect, navigation
+from maml_dist.reporting.plotting import STYLES, PlottedRun
 from maml_dist.runs.run import Run
 
 SMALL = {"iterations": 2, "meta_batch": 3, "checkpoint_every": 1, "validation_tasks": 2}
@@ -66,7 +66,7 @@ def test_it_adapts_in_an_environment_by_the_policy_gradient(run):
     adapted = policy.adapt(Point(), steps=1, seed=3)
     source = run.experiment.task
     rolled = policy._live(Point(), np.random.default_rng([3, 0]))
-    batch, _ = source.policy_gradient.credit(rolled, source.distribution)
+    batch, _ = source.policy_gradient.compute_advantages(rolled, source.distribution)
     log_prob = source.distribution.log_prob(policy(batch.x[0]), batch.y.action[0])
     mask = batch.y.mask[0]
     loss = -(log_prob * batch.y.advantage[0] * mask).sum() / mask.sum()
@@ -79,7 +79,7 @@ def test_it_adapts_in_an_environment_by_the_policy_gradient(run):
 
 def slopes_of(policy, source, rolled):
     """The policy gradient's loss of one task's episodes, written out and differentiated."""
-    batch, _ = source.policy_gradient.credit(rolled, source.distribution)
+    batch, _ = source.policy_gradient.compute_advantages(rolled, source.distribution)
     like = next(policy.parameters())
     x, action, advantage, mask = (
         t[0].to(like) for t in (batch.x, batch.y.action, batch.y.advantage, batch.y.mask)
@@ -127,18 +127,18 @@ def test_later_steps_have_the_later_rate(run):
     policy = maml_dist.load(run.path)
     task = run.experiment.task.sample(maml_dist.core.data.task_source.TaskKey(0, "test", 0, 0))
     one, two = policy.learn(task, steps=1), policy.learn(task, steps=2)
-    lived = live(run, tasks=1, steps=2)
-    assert torch.allclose(lived.support[1].y.before[0, 0, 0], one(lived.support[1].x[0, 0, 0]))
-    assert torch.allclose(lived.query.y.before[0, 0, 0], two(lived.query.x[0, 0, 0]), atol=1e-5)
+    lived = collect(run, tasks=1, steps=2)
+    assert torch.allclose(lived.support[1].y.old_output[0, 0, 0], one(lived.support[1].x[0, 0, 0]))
+    assert torch.allclose(lived.query.y.old_output[0, 0, 0], two(lived.query.x[0, 0, 0]), atol=1e-5)
 
 
 def test_by_evolution_it_adapts_to_a_task_as_a_shard_does(evolved):
     policy = maml_dist.load(evolved.path)
     task = evolved.experiment.task.sample(maml_dist.core.data.task_source.TaskKey(0, "test", 0, 0))
-    lived = live(evolved, tasks=1, steps=2)
+    lived = collect(evolved, tasks=1, steps=2)
     for stage, batch in enumerate((*lived.support, lived.query)):
         there = policy.learn(task, steps=stage)(batch.x[0, 0, 0])
-        assert torch.allclose(batch.y.before[0, 0, 0], there, atol=1e-5)
+        assert torch.allclose(batch.y.old_output[0, 0, 0], there, atol=1e-5)
     assert len(maml_dist.meta_test(evolved)["results"][0]["steps"]) == 3
 
 
@@ -228,14 +228,14 @@ def test_no_step_is_a_copy_and_fewer_are_refused(name, request):
     )
     with pytest.raises(ValueError, match="steps=-1: must be a whole number"):
         policy.adapt(Point(), steps=-1)
-    task = Run.open(path).work.source.sample(TaskKey(0, "test", 0, 0))
+    task = Run.open(path).shard_spec.source.sample(TaskKey(0, "test", 0, 0))
     with pytest.raises(ValueError, match="steps=-1: must be a whole number"):
         policy.learn(task, steps=-1)
 
 
 def test_the_walks_are_drawn_to_the_goal(run):
     opened = Run.open(run.path)
-    picture = walks([Drawn("n", opened, maml_dist.meta_test(opened), *STYLES[0])])
+    picture = navigation([PlottedRun("n", opened, maml_dist.meta_test(opened), *STYLES[0])])
     for index, axes in enumerate(picture.figure.axes):
         key = maml_dist.core.data.task_source.TaskKey(0, "test", 0, index)
         (goal,) = [line for line in axes.lines if line.get_label() == "goal"]
@@ -246,11 +246,11 @@ def test_the_walks_are_drawn_to_the_goal(run):
 @pytest.mark.parametrize(
     ("recipe", "settings", "said"),
     [
-        ("navigation", {"model.actions": 1}, "gives 2 numbers for an action; the tasks need 4"),
-        ("navigation", {"model.observations": 5}, "cannot act on observations of 2 numbers"),
-        ("navigation", {"task.oracle": True}, "perhaps model.observations=4"),
+        ("navigation", {"model.action_dim": 1}, "gives 2 numbers for an action; the tasks need 4"),
+        ("navigation", {"model.obs_dim": 5}, "cannot act on observations of 2 numbers"),
+        ("navigation", {"task.oracle": True}, "perhaps model.obs_dim=4"),
         ("navigation", {"engine.precision": "bfloat16"}, "engine.precision=bfloat16: rollouts act"),
-        ("grid", {"model.actions": 4}, "gives 4 numbers for an action; the tasks need 5 logits"),
+        ("grid", {"model.action_dim": 4}, "gives 4 numbers for an action; the tasks need 5 logits"),
         (
             "navigation",
             {"learner.class_path": "maml_dist.learners.evolution.ESMAML"},
@@ -273,7 +273,11 @@ def test_the_walks_are_drawn_to_the_goal(run):
             "clip=0.2: does nothing with outer_surrogate=ratio; use clipped",
         ),
         ("sinusoid", {"rollout_workers": 1}, "rollout_workers=1: task=Sinusoid has no rollouts"),
-        ("sinusoid", {"environments": 9}, "environments=9: task=Sinusoid has no rollouts"),
+        (
+            "sinusoid",
+            {"max_parallel_envs": 9},
+            "max_parallel_envs=9: task=Sinusoid has no rollouts",
+        ),
         (
             "sinusoid",
             {"outer.class_path": "maml_dist.core.outer.trust_region.TrustRegion"},

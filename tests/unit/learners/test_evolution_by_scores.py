@@ -50,7 +50,7 @@ def score(candidates, stage):
 )
 def test_it_is_the_estimate_of_every_task_alone(learner):
     """By `gradient` and `path`, which take one task and a loss of stored examples."""
-    slopes, path = learner.gradient_by_scores(score, META, KEYS)
+    slopes, path = learner.es_gradient(score, META, KEYS)
     assert len(path) == learner.steps + 1
     for task, (key, goal) in enumerate(zip(KEYS, GOALS, strict=True)):
         batch = Batch(torch.zeros(()), goal)
@@ -77,7 +77,7 @@ def test_the_estimate_is_a_hand_written_loop_over_its_candidates():
         return seen[-1][-1]
 
     learner = replace(SMALL, steps=1, sigma=0.2)
-    slopes, _ = learner.gradient_by_scores(recorded, META, KEYS)
+    slopes, _ = learner.es_gradient(recorded, META, KEYS)
     (first, tried, inner), (last, adapted, losses) = seen
     assert (first, last) == (0, 1)
     assert tried["gain"].shape == (3, 7, 4, 2, 2) and adapted["gain"].shape == (3, 6, 2, 2)
@@ -105,7 +105,7 @@ def test_equal_returns_teach_nothing():
         return torch.full(candidates["push"].shape[:-1], 7.0, dtype=torch.float64)
 
     for learner in (SMALL, replace(SMALL, shaping="ranks", adaptation="hill-climb")):
-        slopes, path = learner.gradient_by_scores(equal, META, KEYS)
+        slopes, path = learner.es_gradient(equal, META, KEYS)
         for name, value in META.items():
             assert not slopes[name].any()
             torch.testing.assert_close(path[-1][name], value.expand(3, *value.shape))
@@ -113,8 +113,8 @@ def test_equal_returns_teach_nothing():
 
 def test_it_goes_on_where_it_stopped():
     start = {name: value.expand(3, 1, *value.shape) for name, value in META.items()}
-    *_, whole = SMALL.path_by_scores(score, start, KEYS, steps=3)
-    *_, half = SMALL.path_by_scores(score, start, KEYS, steps=1)
-    *_, rest = SMALL.path_by_scores(score, half, KEYS, steps=2, done=1)
+    *_, whole = SMALL.zeroth_order_path(score, start, KEYS, steps=3)
+    *_, half = SMALL.zeroth_order_path(score, start, KEYS, steps=1)
+    *_, rest = SMALL.zeroth_order_path(score, half, KEYS, steps=2, done=1)
     for name, value in whole.items():
         torch.testing.assert_close(rest[name], value, rtol=1e-12, atol=0)

@@ -4,7 +4,7 @@ from torch.func import functionalize, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.functional import mse_loss
 
-from maml_dist.core.adaptation.inner_optimizers import Adam, Descent, Momentum
+from maml_dist.core.adaptation.inner_optimizers import SGD, Adam, Momentum
 from maml_dist.core.data.episode import Batch, supervised
 from maml_dist.learners.imaml import IMAML
 from maml_dist.learners.maml import MAML
@@ -159,7 +159,7 @@ def test_a_hessian_free_step_never_makes_the_inner_problem_worse():
 @pytest.mark.parametrize(
     "how",
     [
-        {"inner": Descent()},
+        {"inner": SGD()},
         {"inner": Adam(), "alpha": 0.05},
         {"solver": "hessian-free"},
     ],

@@ -1,13 +1,13 @@
 import pytest
 import torch
 
-from maml_dist.core.adaptation.inner_optimizers import Adam, Descent, Momentum
+from maml_dist.core.adaptation.inner_optimizers import SGD, Adam, Momentum
 from maml_dist.core.data.episode import Batch, supervised
 from maml_dist.learners.maml import MAML
 
 IT = torch.tensor(0.0)
 RULES = {
-    "descent": Descent(),
+    "descent": SGD(),
     "momentum": Momentum(0.8),
     "nesterov": Momentum(0.8, nesterov=True),
     "adam": Adam(decays=(0.7, 0.9), eps=1e-3, floor=1e-30),

@@ -147,10 +147,10 @@ def test_before_meta_learning_rates_and_norms_change_nothing():
     ],
 )
 def test_the_loss_moves_from_all_steps_to_the_last(it, shares):
-    judged = MAMLPlusPlus(steps=5, multi_step_iterations=100).judged(tensor(it))
+    judged = MAMLPlusPlus(steps=5, multi_step_iterations=100).step_loss_weights(tensor(it))
     expected = torch.tensor(shares, dtype=torch.float64)
     torch.testing.assert_close(judged, expected, rtol=1e-10, atol=1e-15)
-    assert judged[0] == 0 and MAMLPlusPlus(steps=5).judged(tensor(it)) is None
+    assert judged[0] == 0 and MAMLPlusPlus(steps=5).step_loss_weights(tensor(it)) is None
 
 
 def test_first_order_before_and_second_order_after():

@@ -4,7 +4,8 @@ from torch import nn
 from torch.func import functionalize, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from maml_dist.core.adaptation.inner_optimizers import Adam, Descent, Momentum
+from maml_dist.core.adaptation import inner_optimizers
+from maml_dist.core.adaptation.inner_optimizers import Adam, Momentum
 from maml_dist.core.data.episode import Batch, keyed, supervised
 from maml_dist.core.engine.engine import Engine
 from maml_dist.core.engine.meta_gradient import MetaGradient
@@ -17,7 +18,7 @@ from maml_dist.tasks.sinusoid import Sinusoid
 
 STEPS, ALPHA = 5, 0.05
 RULES = {
-    "descent": (Descent(), lambda leaves: torch.optim.SGD(leaves, ALPHA)),
+    "descent": (inner_optimizers.SGD(), lambda leaves: torch.optim.SGD(leaves, ALPHA)),
     "momentum": (Momentum(), lambda leaves: torch.optim.SGD(leaves, ALPHA, momentum=0.9)),
     "adam": (
         Adam(decays=(0.0, 0.999), floor=1e-30),

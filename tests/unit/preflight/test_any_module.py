@@ -21,7 +21,7 @@ from maml_dist.core.model.objective import Objective, running_statistics
 from maml_dist.core.params import flatten, layout, unflatten
 from maml_dist.core.random import keys
 from maml_dist.learners.maml import MAML
-from maml_dist.runtime.messages import Work
+from maml_dist.runtime.messages import ShardSpec
 from maml_dist.runtime.shard import TaskShard
 from maml_dist.tasks.sinusoid import Sinusoid
 
@@ -239,7 +239,7 @@ def shard_gradients(engine, *, shards=1, it=0):
     params = {name: p.detach() for name, p in model.named_parameters()}
     vector = flatten(params).numpy()
     learner = MAML(alpha=0.05, steps=2)
-    work = Work(Doubles(), model, learner, engine, layout(params), 0, 4, len(vector))
+    work = ShardSpec(Doubles(), model, learner, engine, layout(params), 0, 4, len(vector))
     return sum(
         TaskShard(work, rank=rank, shards=shards).gradient(vector, it).gradient
         for rank in range(shards)

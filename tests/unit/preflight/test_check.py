@@ -167,9 +167,9 @@ def experiment(model, *, engine=None, learner=None, task=None, **options):
     )
 
 
-def checked(trial, device="cpu"):
-    params = {name: p.detach() for name, p in trial.model.named_parameters()}
-    check(trial, trial.learner.init(params) | running_statistics(trial.model), device)
+def checked(probe, device="cpu"):
+    params = {name: p.detach() for name, p in probe.model.named_parameters()}
+    check(probe, probe.learner.init(params) | running_statistics(probe.model), device)
 
 
 ENGINES = [
@@ -179,10 +179,10 @@ ENGINES = [
 ]
 
 
-def refused(trial, device="cpu"):
+def refused(probe, device="cpu"):
     """The one line that refuses it."""
     with pytest.raises(ValueError) as caught:
-        checked(trial, device)
+        checked(probe, device)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -298,8 +298,8 @@ def test_rounding_to_bfloat16_is_not_taken_for_a_wrong_trace(engine):
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_trace_that_computes_something_else_is_refused(precision):
     engine = Engine("task", running="traced", precision=precision)
-    trial = experiment(lambda _, h: h * (2 if get_proxy_mode() else 1), engine=engine)
-    assert "the traced meta-gradient of a task differs from the eager one" in refused(trial)
+    probe = experiment(lambda _, h: h * (2 if get_proxy_mode() else 1), engine=engine)
+    assert "the traced meta-gradient of a task differs from the eager one" in refused(probe)
 
 
 class Written(nn.Conv1d):
@@ -316,9 +316,9 @@ class Written(nn.Conv1d):
 
 
 def test_what_runs_on_another_device_is_tried():
-    trial = experiment(Written(), engine=Engine(running="eager"))
-    checked(trial)  # one task at a time
-    assert refused(trial, device="cuda").endswith("; engine.batching=task computes it")
+    probe = experiment(Written(), engine=Engine(running="eager"))
+    checked(probe)  # one task at a time
+    assert refused(probe, device="cuda").endswith("; engine.batching=task computes it")
 
 
 class Halves(nn.Linear):
@@ -572,8 +572,8 @@ def test_what_computes_in_float32_alone_passes(function):
 
 @pytest.mark.parametrize("function", [lambda _, h: h.float(), lambda _, h: (h @ TABLE).relu()])
 def test_a_straying_trace_is_found_in_float32_too(function):
-    trial = experiment(lambda m, h: function(m, h) * traced_otherwise())
-    assert "the trace of the model, made with one task" in refused(trial)
+    probe = experiment(lambda m, h: function(m, h) * traced_otherwise())
+    assert "the trace of the model, made with one task" in refused(probe)
 
 
 @pytest.mark.parametrize("engine", [ENGINES[0], ENGINES[3]], ids=["task-eager", "vmap-traced"])
@@ -583,9 +583,9 @@ def test_the_model_is_afterwards_what_it_was(engine):
     model[3].requires_grad_(False)
     held = {**model.state_dict(keep_vars=True)}
     before = {name: (value, value.data_ptr(), value.dtype) for name, value in held.items()}
-    trial = experiment(model, engine=engine)
+    probe = experiment(model, engine=engine)
     params = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
-    check(trial, trial.learner.init(params) | running_statistics(model))
+    check(probe, probe.learner.init(params) | running_statistics(model))
     after = model.state_dict(keep_vars=True)
     for name, (value, place, dtype) in before.items():
         assert after[name] is value and value.data_ptr() == place and value.dtype == dtype

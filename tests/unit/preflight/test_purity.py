@@ -19,7 +19,7 @@ from maml_dist.tasks.sinusoid import Sinusoid
 
 
 def experiment(source):
-    model = GaussianPolicy(observations=2, actions=2) if source.on_policy else MLP()
+    model = GaussianPolicy(obs_dim=2, action_dim=2) if source.on_policy else MLP()
     return Experiment(task=source, model=model, learner=MAML(), outer=SGD())
 
 

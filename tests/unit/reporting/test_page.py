@@ -21,7 +21,7 @@ from maml_dist.inference.adaptable import load
 from maml_dist.report import main, report
 from maml_dist.reporting import curves, few_shot
 from maml_dist.reporting import sinusoid as sinusoid_pictures
-from maml_dist.reporting.plotting import STYLES, Drawn
+from maml_dist.reporting.plotting import STYLES, PlottedRun
 from maml_dist.runs.run import Run
 from maml_dist.runtime.shard import TaskShard
 from maml_dist.tasks.images import omniglot
@@ -57,7 +57,7 @@ def characters(tmp_path, monkeypatch):
 
 def drawn(*runs, evaluation=None):
     return [
-        Drawn(run.config["name"], run, evaluation or maml_dist.meta_test(run), *STYLES[place])
+        PlottedRun(run.config["name"], run, evaluation or maml_dist.meta_test(run), *STYLES[place])
         for place, run in enumerate(runs)
     ]
 
@@ -122,7 +122,7 @@ def test_long_learning_curves_are_averaged(sinusoid, tmp_path):
     rows = [{"iteration": i, "loss/before": 2.0 * i, "loss/after": i} for i in range(1, 451)]
     run = Run(tmp_path, sinusoid.config)
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (axes,) = curves.training([Drawn("run", run, None, *STYLES[0])]).figure.axes
+    (axes,) = curves.training([PlottedRun("run", run, None, *STYLES[0])]).figure.axes
     before, after = (line.get_xydata() for line in axes.lines)
     assert np.array_equal(after, [(i, i) for i in range(2, 450, 3)])  # three by three
     assert np.array_equal(before, after * [1, 2])
@@ -174,7 +174,7 @@ def test_a_sheet_shows_the_predictions_that_are_scored(characters):
     right = sum(true == guess for true, guess in pairs)
     weights, _ = characters.weights()
     meta = flatten({name: weights[name] for name in characters.layout.names}).numpy()
-    shard = TaskShard(characters.work, rank=0, shards=1)
+    shard = TaskShard(characters.shard_spec, rank=0, shards=1)
     accuracy = shard.scores(meta, 4, split="test", tasks=1, steps=2)["accuracy"][0, -1]
     assert right == round(12 * accuracy) and f"{right} of 12 queries right" in picture.caption
 

@@ -6,7 +6,7 @@ from PIL import Image
 
 import maml_dist
 from maml_dist.reporting import video
-from maml_dist.reporting.plotting import STYLES, Drawn
+from maml_dist.reporting.plotting import STYLES, PlottedRun
 from maml_dist.runs.run import Run
 
 SMALL = {"iterations": 0, "test_tasks": 2, "test_steps": 1, "episodes": 2, "horizon": 9}
@@ -17,7 +17,7 @@ def drawn(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "cheetah"
     small = {**SMALL, "local": True, "progress": False}
     run = Run.open(maml_dist.meta_train("half-cheetah-direction", run=folder, **small).path)
-    return [Drawn("cheetah", run, maml_dist.meta_test(run), *STYLES[0])]
+    return [PlottedRun("cheetah", run, maml_dist.meta_test(run), *STYLES[0])]
 
 
 def test_a_film_shows_both_directions_before_and_after(drawn, monkeypatch):

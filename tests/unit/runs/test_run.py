@@ -18,12 +18,12 @@ from maml_dist.runs.folder import Folder
 from maml_dist.runs.lock import locked
 from maml_dist.runs.metrics import Metrics
 from maml_dist.runs.run import Run
-from maml_dist.runtime.local_backend import InProcess
+from maml_dist.runtime.local_backend import LocalBackend
 from maml_dist.tasks.sinusoid import Sinusoid
 
 SMALL = {"iterations": 4, "checkpoint_every": 2, "log_every": 1, "meta_batch": 2, "local": True}
 SMALL |= {"validation_tasks": 2, "test_tasks": 3, "test_steps": 1, "progress": False}
-SMALL |= {"engine.running": "eager", "ahead": 1}
+SMALL |= {"engine.running": "eager", "pipeline_depth": 1}
 
 MODELS = """
 import random
@@ -291,7 +291,7 @@ def test_a_damaged_newest_checkpoint_is_done_again_to_the_same_bits(run, trained
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
-        ("keep", None, "keep must be a whole number, not null"),
+        ("keep_checkpoints", None, "keep must be a whole number, not null"),
         ("iterations", None, "iterations must be a whole number, not null"),
         ("iterations", "many", "iterations must be a whole number, not 'many'"),
         ("name", None, "name must be a text, not null"),
@@ -301,7 +301,7 @@ def test_a_damaged_newest_checkpoint_is_done_again_to_the_same_bits(run, trained
         ("task", None, "task must be keys and values or a text, not null"),
         ("model", "torch.nn.Linear", "model: its class requires model.in_features"),
         ("seed", True, "seed must be a whole number, not True"),
-        ("diverged", "perhaps", "diverged must be stop or skip"),
+        ("on_divergence", "perhaps", "diverged must be stop or skip"),
         ("cpus_per_shard", float("inf"), "cpus_per_shard must be a finite number"),
         ("checkpoints", "", "checkpoints=''"),
         (
@@ -381,12 +381,12 @@ def test_a_place_of_checkpoints_is_locked_too(tmp_path):
     assert not (run.path / "driver.lock").exists()
 
 
-@pytest.mark.parametrize("at", ["crew", "resources"])
+@pytest.mark.parametrize("at", ["actors", "resources"])
 def test_a_failed_start_leaves_nothing_behind(tmp_path, monkeypatch, at):
     def fails(*_, **__):
         raise ValueError("no room")
 
-    monkeypatch.setattr(InProcess, at, fails)
+    monkeypatch.setattr(LocalBackend, at, fails)
     with pytest.raises(ValueError, match="no room"):
         maml_dist.meta_train("sinusoid", run=tmp_path / "deep" / "run", **SMALL)
     assert os.listdir(tmp_path) == []
@@ -529,7 +529,9 @@ def test_a_strangers_run_does_not_train_in_the_folder_of_mine(run, tmp_path, by)
         (theirs / "checkpoints").symlink_to(place)
     before = {path: path.read_bytes() for path in place.iterdir()}
     with pytest.raises(ValueError, match=f"is the place of another run, {run.path}"):
-        maml_dist.meta_train(resume=theirs, iterations=9, keep=1, local=True, progress=False)
+        maml_dist.meta_train(
+            resume=theirs, iterations=9, keep_checkpoints=1, local=True, progress=False
+        )
     assert {path: path.read_bytes() for path in place.iterdir()} == before
 
 
@@ -540,7 +542,9 @@ def test_a_copy_of_a_recipe_does_not_train_where_the_run_itself_keeps_its_checkp
     shutil.copy(mine.path / "recipe.yaml", tmp_path / "theirs")
     before = {path: path.read_bytes() for path in place.iterdir()}
     with pytest.raises(ValueError, match=f"is the place of another run, {mine.path}"):
-        maml_dist.meta_train(resume=tmp_path / "theirs", iterations=9, keep=1, local=True)
+        maml_dist.meta_train(
+            resume=tmp_path / "theirs", iterations=9, keep_checkpoints=1, local=True
+        )
     assert {path: path.read_bytes() for path in place.iterdir()} == before
     moved = tmp_path / "moved"
     mine.path.rename(moved)

@@ -2,7 +2,7 @@ import gc
 
 import pytest
 
-from maml_dist.runtime.allocator import sparing
+from maml_dist.runtime.allocator import freeze_gc
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +22,7 @@ def test_the_collector_is_spared_inside_alone():
         yield from "abc"
 
     seen = []
-    for piece in sparing(pieces()):
+    for piece in freeze_gc(pieces()):
         counts.append(gc.get_freeze_count())
         seen.append(piece)
     assert seen == ["a", "b", "c"] and len(kept) == 5000
@@ -33,21 +33,21 @@ def test_the_collector_is_spared_inside_alone():
 def test_what_the_work_raises_ends_it_too():
     def pieces():
         yield 1
-        raise FloatingPointError("diverged")
+        raise FloatingPointError("on_divergence")
 
-    with pytest.raises(FloatingPointError, match="diverged"):
-        list(sparing(pieces()))
+    with pytest.raises(FloatingPointError, match="on_divergence"):
+        list(freeze_gc(pieces()))
     assert gc.get_freeze_count() == 0
 
 
 def test_what_the_caller_froze_stays_frozen():
     gc.freeze()
-    assert list(sparing(iter([1, 2]))) == [1, 2]
+    assert list(freeze_gc(iter([1, 2]))) == [1, 2]
     assert gc.get_freeze_count() > 0
 
 
 def test_what_one_thread_spares_another_does_not_give_back():
-    first, second = sparing(iter("ab")), sparing(iter("ab"))
+    first, second = freeze_gc(iter("ab")), freeze_gc(iter("ab"))
     next(first), next(second)
     assert [*first] == ["b"] and gc.get_freeze_count() > 0
     assert [*second] == ["b"] and gc.get_freeze_count() == 0

@@ -45,8 +45,8 @@ def shard(*, rank=0, shards=1, skip=True, **settings):
     run = Run("unwritten", compose("navigation", {**SMALL, **settings}))
     meta = flatten(run.initial).numpy()
     near = meta + 0.01 * np.sin(np.arange(len(meta), dtype=np.float32))
-    work = run.work._replace(skip=skip)
-    return TaskShard(work, rank=rank, shards=shards), meta, near
+    spec = run.shard_spec._replace(skip=skip)
+    return TaskShard(spec, rank=rank, shards=shards), meta, near
 
 
 def asked(of, meta, near):
@@ -113,8 +113,8 @@ def test_tasks_left_out_of_later_epochs_are_counted_once():
         return Contribution(np.ones(2, np.float32), 3, {"loss/after": 1.0}, skipped)
 
     for skipped in ((4,), (2, 4), (1,)):
-        server.ask(part(*skipped))
-    assert server.settle()[1]["skipped/tasks"] == "0:4 0:2 0:1"
+        server.next_request(part(*skipped))
+    assert server.finish_update()[1]["skipped/tasks"] == "0:4 0:2 0:1"
 
 
 def test_a_run_whose_policy_diverges_keeps_what_it_had(wild, tmp_path):
@@ -128,7 +128,7 @@ def test_a_run_whose_policy_diverges_keeps_what_it_had(wild, tmp_path):
 def test_or_it_goes_on_without_the_tasks_on_which_it_does(wild, tmp_path, recipe):
     wild(lambda key: key.split == "train" and key.it >= 1 and key.index == 2)
     settings = {key: value for key, value in RUN.items() if key != "outer.iterations"}
-    run = maml_dist.meta_train(recipe, run=tmp_path / "run", diverged="skip", **settings)
+    run = maml_dist.meta_train(recipe, run=tmp_path / "run", on_divergence="skip", **settings)
     assert [row.get("skipped/tasks") for row in run.metrics] == [None, "1:2", "2:2"]
     assert all(np.isfinite(row["return/after"]) for row in run.metrics)
     start = maml_dist.meta_train(recipe, run=tmp_path / "0", **{**settings, "iterations": 0})

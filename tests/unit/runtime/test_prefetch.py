@@ -6,7 +6,7 @@ import torch
 
 from maml_dist.core.data.episode import Batch, supervised
 from maml_dist.runtime import prefetch
-from maml_dist.runtime.prefetch import Blocks
+from maml_dist.runtime.prefetch import EpisodePrefetcher
 
 
 class Collecting:
@@ -54,31 +54,31 @@ def first_numbers(collected, its):
 def test_each_iteration_has_its_own_episodes_forwards_backwards_and_anew(pace, request):
     request.getfixturevalue(pace)
     its = [0, 1, 2, 9, 10, 11, 30, 29, 3, 3, 25]
-    assert first_numbers(Blocks(Collecting()), its) == its
+    assert first_numbers(EpisodePrefetcher(Collecting()), its) == its
 
 
 def test_what_is_quick_is_collected_here_a_block_at_a_time(quick):
     collect = Collecting(numbers=2000)
-    first_numbers(Blocks(collect), range(7, 21))
+    first_numbers(EpisodePrefetcher(collect), range(7, 21))
     # One iteration to measure by, then those of blocks [0, 10), [10, 20), [20, 30).
     assert collect.asked == [(7, 1, True), (0, 10, True), (10, 10, True), (20, 10, True)]
 
 
 def test_what_takes_its_time_goes_on_ahead_in_a_thread(slow):
     collect = Collecting(numbers=2000)
-    first_numbers(Blocks(collect), range(11))
+    first_numbers(EpisodePrefetcher(collect), range(11))
     assert collect.asked[:3] == [(0, 1, True), (0, 10, True), (10, 10, False)]
 
 
 @pytest.mark.parametrize(("numbers", "count"), [(2, 16), (5000, 4), (50_000, 1)])
 def test_a_block_holds_so_many_iterations_as_bound_its_size(quick, numbers, count):
     collect = Collecting(numbers=numbers)
-    Blocks(collect).of(0)
+    EpisodePrefetcher(collect).of(0)
     assert [asked[:2] for asked in collect.asked] == [(0, 1), (0, count)]
 
 
 def test_what_fails_ahead_is_raised_where_it_is_needed(slow):
-    ahead = Blocks(Collecting(fails_from=10))
+    ahead = EpisodePrefetcher(Collecting(fails_from=10))
     assert first_numbers(ahead, range(10)) == [*range(10)]
     with pytest.raises(OSError, match="a file is gone"):
         ahead.of(10)

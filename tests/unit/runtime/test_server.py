@@ -21,7 +21,7 @@ def test_what_is_judged_is_the_weighted_mean_of_all_that_came_statistics_include
         ParameterServer(start, Adam(beta=0.1, average=average), learned=4)
         for average in (0.9, None)
     )
-    assert np.array_equal(server.judged(), start)
+    assert np.array_equal(server.eval_parameters(), start)
     total, weights = 0.0, 0.0
     for count in range(20):
         told = contribution(*np.random.randn(6))
@@ -29,9 +29,9 @@ def test_what_is_judged_is_the_weighted_mean_of_all_that_came_statistics_include
         assert np.array_equal(meta, raw.update(told)[0])  # training does not see the average
         assert np.array_equal(meta[4:], told.gradient[4:])
         total, weights = 0.9 * total + meta, 0.9 * weights + 1
-        np.testing.assert_allclose(server.judged(), total / weights, rtol=1e-12)
+        np.testing.assert_allclose(server.eval_parameters(), total / weights, rtol=1e-12)
         if count == 0:
-            assert np.array_equal(server.judged(), meta)  # not the initial weights
+            assert np.array_equal(server.eval_parameters(), meta)  # not the initial weights
         if count == 9:
             saved = server.state()
             server = ParameterServer(0 * start, Adam(beta=0.1, average=0.9), learned=4)
@@ -41,16 +41,16 @@ def test_what_is_judged_is_the_weighted_mean_of_all_that_came_statistics_include
 def test_of_an_update_in_epochs_where_it_ends_is_averaged():
     server = ParameterServer(np.zeros(2), SGD(beta=1.0, average=0.5, epochs=2), learned=1)
     for first in (contribution(-1.0, 5.0), contribution(-3.0, 7.0)):
-        (what, _), at = server.ask(first)
+        (what, _), at = server.next_request(first)
         assert what == "gradient"
-        assert not server.ask(contribution(at[0] - 10, 0.0))[0][0]
-        server.settle()
+        assert not server.next_request(contribution(at[0] - 10, 0.0))[0][0]
+        server.finish_update()
     assert server.meta().tolist() == [10, 7]
     # each with the weight of its two updates of four: 0.5^3 + 0.5^2 and 0.5 + 1
-    assert server.judged().tolist() == pytest.approx([10, (0.375 * 5 + 1.5 * 7) / 1.875])
+    assert server.eval_parameters().tolist() == pytest.approx([10, (0.375 * 5 + 1.5 * 7) / 1.875])
 
 
 def test_without_an_average_the_meta_parameters_are_judged():
     server = ParameterServer(np.zeros(2), SGD(beta=1.0))
     server.update(contribution(-1.0, -2.0))
-    assert server.judged().tolist() == server.meta().tolist() == [1, 2]
+    assert server.eval_parameters().tolist() == server.meta().tolist() == [1, 2]

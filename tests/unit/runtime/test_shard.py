@@ -9,7 +9,7 @@ from maml_dist.core.outer.optimizers import Adam
 from maml_dist.core.params import flatten, layout
 from maml_dist.learners.maml import MAML
 from maml_dist.models.mlp import MLP
-from maml_dist.runtime.messages import Work
+from maml_dist.runtime.messages import ShardSpec
 from maml_dist.runtime.server import ParameterServer
 from maml_dist.runtime.shard import TaskShard
 from maml_dist.tasks.sinusoid import Sinusoid
@@ -22,16 +22,18 @@ def setting(source=None, meta_batch=6, alpha=0.01):
     learner = MAML(alpha=alpha, steps=1)
     size = sum(value.numel() for value in params.values())
     engine = Engine(running="eager", precision="float64")
-    work = Work(source or Sinusoid(), model, learner, engine, layout(params), 3, meta_batch, size)
-    return work, flatten(params).numpy()
+    spec = ShardSpec(
+        source or Sinusoid(), model, learner, engine, layout(params), 3, meta_batch, size
+    )
+    return spec, flatten(params).numpy()
 
 
 def after(shards: int, iterations: int) -> np.ndarray:
-    work, meta = setting()
-    crew = [TaskShard(work, rank=rank, shards=shards) for rank in range(shards)]
+    spec, meta = setting()
+    actors = [TaskShard(spec, rank=rank, shards=shards) for rank in range(shards)]
     server = ParameterServer(meta, Adam(beta=0.01))
     for it in range(iterations):
-        meta, _ = server.update(*(shard.gradient(meta, it) for shard in crew))
+        meta, _ = server.update(*(shard.gradient(meta, it) for shard in actors))
     return meta
 
 
@@ -41,34 +43,34 @@ def test_any_number_of_shards_gives_the_same_weights(shards):
 
 
 def test_the_shards_own_every_task_once():
-    work, meta = setting()
-    parts = [TaskShard(work, rank=rank, shards=4).gradient(meta, 0) for rank in range(4)]
+    spec, meta = setting()
+    parts = [TaskShard(spec, rank=rank, shards=4).gradient(meta, 0) for rank in range(4)]
     assert [part.tasks for part in parts] == [2, 2, 1, 1]
 
 
 def test_a_restarted_shard_gives_the_same_bits():
-    work, meta = setting()
-    old = TaskShard(work, rank=1, shards=2)
+    spec, meta = setting()
+    old = TaskShard(spec, rank=1, shards=2)
     for it in range(3):
         before = old.gradient(meta, it)
-    after = TaskShard(work, rank=1, shards=2).gradient(meta, 2)
+    after = TaskShard(spec, rank=1, shards=2).gradient(meta, 2)
     assert np.array_equal(before.gradient, after.gradient)
 
 
 def test_scores_of_a_share_are_those_of_the_whole():
-    work, meta = setting()
-    whole = TaskShard(work, rank=0, shards=1).scores(meta, 0, split="val", tasks=5, steps=3)["mse"]
+    spec, meta = setting()
+    whole = TaskShard(spec, rank=0, shards=1).scores(meta, 0, split="val", tasks=5, steps=3)["mse"]
     assert whole.shape == (5, 4)
-    part = TaskShard(work, rank=1, shards=2).scores(meta, 0, split="val", tasks=5, steps=3)["mse"]
+    part = TaskShard(spec, rank=1, shards=2).scores(meta, 0, split="val", tasks=5, steps=3)["mse"]
     np.testing.assert_allclose(part, whole[1::2], rtol=1e-10)
-    assert TaskShard(work, rank=3, shards=4).scores(meta, 0, split="val", tasks=2, steps=1) == {}
+    assert TaskShard(spec, rank=3, shards=4).scores(meta, 0, split="val", tasks=2, steps=1) == {}
 
 
 def test_without_steps_there_is_still_an_inductive_score():
-    work, _ = setting()
+    spec, _ = setting()
     model = MLP(1, 1, hidden=(8,), batch_norm=True).double()
     params = {name: p.detach() for name, p in model.named_parameters()}
-    shard = TaskShard(work._replace(model=model, layout=layout(params)), rank=0, shards=1)
+    shard = TaskShard(spec._replace(model=model, layout=layout(params)), rank=0, shards=1)
     meta = flatten(params).numpy()
     ask = {"split": "test", "tasks": 3, "mode": "inductive"}
     none, two = (shard.scores(meta, 0, steps=steps, **ask)["mse"] for steps in (0, 2))
@@ -77,11 +79,11 @@ def test_without_steps_there_is_still_an_inductive_score():
 
 
 def test_scores_are_those_of_a_hand_written_loop():
-    work, meta = setting()
-    scores = TaskShard(work, rank=0, shards=1).scores(meta, 0, split="test", tasks=2, steps=2)
-    model = work.model
-    task = work.source.sample(TaskKey(3, "test", 0, 1))
-    episode = map_tensors(torch.Tensor.double, work.source.collect([task], steps=1))
+    spec, meta = setting()
+    scores = TaskShard(spec, rank=0, shards=1).scores(meta, 0, split="test", tasks=2, steps=2)
+    model = spec.model
+    task = spec.source.sample(TaskKey(3, "test", 0, 1))
+    episode = map_tensors(torch.Tensor.double, spec.source.collect([task], steps=1))
     (x, y, _), query = episode.support[0], episode.query
     for _ in range(2):
         loss = ((model(x[0]) - y[0]) ** 2).mean()
@@ -103,15 +105,15 @@ class Poisoned(Sinusoid):
 
 
 def test_the_task_that_is_not_finite_is_named():
-    work, meta = setting(Poisoned())
+    spec, meta = setting(Poisoned())
     with pytest.raises(FloatingPointError, match=r"iteration 0 is not finite \(tasks \(4,\)"):
-        TaskShard(work, rank=0, shards=2).gradient(meta, 0)
+        TaskShard(spec, rank=0, shards=2).gradient(meta, 0)
 
 
 def test_or_it_is_left_out_and_counted():
-    work, meta = setting(Poisoned())
+    spec, meta = setting(Poisoned())
     parts = [
-        TaskShard(work._replace(skip=True), rank=rank, shards=2).gradient(meta, 0)
+        TaskShard(spec._replace(skip=True), rank=rank, shards=2).gradient(meta, 0)
         for rank in (0, 1)
     ]
     assert [part.tasks for part in parts] == [2, 3]
@@ -125,25 +127,25 @@ def test_or_it_is_left_out_and_counted():
 
 
 def test_where_all_tasks_are_left_out_nothing_is_learned():
-    work, meta = setting(Poisoned())
-    part = TaskShard(work._replace(skip=True), rank=4, shards=5).gradient(meta, 0)
+    spec, meta = setting(Poisoned())
+    part = TaskShard(spec._replace(skip=True), rank=4, shards=5).gradient(meta, 0)
     after, metrics = ParameterServer(meta, Adam()).update(part)
     assert part.tasks == 0 and np.array_equal(after, meta)
     assert np.isnan(metrics["loss/after"]) and metrics["skipped/tasks"] == "0:4"
 
 
 def test_blocks_of_iterations_are_those_of_a_resumed_run():
-    work, meta = setting()
-    shard = TaskShard(work, rank=0, shards=1)
+    spec, meta = setting()
+    shard = TaskShard(spec, rank=0, shards=1)
     for it in range(20):
         before = shard.gradient(meta, it)
-    assert np.array_equal(TaskShard(work, rank=0, shards=1).gradient(meta, 19).gradient, before[0])
+    assert np.array_equal(TaskShard(spec, rank=0, shards=1).gradient(meta, 19).gradient, before[0])
 
 
 def test_the_server_takes_the_mean_over_tasks_and_can_be_restored():
-    work, meta = setting()
-    crew = [TaskShard(work, rank=rank, shards=2) for rank in range(2)]
-    parts = [shard.gradient(meta, 0) for shard in crew]
+    spec, meta = setting()
+    actors = [TaskShard(spec, rank=rank, shards=2) for rank in range(2)]
+    parts = [shard.gradient(meta, 0) for shard in actors]
     server = ParameterServer(meta, Adam(beta=0.01))
     _, metrics = server.update(*parts)
     total = sum(part.metrics["loss/after"] for part in parts)

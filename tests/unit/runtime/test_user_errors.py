@@ -7,9 +7,9 @@ from torch import nn
 from maml_dist.core.engine.engine import Engine
 from maml_dist.core.params import layout
 from maml_dist.learners.maml import MAML
-from maml_dist.runtime.messages import Work
+from maml_dist.runtime.messages import ShardSpec
 from maml_dist.runtime.shard import TaskShard
-from maml_dist.runtime.user_errors import blamed
+from maml_dist.runtime.user_errors import user_errors_located
 from maml_dist.tasks.sinusoid import Sinusoid
 
 
@@ -57,9 +57,9 @@ def test_the_part_is_named(source, model, said):
     params = {name: p.detach() for name, p in model.named_parameters()}
     size = sum(value.numel() for value in params.values())
     engine = Engine("task", running="eager", memory="graph")
-    work = Work(source, model, MAML(), engine, layout(params), 0, 2, size)
+    spec = ShardSpec(source, model, MAML(), engine, layout(params), 0, 2, size)
     with pytest.raises(ValueError, match=said) as error:
-        TaskShard(work, rank=0, shards=1).scores(
+        TaskShard(spec, rank=0, shards=1).scores(
             np.zeros(size, np.float32), 0, split="val", tasks=2, steps=1
         )
     assert "\n" not in str(error.value) and error.value.__cause__ is not None
@@ -69,12 +69,12 @@ def test_the_part_is_named(source, model, said):
     "error", [OSError("gone"), FloatingPointError("task 3"), KeyboardInterrupt()]
 )
 def test_machines_numbers_and_the_user_speak_for_themselves(error):
-    with pytest.raises(type(error)) as raised, blamed():
+    with pytest.raises(type(error)) as raised, user_errors_located():
         raise error
     assert raised.value is error
 
 
 def test_a_long_text_ends():
-    with pytest.raises(ValueError) as raised, blamed():
+    with pytest.raises(ValueError) as raised, user_errors_located():
         raise TypeError("x" * 10_000)
     assert len(str(raised.value)) < 400

@@ -14,7 +14,7 @@ from maml_dist.core.random import fold, keys, normal
 from maml_dist.learners.evolution import ESMAML
 from maml_dist.models.categorical_policy import CategoricalPolicy
 from maml_dist.models.gaussian_policy import GaussianPolicy
-from maml_dist.runtime.messages import Work
+from maml_dist.runtime.messages import ShardSpec
 from maml_dist.runtime.rollout_worker import RolloutWorker
 from maml_dist.runtime.shard import TaskShard
 from maml_dist.tasks.grid import Grid
@@ -32,45 +32,45 @@ def setting(learner=LEARNER, **more):
     params = {name: p.detach() for name, p in model.named_parameters()}
     engine = Engine(running="eager", precision="float64")
     meta = flatten(params)
-    work = Work(source, model, learner, engine, layout(params), 5, 4, len(meta))
-    return work._replace(**more), meta.numpy()
+    spec = ShardSpec(source, model, learner, engine, layout(params), 5, 4, len(meta))
+    return spec._replace(**more), meta.numpy()
 
 
-def loss(work, task, vector, stage):
+def loss(spec, task, vector, stage):
     """Minus the mean return of one policy in one task, rolled out alone."""
-    params = {name: p.float() for name, p in unflatten(vector, work.layout).items()}
-    rolled = work.source.roll(
-        lambda seen: functional_call(work.model, params, (seen,)), [task], stage=stage
+    params = {name: p.float() for name, p in unflatten(vector, spec.layout).items()}
+    rolled = spec.source.roll(
+        lambda seen: functional_call(spec.model, params, (seen,)), [task], stage=stage
     )
-    return -rolled.rewards[0].double().sum() / work.source.episodes
+    return -rolled.rewards[0].double().sum() / spec.source.episodes
 
 
 def drawn(key, count, size):
     return normal(fold(key, 1 << 30), (count, size), dtype=torch.float64)
 
 
-def adapted(work, task, key, start, stage):
+def adapted(spec, task, key, start, stage):
     around = 0.4 * drawn(fold(key, 2 * stage), 3, len(start))
     slope = sum(
-        (loss(work, task, start + o, stage) - loss(work, task, start - o, stage)) * o
+        (loss(spec, task, start + o, stage) - loss(spec, task, start - o, stage)) * o
         for o in around
     )
     return start - 0.2 * slope / (2 * 3 * 0.4**2)
 
 
 def test_the_summed_estimate_is_a_loop_that_lives_every_candidate_alone():
-    work, meta = setting()
-    found = TaskShard(work, rank=0, shards=1).gradient(meta, 3)
+    spec, meta = setting()
+    found = TaskShard(spec, rank=0, shards=1).gradient(meta, 3)
     center, total, after = torch.from_numpy(meta), 0.0, 0.0
     for index, key in enumerate(keys(5, "train", 3, range(4))):
-        task = work.source.sample(TaskKey(5, "train", 3, index))
+        task = spec.source.sample(TaskKey(5, "train", 3, index))
         for offset in 0.3 * drawn(key, 2, len(meta)):
             up, down = (
-                loss(work, task, adapted(work, task, key, center + sign * offset, 0), 1)
+                loss(spec, task, adapted(spec, task, key, center + sign * offset, 0), 1)
                 for sign in (1, -1)
             )
             total = total + (up - down) * offset / (2 * 2 * 0.3**2)
-        after += float(loss(work, task, adapted(work, task, key, center, 0), 1))
+        after += float(loss(spec, task, adapted(spec, task, key, center, 0), 1))
     assert total.any()
     np.testing.assert_allclose(found.gradient, total.numpy(), rtol=1e-8, atol=1e-10)
     assert found.metrics["loss/after"] == pytest.approx(after, rel=1e-6)
@@ -78,9 +78,9 @@ def test_the_summed_estimate_is_a_loop_that_lives_every_candidate_alone():
 
 
 def test_three_shards_give_the_sum_of_one():
-    work, meta = setting()
-    whole = TaskShard(work, rank=0, shards=1).gradient(meta, 0)
-    parts = [TaskShard(work, rank=rank, shards=3).gradient(meta, 0) for rank in range(3)]
+    spec, meta = setting()
+    whole = TaskShard(spec, rank=0, shards=1).gradient(meta, 0)
+    parts = [TaskShard(spec, rank=rank, shards=3).gradient(meta, 0) for rank in range(3)]
     summed = sum(part.gradient for part in parts)
     np.testing.assert_allclose(summed, whole.gradient, rtol=1e-10, atol=1e-12)
     for name, value in whole.metrics.items():
@@ -88,35 +88,35 @@ def test_three_shards_give_the_sum_of_one():
 
 
 def test_a_restarted_shard_with_few_environments_gives_the_same_bits(monkeypatch):
-    work, meta = setting()
-    shard = TaskShard(work, rank=0, shards=1)
+    spec, meta = setting()
+    shard = TaskShard(spec, rank=0, shards=1)
     shard.gradient(meta, 0)
     before = shard.gradient(meta, 1)
     monkeypatch.setattr("maml_dist.runtime.zeroth_order.GATHERED", 7 * len(meta))
-    after = TaskShard(work._replace(environments=6), rank=0, shards=1).gradient(meta, 1)
+    after = TaskShard(spec._replace(max_parallel_envs=6), rank=0, shards=1).gradient(meta, 1)
     assert np.array_equal(before.gradient, after.gradient) and before.metrics == after.metrics
 
 
 def test_scores_are_those_of_policies_that_adapt_by_hand():
-    work, meta = setting(replace(LEARNER, steps=2))
-    scores = TaskShard(work, rank=1, shards=2).scores(meta, 9, split="test", tasks=4, steps=2)
+    spec, meta = setting(replace(LEARNER, steps=2))
+    scores = TaskShard(spec, rank=1, shards=2).scores(meta, 9, split="test", tasks=4, steps=2)
     assert {"return", "steps", "entropy", "explained"} <= set(scores)
     for row, index in enumerate((1, 3)):
-        task = work.source.sample(TaskKey(5, "test", 0, index))
+        task = spec.source.sample(TaskKey(5, "test", 0, index))
         key, phi = keys(5, "test", 0, [index])[0], torch.from_numpy(meta)
         for stage in range(3):
-            expected = -float(loss(work, task, phi, stage))
+            expected = -float(loss(spec, task, phi, stage))
             assert scores["return"][row, stage] == pytest.approx(expected, rel=1e-5)
-            phi = adapted(work, task, key, phi, stage)
+            phi = adapted(spec, task, key, phi, stage)
 
 
 def test_all_steps_lived_are_counted():
-    work, meta = setting(source=Navigation(episodes=2, horizon=5))
+    spec, meta = setting(source=Navigation(episodes=2, horizon=5))
     model = GaussianPolicy(2, 2, hidden=(4,)).double()
     params = {name: p.detach() for name, p in model.named_parameters()}
     meta = flatten(params)
-    work = work._replace(model=model, layout=layout(params), learned=len(meta))
-    shard = TaskShard(work, rank=0, shards=1)
+    spec = spec._replace(model=model, layout=layout(params), learned=len(meta))
+    shard = TaskShard(spec, rank=0, shards=1)
     steps = shard.scores(meta.numpy(), 0, split="val", tasks=2, steps=2)["steps"]
     assert steps.tolist() == [[10, 10 * (2 + 6), 10 * (3 + 12)]] * 2  # none reaches its goal
     # A task: five candidates that try six, the four that are judged, and meta twice.
@@ -125,8 +125,8 @@ def test_all_steps_lived_are_counted():
 
 def test_what_was_lived_is_summed_where_the_losses_are(monkeypatch):
     """On a GPU these are elsewhere than the environments: all is put on the shard's device."""
-    work, meta = setting()
-    shard, moved = TaskShard(work, rank=0, shards=1), []
+    spec, meta = setting()
+    shard, moved = TaskShard(spec, rank=0, shards=1), []
     move = shard._move
     monkeypatch.setattr(shard, "_move", lambda value: moved.append(value.clone()) or move(value))
     sums = shard.gradient(meta, 0).metrics
@@ -170,8 +170,8 @@ def test_a_policy_that_walks_to_where_its_bias_says_finds_the_goal():
         alpha=0.15, inner_sigma=2.0, num_inner_perturbations=10, adapted=("mean.0.bias",)
     )
     meta, into = flatten(params).numpy(), layout(params)
-    work = Work(source, model, learner, Engine(running="eager"), into, 0, 1, len(meta))
-    found = TaskShard(work, rank=0, shards=1).scores(meta, 0, split="test", tasks=16, steps=3)
+    spec = ShardSpec(source, model, learner, Engine(running="eager"), into, 0, 1, len(meta))
+    found = TaskShard(spec, rank=0, shards=1).scores(meta, 0, split="test", tasks=16, steps=3)
     goals = [source.sample(TaskKey(0, "test", 0, index)).value for index in range(16)]
     away = np.linalg.norm(goals, axis=1)
     np.testing.assert_allclose(found["return"][:, 0], -100 * away, rtol=0.1)  # stays at the start

@@ -17,7 +17,7 @@ import maml_dist
 from maml_dist.config.compose import build, compose
 from maml_dist.core.data.task_source import TaskKey
 from maml_dist.report import report
-from maml_dist.tasks.gym import GymTasks, given, seen
+from maml_dist.tasks.gym import GymTasks
 
 
 class Walk(gymnasium.Env):
@@ -288,7 +288,7 @@ def test_actions_are_scaled_to_bounds_and_clipped_where_these_are_finite():
 
 def test_discrete_actions_begin_where_the_space_does_and_observations_are_flat():
     source = GymTasks(env="worlds:Coin", horizon=8, episodes=5)
-    assert (source.discrete, source.actions, source.observations) == (True, 2, 4)
+    assert (source.discrete, source.action_dim, source.obs_dim) == (True, 2, 4)
     tasks = drawn(source, 4)
     rolled = source.roll(still(2), tasks, stage=0)
     sides = torch.tensor([task.value[0] for task in tasks])[:, None, None]
@@ -423,8 +423,8 @@ def test_a_trained_policy_adapts_in_the_environment_and_is_reported(
 
 
 def test_what_is_given_and_seen_has_the_shape_and_values_of_the_space():
-    assert given(np.array([0.5]), Box(0, 1, ())).tolist() == 0.75
-    assert given(np.array([3]), Discrete(4, start=5)).shape == ()
-    fractions = seen([0.25, 0.5], Box(0, 255, (2,), np.uint8))
+    assert scale_action(np.array([0.5]), Box(0, 1, ())).tolist() == 0.75
+    assert scale_action(np.array([3]), Discrete(4, start=5)).shape == ()
+    fractions = flatten_observation([0.25, 0.5], Box(0, 255, (2,), np.uint8))
     assert fractions.tolist() == [0.25, 0.5]  # as in training, whatever the space declares
-    assert seen([[1], [2]], Box(0, 9, (2, 1))).tolist() == [1, 2]
+    assert flatten_observation([[1], [2]], Box(0, 9, (2, 1))).tolist() == [1, 2]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from maml_dist.core.data.simulator import Fault, Simulator, Stepped
+from maml_dist.core.data.simulator import EnvironmentFault, Simulator, StepResult
 from maml_dist.core.data.task_source import TaskKey
 from maml_dist.tasks.grid import Grid
 from maml_dist.tasks.navigation import Navigation, Points
@@ -33,28 +33,28 @@ class Counters(Simulator):
         if self.time == 3 and self.wrong == "observation":
             values[1, 1] = np.nan
         if self.time == 3 and self.wrong == "fault":
-            raise Fault(1, "it broke") from OSError("at the joint")
+            raise EnvironmentFault(1, "it broke") from OSError("at the joint")
         observations, ended = values[..., None], self.time >= self.length
         if self.time == 3 and self.wrong == "raises":
             raise KeyError("leg")
         if self.time == 3 and self.wrong == "few":
             return observations, rewards
         if self.time == 3 and self.wrong == "none":
-            return Stepped(observations, np.full(rewards.shape, None), ended)
+            return StepResult(observations, np.full(rewards.shape, None), ended)
         if self.time == 3:
             observations = observations[:, :1] if self.wrong == "seen" else observations
             rewards = rewards[:, :1] if self.wrong == "paid" else rewards
             ended = ended[0] if self.wrong == "ended" else ended
-        return Stepped(observations, rewards, ended)
+        return StepResult(observations, rewards, ended)
 
 
 @dataclass(frozen=True)
 class Counting(Rollouts):
     wrong: str = ""
 
-    sensed = 1
-    goals = 1
-    actions = 1
+    state_dim = 1
+    goal_dim = 1
+    action_dim = 1
     collect = loss = None
 
     def sample(self, key):
@@ -91,7 +91,7 @@ def linear(source, out):
 
     def of(tasks):
         weights = [
-            torch.randn(source.observations, out, generator=torch.Generator().manual_seed(index))
+            torch.randn(source.obs_dim, out, generator=torch.Generator().manual_seed(index))
             for index in (task.key.index for task in tasks)
         ]
         return lambda seen: torch.stack([x @ w for x, w in zip(seen, weights, strict=True)])
@@ -146,7 +146,7 @@ def test_categorical_actions_have_the_policys_probabilities():
 
 @pytest.mark.parametrize("source", [Walks(episodes=4), Mazes(episodes=4), Walks(oracle=True)])
 def test_a_task_alone_is_the_task_in_the_batch_to_the_bit(source):
-    policy = linear(source, source.actions * (1 if source.discrete else 2))
+    policy = linear(source, source.action_dim * (1 if source.discrete else 2))
     tasks = drawn(source, 5)
     together = source.roll(policy(tasks), tasks, stage=1)
     for index, task in enumerate(tasks):
@@ -169,7 +169,7 @@ def test_the_oracle_sees_the_goal_behind_the_rest():
     tasks = drawn(source, 3)
     rolled = source.roll(constant(0.0, 0.0, 0.0, 0.0), tasks, stage=0)
     goals = torch.tensor([task.value for task in tasks])[:, None, None].expand(3, 2, 5, 2)
-    assert source.observations == 4 and torch.equal(rolled.observations[..., 2:], goals)
+    assert source.obs_dim == 4 and torch.equal(rolled.observations[..., 2:], goals)
 
 
 WHERE = "after 4 adaptation steps, step"
@@ -231,7 +231,7 @@ def test_a_policy_that_diverges_takes_its_own_task_along_and_no_other(output):
     for ours, theirs in zip(rolled, calm, strict=True):
         assert torch.equal(ours[[0, 2]], theirs[[0, 2]])
         assert torch.equal(ours[1, 1:], theirs[1, 1:])
-    batch, scores = source.policy_gradient.credit(rolled, source.distribution)
+    batch, scores = source.policy_gradient.compute_advantages(rolled, source.distribution)
     assert scores["return"].isnan().tolist() == [False, True, False]
     assert batch.y.advantage[1].isnan().any() and batch.y.advantage[[0, 2]].isfinite().all()
 

@@ -66,7 +66,7 @@ def test_killed_and_resumed_is_undisturbed(tmp_path, undisturbed, monkeypatch, a
 
     monkeypatch.setattr(ParameterServer, "update", dies)
     with pytest.raises(Killed):
-        maml_dist.meta_train("sinusoid", run=tmp_path / "killed", ahead=1, **SMALL)
+        maml_dist.meta_train("sinusoid", run=tmp_path / "killed", pipeline_depth=1, **SMALL)
     monkeypatch.undo()
     resumed = maml_dist.meta_train(resume=tmp_path / "killed", local=True, progress=False)
     assert np.array_equal(weights(resumed), weights(undisturbed))
@@ -116,7 +116,7 @@ def test_an_interrupted_run_leaves_a_checkpoint_and_goes_on(tmp_path, undisturbe
         if row["iteration"] == 2:
             signal.raise_signal(signal.SIGINT)
 
-    settings = {**SMALL, "ahead": 1}
+    settings = {**SMALL, "pipeline_depth": 1}
     run = maml_dist.meta_train("sinusoid", run=tmp_path / "i", on_validation=interrupt, **settings)
     assert not run.finished
     assert 2 < run.checkpoints.last.iteration < 6
@@ -232,7 +232,7 @@ def test_a_run_that_diverges_keeps_what_it_had(tmp_path, monkeypatch):
 
 def test_or_goes_on_without_the_tasks_that_diverge(tmp_path, monkeypatch):
     monkeypatch.setattr("maml_dist.tasks.sinusoid.Sinusoid.collect", Breaks.collect)
-    settings = {**SMALL, "iterations": 15, "diverged": "skip", "checkpoint_every": 15}
+    settings = {**SMALL, "iterations": 15, "on_divergence": "skip", "checkpoint_every": 15}
     run = maml_dist.meta_train("sinusoid", run=tmp_path / "run", **settings)
     assert run.finished
     assert [row.get("skipped") for row in run.metrics[-3:]] == [None, 3, 3]

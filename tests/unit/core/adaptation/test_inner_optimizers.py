@@ -4,8 +4,8 @@ from torch.func import functionalize, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from maml_dist.core.adaptation.inner_optimizers import (
+    SGD,
     Adam,
-    Descent,
     Momentum,
     adapting,
     at_step,
@@ -16,7 +16,7 @@ from maml_dist.core.data.episode import Batch
 
 STEPS, ALPHA = 6, 0.1
 RULES = {
-    "descent": (Descent(), lambda leaves: torch.optim.SGD(leaves, ALPHA)),
+    "descent": (SGD(), lambda leaves: torch.optim.SGD(leaves, ALPHA)),
     "momentum": (Momentum(0.8), lambda leaves: torch.optim.SGD(leaves, ALPHA, momentum=0.8)),
     "nesterov": (
         Momentum(0.8, nesterov=True),

@@ -8,7 +8,7 @@ from torch.func import grad
 from torch.nn import functional as F
 
 from maml_dist.core.compile.convolutions import arrange
-from maml_dist.core.compile.tracing import Replay, trace
+from maml_dist.core.compile.tracing import TracedFunction, trace
 
 BACKWARD = torch.ops.aten.convolution_backward.default
 FORMS = {
@@ -54,7 +54,7 @@ def derivatives(layers):
 
 def same(layers, *tensors):
     for function in derivatives(layers):
-        eager, replayed = function(*tensors), Replay(function)(*tensors)
+        eager, replayed = function(*tensors), TracedFunction(function)(*tensors)
         torch.testing.assert_close(replayed, eager, rtol=1e-9, atol=1e-10)
 
 
@@ -152,7 +152,7 @@ def test_results_have_the_layout_of_the_function():
         return y, y.transpose(0, 1), y.shape[0] * y
 
     given = normal(2, 3, 5, 5), normal(4, 3, 3, 3)
-    for replayed in Replay(images)(*given):
+    for replayed in TracedFunction(images)(*given):
         assert replayed.is_contiguous()
         replayed.view(-1)
 
@@ -163,7 +163,7 @@ def test_views_by_memory_leave_the_layout_alone():
         return y.as_strided((2, 4), (100, 25))
 
     given = normal(2, 3, 5, 5), normal(4, 3, 3, 3)
-    torch.testing.assert_close(Replay(strided)(*given), strided(*given))
+    torch.testing.assert_close(TracedFunction(strided)(*given), strided(*given))
 
 
 def test_images_of_one_channel_share_their_patches():

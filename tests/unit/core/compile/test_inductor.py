@@ -8,7 +8,7 @@ import torch._inductor
 from torch._inductor.cpu_vec_isa import VecISA
 
 from maml_dist.core.compile import inductor
-from maml_dist.core.compile.tracing import Replay, trace
+from maml_dist.core.compile.tracing import TracedFunction, trace
 
 
 def test_without_a_compiler_the_trace_is_replayed_and_that_is_said_once(monkeypatch):
@@ -18,13 +18,13 @@ def test_without_a_compiler_the_trace_is_replayed_and_that_is_said_once(monkeypa
     for name in ("compile", "standalone_compile"):
         monkeypatch.setattr(torch._inductor, name, broken)
     monkeypatch.setattr(inductor, "_said", set())
-    run = Replay(lambda a: a * 2, compiled=True)
+    run = TracedFunction(lambda a: a * 2, compiled=True)
     with pytest.warns(UserWarning, match="engine.running=compiled: .*No working C.. compiler"):
         assert run(torch.ones(2)).tolist() == [2, 2]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert run(torch.ones(3)).tolist() == [2, 2, 2]
-        assert Replay(lambda a: a * 3, compiled=True)(torch.ones(2)).tolist() == [3, 3]
+        assert TracedFunction(lambda a: a * 3, compiled=True)(torch.ones(2)).tolist() == [3, 3]
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="needs g++")

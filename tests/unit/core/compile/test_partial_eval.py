@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from maml_dist.core.compile.partial_eval import Prepared, unprepared
-from maml_dist.core.compile.tracing import Replay
+from maml_dist.core.compile.partial_eval import PartialEval, no_partial_eval
+from maml_dist.core.compile.tracing import TracedFunction
 
 
 def numbers(seed: int) -> Tensor:
@@ -20,7 +20,7 @@ def function(tensor: Tensor, a: Tensor, b: Tensor) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("room", [0, 1 << 20])
 def test_many_tensors_and_many_fixed_ones_give_the_same_bits_as_the_whole(room):
-    prepare, whole = Prepared(function), Replay(function)
+    prepare, whole = PartialEval(function), TracedFunction(function)
     fixed = [(numbers(1), numbers(2)), (numbers(3), numbers(4))]
     made = [prepare(*pair, like=numbers(0), room=room)[0] for pair in fixed]
     for seed in (5, 6):
@@ -35,11 +35,11 @@ def test_what_is_held_is_counted_and_no_more_than_there_is_room_for():
         held = a * 2
         return held.T * tensor + held @ tensor  # two views of what is held take as much as one
 
-    prepare = Prepared(doubled)
+    prepare = PartialEval(doubled)
     size = numbers(1).nbytes
     assert prepare(numbers(1), like=numbers(0), room=size)[1] == size
     assert prepare(numbers(1), like=numbers(0), room=size - 1)[1] == 0
-    views = Prepared(lambda tensor, a: a.T * tensor)  # nor does one of an argument
+    views = PartialEval(lambda tensor, a: a.T * tensor)  # nor does one of an argument
     assert views(numbers(1), like=numbers(0), room=size)[1] == 0
 
 
@@ -52,7 +52,7 @@ def test_the_part_of_the_fixed_tensors_is_computed_once_for_all_tensors(monkeypa
         return x * 2
 
     heavy.register_fake(torch.empty_like)
-    prepare = Prepared(lambda tensor, a: heavy(a) + tensor)
+    prepare = PartialEval(lambda tensor, a: heavy(a) + tensor)
     for room, times in ((1e9, 0), (0, 3)):
         product, _ = prepare(numbers(1), like=numbers(0), room=room)
         product(numbers(0))
@@ -63,7 +63,7 @@ def test_the_part_of_the_fixed_tensors_is_computed_once_for_all_tensors(monkeypa
 
 
 def test_unprepared_computes_all_of_it_each_time():
-    held, taken = unprepared(function)(numbers(1), numbers(2), like=numbers(0), room=0)
+    held, taken = no_partial_eval(function)(numbers(1), numbers(2), like=numbers(0), room=0)
     assert taken == 0
     expected = function(numbers(3), numbers(1), numbers(2))
     assert all(torch.equal(value, expected[name]) for name, value in held(numbers(3)).items())

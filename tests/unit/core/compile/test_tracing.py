@@ -2,18 +2,18 @@ import pytest
 import torch
 from torch.func import vmap
 
-from maml_dist.core.compile.tracing import Replay, peak_bytes, trace
+from maml_dist.core.compile.tracing import TracedFunction, peak_bytes, trace
 
 
 def test_a_trace_made_on_equal_tensors_is_right_on_distinct_ones():
-    run = Replay(lambda a, b: a * 2 + b * 3)
+    run = TracedFunction(lambda a, b: a * 2 + b * 3)
     one, ten = torch.ones(2), torch.full((2,), 10.0)
     assert run(one, one).tolist() == [5, 5]
     assert run(one, ten).tolist() == [32, 32]
 
 
 def test_parts_of_a_larger_tensor_may_be_replayed():
-    run = Replay(lambda a: a.reshape(-1) * 2)
+    run = TracedFunction(lambda a: a.reshape(-1) * 2)
     whole = torch.arange(8.0).reshape(2, 4)
     assert run(whole.chunk(2, dim=1)[0]).tolist() == [0, 2, 8, 10]
     assert run(whole.T[:2].T).tolist() == [0, 2, 8, 10]
@@ -26,7 +26,7 @@ def test_a_new_shape_or_dtype_is_traced_anew_and_no_other_call():
         calls.append(a.shape)
         return a.sum() / len(a)
 
-    run = Replay(function)
+    run = TracedFunction(function)
     assert run(torch.ones(2)) == 1
     assert run(torch.arange(4.0)) == 1.5
     assert run(torch.arange(4).double()).dtype == torch.float64
@@ -37,7 +37,7 @@ def test_a_new_shape_or_dtype_is_traced_anew_and_no_other_call():
 
 def test_results_are_a_tree_without_autograd():
     weights = torch.ones(3, requires_grad=True)
-    results = Replay(lambda a: {"sum": (a * weights).sum(), "both": (a, [a + 1])})(weights)
+    results = TracedFunction(lambda a: {"sum": (a * weights).sum(), "both": (a, [a + 1])})(weights)
     assert results["sum"] == 3 and not results["sum"].requires_grad
     assert results["both"][1][0].tolist() == [2, 2, 2]
 
@@ -45,7 +45,7 @@ def test_results_are_a_tree_without_autograd():
 @pytest.mark.parametrize("drawn", [torch.rand_like, lambda a: torch.dropout(a, 0.5, True)])
 def test_a_function_that_draws_random_numbers_is_refused(drawn):
     with pytest.raises(ValueError, match="draw random numbers"):
-        Replay(lambda a: a + drawn(a))(torch.zeros(8))
+        TracedFunction(lambda a: a + drawn(a))(torch.zeros(8))
 
 
 READS = {
@@ -66,18 +66,18 @@ def test_what_depends_on_values_is_refused_in_one_line(reads, batched):
         function = lambda stacked: vmap(READS[reads])(stacked)  # noqa: E731 - of one argument
     values = torch.tensor([1.0, -2.0, 3.0])
     with pytest.raises(ValueError, match="read a tensor as a number or decide by it") as raised:
-        Replay(function)(values.expand(2, 3) if batched else values)
+        TracedFunction(function)(values.expand(2, 3) if batched else values)
     assert "\n" not in str(raised.value)
 
 
 def test_an_error_of_the_function_is_handed_on():
     with pytest.raises(RuntimeError, match="must match the size"):
-        Replay(lambda a: a + torch.ones(4))(torch.ones(3))
+        TracedFunction(lambda a: a + torch.ones(4))(torch.ones(3))
 
 
 def test_places_and_constant_masks_may_index():
     places, mask = torch.tensor([0, 2]), torch.tensor([True, False, True])
-    run = Replay(lambda a, b: (a[places] + a[mask]) * a[b])
+    run = TracedFunction(lambda a, b: (a[places] + a[mask]) * a[b])
     assert run(torch.tensor([1.0, 2, 3]), torch.tensor([1, 1])).tolist() == [4, 12]
     assert run(torch.tensor([1.0, 2, 3]), torch.tensor([0, 2])).tolist() == [2, 18]
 
@@ -90,7 +90,7 @@ def test_simplifying_a_trace_changes_no_result():
         return views, (a * 1.0).sum(), torch.zeros(3).add_(a[0]) + torch.zeros(3).add_(b[0]), b * 1
 
     one, two = torch.randn(2, 3), torch.arange(6).reshape(2, 3)
-    for ours, eager in zip(Replay(function)(one, two), function(one, two), strict=True):
+    for ours, eager in zip(TracedFunction(function)(one, two), function(one, two), strict=True):
         assert ours.dtype == eager.dtype and torch.equal(ours, eager)
 
 

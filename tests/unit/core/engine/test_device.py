@@ -41,8 +41,8 @@ MODULES = [
     for m in pkgutil.iter_modules(maml_dist.learners.__path__, "maml_dist.learners.")
 ]
 LEARNERS = {kind.__name__: kind for module in MODULES for kind in finals(module, Learner)}
-RULES = finals(inner_optimizers, inner_optimizers.Rule)
-OUTER = finals(optimizers, optimizers.Outer)
+RULES = finals(inner_optimizers, inner_optimizers.InnerOptimizer)
+OUTER = finals(optimizers, optimizers.OuterOptimizer)
 OPTIONS = [  # of which a learner gets those that it has
     {},
     {"first_order": True},

@@ -6,12 +6,12 @@ import torch
 from torch import nn
 from torch.func import grad
 
-from maml_dist.core.compile.tracing import Replay
+from maml_dist.core.compile.tracing import TracedFunction
 from maml_dist.core.engine.engine import GIB, Engine
 from maml_dist.learners.maml import MAML
 from maml_dist.models.conv4 import Conv4
 from maml_dist.models.mlp import MLP
-from maml_dist.runtime.local_backend import InProcess
+from maml_dist.runtime.local_backend import LocalBackend
 
 
 class Whole(MAML):
@@ -106,7 +106,7 @@ def test_a_function_of_one_task_becomes_one_of_a_part(running):
     shared, x, y = torch.tensor(2.0), torch.arange(6.0).reshape(3, 2), torch.arange(3.0)
     for engine in (Engine("task", running=running), Engine("vmap", 2, running=running)):
         run = engine.run(engine.over(slope, shared=1))
-        assert isinstance(run, Replay) == (running == "traced")
+        assert isinstance(run, TracedFunction) == (running == "traced")
         results = [run(shared, *part) for part in engine.parts([x, y])]
         assert torch.cat([slope.reshape(-1) for slope, _ in results]).tolist() == [0, 5, 18]
         assert torch.cat([same.reshape(-1) for _, same in results]).tolist() == [0, 1, 2]
@@ -151,7 +151,7 @@ def test_the_meta_parameters_are_single_unless_double_is_asked_for():
 def test_float32_is_rounded_further_on_a_gpu_only_where_asked():
     cudnn, products = torch.backends.cudnn, torch.backends.cuda.matmul
     before = cudnn.allow_tf32, products.allow_tf32
-    with InProcess():
+    with LocalBackend():
         for name in ("tf32", "float32", "float64"):
             Engine(precision=name).set_rounding()
             assert cudnn.allow_tf32 == products.allow_tf32 == (name == "tf32")

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.func import functional_call, functionalize, grad, hessian, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from maml_dist.core.data.trajectories import Acted
+from maml_dist.core.data.trajectories import PolicyTargets
 from maml_dist.core.engine.kl_hvp import curvature, linearised
 from maml_dist.core.params import flatten, layout, unflatten
 from maml_dist.core.rl.distribution import Categorical, Gaussian
@@ -25,8 +25,8 @@ POLICIES = {
 
 
 class Task(NamedTuple):
-    support: tuple[tuple[Tensor, Acted], ...]
-    query: tuple[Tensor, Acted]
+    support: tuple[tuple[Tensor, PolicyTargets], ...]
+    query: tuple[Tensor, PolicyTargets]
 
 
 def equal(ours, expected, rtol=1e-9):
@@ -53,7 +53,10 @@ class Problem:
             mask = (torch.arange(5) < torch.tensor([[5], [2], [4]])).double()
             action = self.distribution.sample(before, noise)
             batches.append(
-                (observations, Acted(action, torch.randn(3, 5).double() * mask, mask, before))
+                (
+                    observations,
+                    PolicyTargets(action, torch.randn(3, 5).double() * mask, mask, before),
+                )
             )
         return Task(tuple(batches[:-1]), batches[-1])
 
@@ -78,15 +81,15 @@ class Problem:
     def outer(self, theta, task):
         return ratio(self.distribution, self.adapted(theta, task), task.query[1])
 
-    def divergence(self, task):
+    def kl(self, task):
         mask = task.query[1].mask
-        return lambda old, new: (self.distribution.divergence(old, new) * mask).sum() / mask.sum()
+        return lambda old, new: (self.distribution.kl(old, new) * mask).sum() / mask.sum()
 
     def arguments(self, task):
         return (
             lambda theta: self.adapt(theta, task),
             lambda phi: self.output(phi, task.query[0]),
-            self.divergence(task),
+            self.kl(task),
         )
 
     def along(self, seed=1):
@@ -103,9 +106,7 @@ def whole_hessian(problem):
     into = layout(problem.meta)
 
     def kl(vector):
-        return problem.divergence(problem.task)(
-            old, problem.adapted(unflatten(vector, into), problem.task)
-        )
+        return problem.kl(problem.task)(old, problem.adapted(unflatten(vector, into), problem.task))
 
     at = flatten(problem.meta)
     equal(grad(kl)(at), torch.zeros_like(at))

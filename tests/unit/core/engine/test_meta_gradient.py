@@ -12,7 +12,7 @@ from torch.func import functional_call, grad_and_value
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy, mse_loss
 
-from maml_dist.core.adaptation.inner_optimizers import Adam, Descent, Momentum
+from maml_dist.core.adaptation.inner_optimizers import SGD, Adam, Momentum
 from maml_dist.core.data.episode import Batch, Episode, supervised
 from maml_dist.core.data.task_source import TaskSource
 from maml_dist.core.engine.engine import Engine
@@ -176,13 +176,13 @@ def by_engine(engine, learner, name, episode):
 def assert_equal(summed, tasks):
     total = sum(task[0] for task in tasks)
     assert (summed.gradient - total).norm() <= 1e-10 * total.norm()
-    assert summed.fine.tolist() == [True] * len(tasks)
+    assert summed.finite.tolist() == [True] * len(tasks)
     assert summed.metrics["loss/before"].tolist() == pytest.approx([t[1] for t in tasks], rel=1e-10)
     assert summed.metrics["loss/after"].tolist() == pytest.approx([t[2] for t in tasks], rel=1e-10)
 
 
 RULES = {
-    "descent": Descent(),
+    "descent": SGD(),
     "momentum": Momentum(0.9),
     "nesterov": Momentum(0.9, nesterov=True),
     "adam": Adam((0.9, 0.99), eps=1e-3, floor=1e-6),
@@ -275,7 +275,7 @@ def test_learned_rates_and_losses_after_every_step(name, engine):
 class AtTheEnd(MAML):
     """The query gradient at phi_K."""
 
-    def at_end(self, loss, query_loss, meta, phi, episode, it):
+    def gradient_from_adapted(self, loss, query_loss, meta, phi, episode, it):
         return grad_and_value(lambda phi: query_loss(phi, episode.query))(phi)
 
 

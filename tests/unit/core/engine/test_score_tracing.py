@@ -8,7 +8,7 @@ from maml_dist.core.data.episode import map_tensors
 from maml_dist.core.data.task_source import TaskKey, keys_of
 from maml_dist.core.engine.engine import Engine
 from maml_dist.core.engine.meta_gradient import PathScores
-from maml_dist.core.engine.score_tracing import Scored
+from maml_dist.core.engine.score_tracing import ScoreFunction
 from maml_dist.core.model.objective import Objective
 from maml_dist.core.params import flatten, layout
 from maml_dist.learners.maml import MAML
@@ -54,7 +54,7 @@ SCORES = [by_torch, by_numpy, of_numpy, by_item, by_lists, by_if]
 
 
 def told(engine, score, steps=2, tasks=3):
-    source = type("Scored", (Sinusoid,), {"score": lambda self, o, b: score(o, b)})()
+    source = type("ScoreFunction", (Sinusoid,), {"score": lambda self, o, b: score(o, b)})()
     torch.manual_seed(0)
     model = MLP()
     meta = {name: p.detach() for name, p in model.named_parameters()}
@@ -82,7 +82,7 @@ def test_what_the_engine_follows_is_not_computed_task_by_task():
         calls.append(0)
         return {"mse": (output - y).square().mean()}
 
-    scored = Scored(Engine("vmap", running="traced"), score)
+    scored = ScoreFunction(Engine("vmap", running="traced"), score)
     many = torch.randn(5, 4)
     for _ in range(3):
         torch.testing.assert_close(scored(many, many + 2)["mse"], torch.full((5,), 4.0))
@@ -96,7 +96,7 @@ def test_a_score_is_followed_or_not_once_for_all():
         calls.append(0)
         return {"mse": float(np.mean((output - y).numpy() ** 2))}
 
-    scored = Scored(Engine("vmap", running="traced"), score)
+    scored = ScoreFunction(Engine("vmap", running="traced"), score)
     many = torch.randn(5, 4)
     for _ in range(3):
         torch.testing.assert_close(scored(many, many + 2)["mse"], torch.full((5,), 4.0))
@@ -104,6 +104,6 @@ def test_a_score_is_followed_or_not_once_for_all():
 
 
 def test_what_a_score_raises_itself_is_raised():
-    scored = Scored(Engine("vmap", running="traced"), lambda output: {"mse": output.nowhere})
+    scored = ScoreFunction(Engine("vmap", running="traced"), lambda output: {"mse": output.nowhere})
     with pytest.raises(AttributeError, match="nowhere"):
         scored(torch.zeros(2, 3))

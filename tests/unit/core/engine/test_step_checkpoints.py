@@ -1,9 +1,9 @@
-"""Carries: those made again are the same bits, and only so many are held."""
+"""StepCheckpoints: those made again are the same bits, and only so many are held."""
 
 import pytest
 import torch
 
-from maml_dist.core.engine.step_checkpoints import ALL_HELD, Carries, most_held
+from maml_dist.core.engine.step_checkpoints import ALL_HELD, StepCheckpoints, most_held
 
 
 def chain(steps):
@@ -28,7 +28,7 @@ def test_they_are_asked_for_backwards_and_few_are_held(steps, kept):
         return step(k, carry)
 
     kept = [k for k in kept if k <= steps]
-    made = Carries(counted, states[0], steps, back=True, kept=kept)
+    made = StepCheckpoints(counted, states[0], steps, back=True, kept=kept)
     carries.append(made)
     assert torch.equal(made[steps], states[steps])
     for k in reversed(range(steps)):
@@ -43,5 +43,5 @@ def test_they_are_asked_for_backwards_and_few_are_held(steps, kept):
 
 def test_where_nothing_goes_back_only_the_ends_are_held():
     step, states = chain(50)
-    carries = Carries(step, states[0], 50, back=False, kept=[7])
+    carries = StepCheckpoints(step, states[0], 50, back=False, kept=[7])
     assert set(carries._held) == {0, 7, 50} and torch.equal(carries[50], states[50])

@@ -5,7 +5,7 @@ import torch
 from torch.func import grad, jvp, vmap
 from torch.nn import functional
 
-from maml_dist.core.compile.tracing import Replay, trace
+from maml_dist.core.compile.tracing import TracedFunction, trace
 from maml_dist.core.model.batch_norm import differentiates_fast, normalise
 from maml_dist.core.model.functional_rules import by_batch
 
@@ -86,7 +86,7 @@ def test_tasks_may_be_stacked(shared, traced):
     stacked = vmap(
         of(lambda x, w, b: normalise(x, w, b, EPS)), in_dims=(None if shared else 0, 0, 0)
     )
-    found = (Replay(stacked) if traced else stacked)(*given)
+    found = (TracedFunction(stacked) if traced else stacked)(*given)
     for task in range(4):
         alone = of(by_formula)(x[0] if shared else x[task], weights[task], biases[task])
         for one, other in zip(found, alone, strict=True):

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention as torchs_own
 
-from maml_dist.core.compile.tracing import Replay
+from maml_dist.core.compile.tracing import TracedFunction
 from maml_dist.core.model.functional_rules import ForwardRules
 from maml_dist.core.random import keys
 
@@ -59,7 +59,7 @@ def test_dropout_is_a_function_of_its_key(case):
     assert torch.equal(ruled(function, x, KEY, inplace=True), one) and torch.equal(x, before)
     both = vmap(lambda key: ruled(function, x, key))(torch.stack([KEY, OTHER]))
     torch.testing.assert_close(both, torch.stack([one, other]))
-    traced = Replay(lambda x, key: ruled(function, x, key))
+    traced = TracedFunction(lambda x, key: ruled(function, x, key))
     assert torch.equal(traced(x, KEY), one) and torch.equal(traced(x, OTHER), other)
 
 
@@ -182,7 +182,7 @@ def test_multihead_attention_has_seeded_dropout_and_both_derivatives(need_weight
         moved = weight - 0.1 * grad(loss)(inner, key)["in_proj_weight"]
         return loss({**inner, "in_proj_weight": moved}, key)
 
-    gradient = grad(meta) if running == "eager" else Replay(grad(meta))
+    gradient = grad(meta) if running == "eager" else TracedFunction(grad(meta))
     weight, along = params["in_proj_weight"], torch.randn_like(params["in_proj_weight"])
     h = 1e-6
     for key in (KEY, OTHER):

@@ -6,7 +6,7 @@ from torch import nn
 from torch.func import grad
 from torch.nn import functional as F
 
-from maml_dist.core.compile.tracing import Replay
+from maml_dist.core.compile.tracing import TracedFunction
 from maml_dist.core.data.episode import Batch, supervised
 from maml_dist.core.model.objective import Objective, modes, running_statistics
 from maml_dist.core.random import keys
@@ -214,7 +214,7 @@ def test_bfloat16_passes_give_float32_losses_and_gradients_near_the_float32_ones
         for part in (gradient, grad(exact.loss)(params, batch))
     )
     assert 0 < (ours - theirs).norm() < 0.05 * theirs.norm()
-    traced = Replay(lambda x, y, key: grad(rough.loss)(params, Batch(x, y, key)))(*batch)
+    traced = TracedFunction(lambda x, y, key: grad(rough.loss)(params, Batch(x, y, key)))(*batch)
     same = torch.cat([traced[name].flatten() for name in gradient])
     assert (same - ours).norm() < 0.02 * ours.norm()  # a trace's convolutions round otherwise
     episode = supervised(batch, batch, steps=1)

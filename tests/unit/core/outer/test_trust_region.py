@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from maml_dist.core.outer.optimizers import Adam, Told
+from maml_dist.core.outer.optimizers import Adam, Response
 from maml_dist.core.outer.trust_region import TrustRegion
 
 SIZE = 6
@@ -22,7 +22,7 @@ def quadratic():
 def talk(rule, *, meta, slope, metric, worse=lambda moved: 0.0):
     """Let the rule ask; returns its result and the questions."""
     state, asked = rule.init(meta), []
-    talk = rule.propose(meta, slope, {"loss/after": 0.0}, state)
+    talk = rule.update_in_rounds(meta, slope, {"loss/after": 0.0}, state)
     answer = None
     while True:
         try:
@@ -31,12 +31,12 @@ def talk(rule, *, meta, slope, metric, worse=lambda moved: 0.0):
             return (*end.value, asked)
         asked.append(question)
         if question.what == "curvature":
-            answer = Told(metric @ question.at, {})
+            answer = Response(metric @ question.at, {})
         else:
             moved = question.at - meta
             loss = slope @ moved + worse(moved)
             divergence = 0.5 * moved @ metric @ moved
-            answer = Told(None, {"loss/after": float(loss), "divergence": float(divergence)})
+            answer = Response(None, {"loss/after": float(loss), "kl": float(divergence)})
 
 
 def test_the_step_is_the_natural_gradient_to_the_bound():
@@ -93,21 +93,21 @@ def test_the_steps_tried_shrink_until_the_loss_falls():
 
 
 @pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("name", ["loss/after", "divergence"])
+@pytest.mark.parametrize("name", ["loss/after", "kl"])
 def test_what_is_not_finite_is_no_step(name, wrong):
     slope, metric = quadratic()
     meta = torch.ones(SIZE, dtype=torch.float64)
     rule = TrustRegion(damping=0.0, iterations=8)
     state = rule.init(meta)
-    asks = rule.propose(meta, slope, {"loss/after": 0.0}, state)
+    asks = rule.update_in_rounds(meta, slope, {"loss/after": 0.0}, state)
     question, tried = next(asks), []
     while question.what == "curvature":
-        question = asks.send(Told(metric @ question.at, {}))
+        question = asks.send(Response(metric @ question.at, {}))
     with pytest.raises(StopIteration) as end:
         while True:
             tried.append(question.at)
-            told = {"loss/after": -1.0, "divergence": 0.0}
-            question = asks.send(Told(None, told | {name: wrong} if len(tried) < 3 else told))
+            told = {"loss/after": -1.0, "kl": 0.0}
+            question = asks.send(Response(None, told | {name: wrong} if len(tried) < 3 else told))
     new, _, told = end.value.value
     assert torch.equal(new, tried[2]) and told["tries"] == 3 and told["accepted"] == 1
 
@@ -122,11 +122,11 @@ def test_no_gradient_asks_nothing_of_the_line():
 def test_several_epochs_are_updates_at_new_gradients():
     meta, slope = torch.zeros(3), torch.ones(3)
     rule = Adam(beta=0.1, epochs=3)
-    steps = rule.propose(meta, slope, {}, rule.init(meta))
-    seen = [steps.send(None), steps.send(Told(2 * slope, {}))]
+    steps = rule.update_in_rounds(meta, slope, {}, rule.init(meta))
+    seen = [steps.send(None), steps.send(Response(2 * slope, {}))]
     assert [question.what for question in seen] == ["gradient", "gradient"]
     with pytest.raises(StopIteration) as end:
-        steps.send(Told(-slope, {}))
+        steps.send(Response(-slope, {}))
     one, state = rule.update(meta, slope, rule.init(meta))
     two, state = rule.update(one, 2 * slope, state)
     three, state = rule.update(two, -slope, state)
@@ -137,14 +137,14 @@ def test_several_epochs_are_updates_at_new_gradients():
 def test_after_several_epochs_the_divergence_of_policies_is_told():
     meta, slope = torch.zeros(3), torch.ones(3)
     rule = Adam(beta=0.1, epochs=2)
-    steps = rule.propose(meta, slope, {"return/after": -3.0}, rule.init(meta))
+    steps = rule.update_in_rounds(meta, slope, {"return/after": -3.0}, rule.init(meta))
     steps.send(None)
-    last = steps.send(Told(slope, {}))
+    last = steps.send(Response(slope, {}))
     one, state = rule.update(meta, slope, rule.init(meta))
     two, _ = rule.update(one, slope, state)
     assert last.what == "objective" and torch.equal(last.at, two)
     with pytest.raises(StopIteration) as end:
-        steps.send(Told(None, {"loss/after": 0.0, "divergence": 0.25}))
+        steps.send(Response(None, {"loss/after": 0.0, "kl": 0.25}))
     assert torch.equal(end.value.value[0], two) and end.value.value[2] == {"kl": 0.25}
 
 

@@ -35,8 +35,8 @@ def test_probabilities_entropy_and_divergence_are_torchs(distribution):
     equal(distribution.log_prob(new, action), torchs(distribution, new).log_prob(action))
     equal(distribution.entropy(old), torchs(distribution, old).entropy())
     expected = distributions.kl_divergence(torchs(distribution, old), torchs(distribution, new))
-    equal(distribution.divergence(old, new), expected)
-    equal(distribution.divergence(old, old), torch.zeros(5, 7).double())
+    equal(distribution.kl(old, new), expected)
+    equal(distribution.kl(old, old), torch.zeros(5, 7).double())
 
 
 def test_a_gaussian_action_is_the_noise_scaled_and_moved():
@@ -48,8 +48,8 @@ def test_a_gaussian_action_is_the_noise_scaled_and_moved():
 def test_a_small_divergence_keeps_its_digits_in_float32():
     old = normal(0, 100, 4)
     new = old + 1e-3 * normal(1, 100, 4)
-    single = GAUSSIAN.divergence(old.float(), new.float()).double()
-    exact = GAUSSIAN.divergence(old.float().double(), new.float().double())
+    single = GAUSSIAN.kl(old.float(), new.float()).double()
+    exact = GAUSSIAN.kl(old.float().double(), new.float().double())
     assert ((single - exact).abs() < 5e-4 * exact + 1e-9).all()
 
 
@@ -80,7 +80,7 @@ def test_vmapped_and_traced_it_is_the_same(distribution):
         action = distribution.sample(old, noise)
         return (
             distribution.log_prob(new, action),
-            distribution.divergence(old, new),
+            distribution.kl(old, new),
             distribution.entropy(new),
             distribution.mode(new),
         )

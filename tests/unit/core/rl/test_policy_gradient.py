@@ -5,10 +5,10 @@ import torch
 from torch.func import hessian
 
 from maml_dist.core.data.episode import Batch, Episode
-from maml_dist.core.data.trajectories import Acted
+from maml_dist.core.data.trajectories import PolicyTargets
 from maml_dist.core.engine.engine import Engine
 from maml_dist.core.engine.meta_gradient import MetaGradient
-from maml_dist.core.engine.policy_terms import Adapted
+from maml_dist.core.engine.policy_terms import PolicyTerms
 from maml_dist.core.model.objective import Objective
 from maml_dist.core.params import flatten, layout
 from maml_dist.core.rl.policy_gradient import PolicyGradient
@@ -42,7 +42,7 @@ def on_policy(model, learner, given, *, steps=1):
     drawn = torch.Generator().manual_seed(1)
     made = given.distribution
     objective, meta = Objective(model, given), meta_of(model)
-    adapted = Adapted(engine(), learner, objective, into=layout(meta))
+    adapted = PolicyTerms(engine(), learner, objective, into=layout(meta))
     key = torch.arange(TASKS)
 
     def batch(policies):
@@ -53,7 +53,7 @@ def on_policy(model, learner, given, *, steps=1):
         ).detach()
         mask = (torch.rand(x.shape[:3], generator=drawn) < 0.9).double()
         advantage = torch.randn(x.shape[:3], generator=drawn, dtype=torch.float64) * mask
-        return Batch(x, Acted(made.sample(before, noise), advantage, mask, before))
+        return Batch(x, PolicyTargets(made.sample(before, noise), advantage, mask, before))
 
     batches = []
     for _ in range(steps + 1):
@@ -70,7 +70,10 @@ def by_hand(model, given, learner, episodes, kind):
         start = {name: start[name].view(meta[name].shape) for name in meta}
         sums = 0
         for i in range(TASKS):
-            pick = lambda batch, i=i: Batch(batch.x[i], Acted(*(leaf[i] for leaf in batch.y)))  # noqa: E731
+
+            def pick(batch, i=i):
+                return Batch(batch.x[i], PolicyTargets(*(leaf[i] for leaf in batch.y)))
+
             phi = start
             for k, support in enumerate(episodes.support):
                 loss = objective.loss
@@ -128,10 +131,10 @@ def importance_weighted(model, alpha, episodes):
         sizes = [shape.numel() for shape in shapes.values()]
         parts = zip(shapes.items(), vector.split(sizes), strict=True)
         params = {name: part.view(shape) for (name, shape), part in parts}
-        y = Acted(*(leaf[i] for leaf in batch.y))
+        y = PolicyTargets(*(leaf[i] for leaf in batch.y))
         new, old = (
             torch.distributions.Normal(out[..., :2], out[..., 2:].exp()).log_prob(y.action).sum(-1)
-            for out in (torch.func.functional_call(model, params, (batch.x[i],)), y.before)
+            for out in (torch.func.functional_call(model, params, (batch.x[i],)), y.old_output)
         )
         return -((new - old).exp() * y.advantage * y.mask).sum() / y.mask.sum()
 
@@ -188,12 +191,12 @@ def test_the_curvature_is_the_hessian_of_the_mean_divergence(steps, batching):
     learner = MAML(alpha=0.3, later_share=0.4, steps=steps)
     episodes = on_policy(model, learner, given, steps=steps)
     meta = flatten(meta_of(model))
-    adapted = Adapted(
+    adapted = PolicyTerms(
         engine(batching=batching), learner, Objective(model, given), into=layout(meta_of(model))
     )
     vector = torch.randn(meta.shape, generator=torch.Generator().manual_seed(3)).double()
     product = adapted.curvature(meta, episodes, IT)(vector)
-    true = hessian(by_hand(model, given, learner, episodes, "divergence"))(meta) @ vector
+    true = hessian(by_hand(model, given, learner, episodes, "kl"))(meta) @ vector
     assert torch.allclose(product, true, rtol=1e-8, atol=1e-10 * true.abs().max())
 
 
@@ -205,7 +208,7 @@ def test_the_curvature_is_the_same_however_much_is_held(held, monkeypatch):
     def product():
         into = layout(meta_of(model))
         some = engine(batching="vmap", chunk=1)
-        adapted = Adapted(some, learner, Objective(model, given), into=into)
+        adapted = PolicyTerms(some, learner, Objective(model, given), into=into)
         return adapted.curvature(meta, episodes, IT)(meta.cos())
 
     expected = product()
@@ -218,16 +221,16 @@ def test_the_objective_elsewhere_and_the_departure_from_the_first_policy():
     episodes = on_policy(model, learner, given)
     meta = flatten(meta_of(model))
     there = meta + 0.05 * torch.sin(torch.arange(len(meta)).double())
-    adapted = Adapted(engine(), learner, Objective(model, given), into=layout(meta_of(model)))
+    adapted = PolicyTerms(engine(), learner, Objective(model, given), into=layout(meta_of(model)))
     found = adapted.objective(there, episodes, IT)
-    for name, kind in (("loss/after", "query_loss"), ("divergence", "divergence")):
+    for name, kind in (("loss/after", "query_loss"), ("kl", "kl")):
         total = by_hand(model, given, learner, episodes, kind)(there)
         assert torch.allclose(found[name].sum(), total, rtol=1e-10)
     none = MAML(alpha=0.3, steps=0)
     first = Episode((), episodes.support[0], episodes.key)
-    total = by_hand(model, given, none, first, "divergence")
+    total = by_hand(model, given, none, first, "kl")
     assert torch.allclose(
-        adapted.departure(there, episodes, IT), torch.func.grad(total)(there), rtol=1e-9
+        adapted.kl_penalty_gradient(there, episodes, IT), torch.func.grad(total)(there), rtol=1e-9
     )
 
 
@@ -238,12 +241,12 @@ def test_what_a_line_search_looks_at_is_what_gradient_and_curvature_are_of(inner
     episodes = on_policy(model, learner, given)
     meta, into = flatten(meta_of(model)), layout(meta_of(model))
     objective = Objective(model, given)
-    adapted = Adapted(engine(), learner, objective, into=into)
+    adapted = PolicyTerms(engine(), learner, objective, into=into)
     along = torch.randn(meta.shape, generator=torch.Generator().manual_seed(3)).double()
 
     def looked(step):
         found = adapted.objective(meta + step * along, episodes, IT)
-        return found["loss/after"].sum(), found["divergence"].sum()
+        return found["loss/after"].sum(), found["kl"].sum()
 
     step = 1e-4
     (more, far), (less, back), (_, here) = (looked(s) for s in (step, -step, 0.0))

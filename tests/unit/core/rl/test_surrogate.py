@@ -7,7 +7,7 @@ import torch
 from torch.func import functionalize, grad, hessian, jvp, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from maml_dist.core.data.trajectories import Acted
+from maml_dist.core.data.trajectories import PolicyTargets
 from maml_dist.core.rl.distribution import Categorical, Gaussian
 from maml_dist.core.rl.surrogate import clipped, dice, log_likelihood, low_variance, ratio
 
@@ -25,7 +25,7 @@ def equal(ours, expected):
 
 def acted(seed=0, episodes=3, horizon=4):
     mask = (torch.arange(horizon) < torch.tensor([[4], [2], [3]])).double()
-    return Acted(
+    return PolicyTargets(
         action=normal(seed, episodes, horizon, 2),
         advantage=normal(seed + 1, episodes, horizon) * mask,
         mask=mask,
@@ -185,7 +185,7 @@ def enumerated(theta, horizon):
     mask = torch.ones(9, horizon).double()
     action = torch.tensor(EPISODES)[:, :horizon]
     where = torch.tensor([states(e) for e in EPISODES])[:, :horizon]
-    return where, Acted(
+    return where, PolicyTargets(
         action=action,
         advantage=to_go * weights.unsqueeze(1) * mask.sum(),
         mask=mask,
@@ -253,10 +253,10 @@ def test_vmapped_and_traced_it_is_the_same(surrogate):
         return grad(lambda x: surrogate(GAUSSIAN, x, data))(output)
 
     tasks = [acted(seed) for seed in (0, 20)]
-    stacked = Acted(*(torch.stack(parts) for parts in zip(*tasks, strict=True)))
+    stacked = PolicyTargets(*(torch.stack(parts) for parts in zip(*tasks, strict=True)))
     outputs = normal(9, 2, 3, 4, 4) / 3
     expected = torch.stack([gradient(*task) for task in zip(outputs, tasks, strict=True)])
     equal(vmap(gradient)(outputs, stacked), expected)
-    others = Acted(*(part.flip(0) for part in stacked))
+    others = PolicyTargets(*(part.flip(0) for part in stacked))
     traced = make_fx(functionalize(vmap(gradient)))(outputs.flip(0), others)
     equal(traced(outputs, stacked), expected)

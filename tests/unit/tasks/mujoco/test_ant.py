@@ -39,7 +39,7 @@ def test_gymnasium_profile_is_gymnasiums_environment_to_the_bit(goal):
     simulator.start[0][2, 2, 2], simulator.start[1][2, 2, 2] = 0.95, 2.0
     environments = [[gymnasium.make("Ant-v5").unwrapped for _ in range(3)] for _ in tasks]
     seen = simulator.reset()
-    assert seen.shape == (3, 3, source.observations)
+    assert seen.shape == (3, 3, source.obs_dim)
     for task, row in enumerate(environments):
         for episode, environment in enumerate(row):
             environment.reset(seed=0)
@@ -152,7 +152,7 @@ def test_a_task_alone_is_the_task_in_the_batch_to_the_bit(profile):
 
     tasks = drawn(source, 3)
     together = source.roll(policy, tasks, stage=1)
-    assert together.observations.shape == (3, 3, 150, source.observations)
+    assert together.observations.shape == (3, 3, 150, source.obs_dim)
     assert together.mask.min() == 0  # some fall
     for index, task in enumerate(tasks):
         for part, whole in zip(source.roll(policy, [task], stage=1), together, strict=True):

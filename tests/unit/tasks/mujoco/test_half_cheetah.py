@@ -37,7 +37,7 @@ def test_gymnasium_profile_is_gymnasiums_environment_to_the_bit(goal):
     simulator = source.simulator(tasks, stage=0)
     environments = [[gymnasium.make("HalfCheetah-v5").unwrapped for _ in range(2)] for _ in tasks]
     seen = simulator.reset()
-    assert seen.shape == (3, 2, source.observations)
+    assert seen.shape == (3, 2, source.obs_dim)
     for task, row in enumerate(environments):
         for episode, environment in enumerate(row):
             environment.reset(seed=0)
@@ -128,7 +128,7 @@ def test_a_task_alone_is_the_task_in_the_batch_to_the_bit(profile):
 
     tasks = drawn(source, 3)
     together = source.roll(policy, tasks, stage=1)
-    assert together.observations.shape == (3, 3, 30, source.observations)
+    assert together.observations.shape == (3, 3, 30, source.obs_dim)
     for index, task in enumerate(tasks):
         for part, whole in zip(source.roll(policy, [task], stage=1), together, strict=True):
             assert torch.equal(part[0], whole[index])
