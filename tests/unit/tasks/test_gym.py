@@ -16,7 +16,7 @@ from gymnasium.spaces import Box, Dict, Discrete
 import maml_dist
 from maml_dist.config.compose import build, compose
 from maml_dist.core.data.task_source import TaskKey
-from maml_dist.report import report
+from maml_dist.reporting.page import report
 from maml_dist.tasks.gym import GymTasks, flatten_observation, scale_action
 
 
