@@ -11,9 +11,9 @@ import torch
 import yaml
 
 import maml_dist
-from maml_dist import train
-from maml_dist.reporting import page
+from maml_dist import evaluate, report, train
 from maml_dist.cli import guarded
+from maml_dist.reporting import page
 from maml_dist.runs.checkpoint_header import read_tensors
 from maml_dist.runs.folder import Folder
 from maml_dist.runs.lock import locked
