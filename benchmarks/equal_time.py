@@ -25,8 +25,8 @@ from typing import Any
 from matplotlib.figure import Figure
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)  # not benchmarks/, whose names hide
-from maml_dist.evaluate import score_text  # noqa: E402 - found by the path above
 from maml_dist.reporting.plotting import STYLES, plain  # noqa: E402 - the same
+from maml_dist.reporting.table import score_text  # noqa: E402 - found by the path above
 from maml_dist.runs.run import Run  # noqa: E402 - the same
 
 POLL = 2.0  # seconds between looks at the processor time

@@ -26,7 +26,7 @@ from maml_dist.runtime.allocator import keep_freed
 from maml_dist.runtime.backend import ResourceRequest
 from maml_dist.runtime.messages import ShardSpec
 from maml_dist.runtime.ray_backend import RayBackend
-from maml_dist.train import loop
+from maml_dist.training.loop import loop
 
 AHEAD = 8  # meta-iterations submitted before their metrics are read: the default of a recipe
 SLOW = 0.1  # seconds an iteration

@@ -7,7 +7,7 @@ from generated import fill_data_home
 
 import maml_dist
 from maml_dist.config.recipe import recipes
-from maml_dist.report import report
+from maml_dist.reporting.page import report
 
 SMALL = {"iterations": 2, "checkpoint_every": 2, "log_every": 1, "meta_batch": 2, "local": True}
 SMALL |= {"validation_tasks": 2, "test_tasks": 2, "test_steps": 1, "progress": False}

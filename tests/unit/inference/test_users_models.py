@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 import maml_dist
 from maml_dist.core.params import real_of
-from maml_dist.report import report
+from maml_dist.reporting.page import report
 
 USERS = """
 import torch

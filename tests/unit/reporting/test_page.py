@@ -18,9 +18,10 @@ from maml_dist.config.compose import compose
 from maml_dist.core.data.task_source import TaskKey
 from maml_dist.core.params import flatten
 from maml_dist.inference.adaptable import load
-from maml_dist.report import main, report
+from maml_dist.report import main
 from maml_dist.reporting import curves, few_shot
 from maml_dist.reporting import sinusoid as sinusoid_pictures
+from maml_dist.reporting.page import report
 from maml_dist.reporting.plotting import STYLES, PlottedRun
 from maml_dist.runs.run import Run
 from maml_dist.runtime.shard import TaskShard

@@ -13,6 +13,7 @@ import yaml
 import maml_dist
 from maml_dist import evaluate, report, train
 from maml_dist.cli import guarded
+from maml_dist.reporting import page
 from maml_dist.runs.checkpoint_header import read_tensors
 from maml_dist.runs.folder import Folder
 from maml_dist.runs.lock import locked
@@ -355,7 +356,7 @@ EVALUATIONS = [
 @pytest.mark.parametrize("text", EVALUATIONS)
 def test_an_evaluation_of_another_form_is_made_anew(run, text):
     (run.path / "evaluation.json").write_text(text)
-    made = report._evaluation(run)
+    made = page._evaluation(run)
     assert made == maml_dist.meta_test(run) and made["tasks"] == 3
 
 
@@ -481,7 +482,7 @@ def test_nothing_is_written_through_a_link_that_a_stranger_left(run, tmp_path, n
         maml_dist.meta_train(resume=run.path, iterations=6, local=True, progress=False)
     else:
         Metrics(run.path, start=4, total=6, quiet=True).close()
-        report.report(run)
+        page.report(run)
     maml_dist.meta_test(run)
     assert victim.read_text() == "mine"
 
@@ -558,5 +559,5 @@ def test_nothing_is_written_into_a_folder_by_a_link(run, tmp_path, name):
     shutil.rmtree(link, ignore_errors=True)
     link.symlink_to(victim)
     with pytest.raises(ValueError, match=f"{name} is a link to {victim}"):
-        report.report(run) if name == "figures" else Metrics(run.path, start=4, total=6, quiet=True)
+        page.report(run) if name == "figures" else Metrics(run.path, start=4, total=6, quiet=True)
     assert not list(victim.iterdir())

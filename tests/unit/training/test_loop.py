@@ -11,7 +11,8 @@ import maml_dist
 from maml_dist.config.recipe import recipes
 from maml_dist.runs.run import Run
 from maml_dist.tasks.sinusoid import Sinusoid
-from maml_dist.train import _summary, main
+from maml_dist.train import main
+from maml_dist.training.recorder import _summary
 
 SMALL = {"iterations": 6, "checkpoint_every": 2, "log_every": 1, "meta_batch": 3, "local": True}
 SMALL |= {"validation_tasks": 3, "test_tasks": 4, "test_steps": 2, "progress": False}

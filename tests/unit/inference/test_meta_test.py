@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from maml_dist.evaluate import _statistics
+from maml_dist.inference.meta_test import _statistics
 
 
 def test_scores_near_the_end_of_float32_have_an_interval():

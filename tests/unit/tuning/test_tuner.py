@@ -7,10 +7,11 @@ import pytest
 
 from maml_dist.cli import guarded
 from maml_dist.config.compose import compose
-from maml_dist.tune import best_recipe, main
+from maml_dist.tune import main
 from maml_dist.tuning.search_space import Search, read
+from maml_dist.tuning.tuner import best_recipe
 
-CONFIGS = sorted((Path(__file__).parents[2] / "tune_configs").glob("*.yaml"))
+CONFIGS = sorted((Path(__file__).parents[3] / "tune_configs").glob("*.yaml"))
 
 
 def test_the_best_recipe_trains_as_long_as_the_recipe_says():
