@@ -216,18 +216,20 @@ class Learner(ABC):
             support set, which phi_0 has not seen either) and `loss/after`, on the query set.
         """
         key, counts = episode.key, torch.arange(len(episode.support) + 1, device=it.device).unbind()
-
-        def judged(meta: Params, phi: Params, k: Tensor) -> Tensor:
-            return self.loss_at(query_loss, meta, phi, keyed(episode.query, key, k, query=True), k)
+        # Here and not in the objective, where all that is computed passes through its transform.
+        queries = [keyed(episode.query, key, k, query=True) for k in counts]
 
         def objective(meta: Params) -> tuple[Tensor, Tensor]:
             path = self.path(loss, meta, episode.support, it, key)
             shares = self.step_loss_weights(it)
             if shares is None:
                 *_, phi = path
-                after = judged(meta, phi, counts[-1])
+                after = self.loss_at(query_loss, meta, phi, queries[-1], counts[-1])
                 return after, after
-            losses = [judged(meta, phi, k) for phi, k in zip(path, counts, strict=True)]
+            losses = [
+                self.loss_at(query_loss, meta, phi, query, k)
+                for phi, query, k in zip(path, queries, counts, strict=True)
+            ]
             return (torch.stack(losses) * shares).sum(), losses[-1]
 
         if self.differentiation == "from_adapted":
@@ -236,7 +238,6 @@ class Learner(ABC):
             gradient, after = self.gradient_from_adapted(loss, query_loss, meta, phi, batches, it)
         else:
             gradient, (_, after) = grad_and_value(objective, has_aux=True)(meta)
-        first = episode.support[0] if episode.support else episode.query
-        unseen = keyed(first, key, counts[0], query=not episode.support)
+        unseen = keyed(episode.support[0], key, counts[0]) if episode.support else queries[0]
         before = loss(self.start_weights(meta, counts[0]), unseen)
         return gradient, {"loss/before": before, "loss/after": after}
