@@ -58,6 +58,7 @@ def test_the_environment_of_ones_own_is_learned(tmp_path, monkeypatch):
         (tmp_path / name).write_text(snippets()[name])
     small = {"iterations": 2, "meta_batch": 3, "task.episodes": 3, "task.horizon": 5}
     small |= {"test_steps": 1, "validation_tasks": 2, "local": True, "progress": False}
+    small |= {"engine.running": "eager"}
     run = maml_dist.meta_train(tmp_path / "reach.yaml", run=tmp_path / "run", **small)
     assert run.config["code"] == [str(tmp_path)]
     monkeypatch.syspath_prepend(tmp_path)  # as a script that lies there

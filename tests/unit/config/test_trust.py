@@ -225,7 +225,15 @@ def test_a_strangers_modules(strangers, trained, mark, monkeypatch, capsys, atta
 
 
 @pytest.mark.parametrize(
-    ("attack", "way"), each(INSTALLED, ["evaluate", "train"], dict.fromkeys(["Popen", "any"], WAYS))
+    ("attack", "way"),
+    [
+        *each(INSTALLED, ["evaluate"], dict.fromkeys(["Popen", "any"], WAYS)),
+        *(
+            pytest.param(attack, "train", marks=pytest.mark.slow)
+            for attack in INSTALLED
+            if attack not in ("Popen", "any")
+        ),
+    ],
 )
 def test_what_is_installed_is_called_only_if_it_is_of_the_kind(
     strangers, trained, mark, monkeypatch, capsys, attack, way

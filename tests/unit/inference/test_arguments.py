@@ -10,6 +10,7 @@ from maml_dist.tasks.few_shot import FewShot
 from maml_dist.tasks.sinusoid import Sinusoid
 
 UNTRAINED = {"iterations": 0, "engine.running": "eager", "local": True, "progress": False}
+UNTRAINED |= {"validation_tasks": 2}
 X, Y = torch.linspace(-1, 1, 5)[:, None], torch.ones(5, 1)
 
 
@@ -28,7 +29,7 @@ def model(trained):
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory):
     run = tmp_path_factory.mktemp("run") / "navigation"
-    small = {"episodes": 1, "horizon": 3, "test_tasks": 2, "validation_tasks": 2}
+    small = {"episodes": 1, "horizon": 3, "test_tasks": 2}
     return maml_dist.load(maml_dist.meta_train("navigation", run=run, **UNTRAINED, **small).path)
 
 

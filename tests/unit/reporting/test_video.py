@@ -15,7 +15,7 @@ SMALL = {"iterations": 0, "test_tasks": 2, "test_steps": 1, "episodes": 2, "hori
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "cheetah"
-    small = {**SMALL, "local": True, "progress": False}
+    small = {**SMALL, "local": True, "progress": False, "engine.running": "eager"}
     run = Run.open(maml_dist.meta_train("half-cheetah-direction", run=folder, **small).path)
     return [PlottedRun("cheetah", run, maml_dist.meta_test(run), *STYLES[0])]
 

@@ -392,7 +392,7 @@ def test_a_trained_policy_adapts_in_the_environment_and_is_reported(
     """Dict observations, discrete actions that count from 5, tasks that are dicts."""
     small = {"iterations": 1, "meta_batch": 2, "validation_tasks": 2, "test_tasks": 2}
     small |= {"test_steps": 1, "episodes": 2, "horizon": 4, "local": True, "progress": False}
-    small |= {"running": "eager"}
+    small |= {"running": "eager", "batching": "vmap", "outer.iterations": 3}
     env, sizes = f"worlds.{world.__name__}", {"obs_dim": observations, "action_dim": 2}
     (tmp_path / "worlds.py").write_text(
         "import random\nimport gymnasium\nimport numpy as np\n"

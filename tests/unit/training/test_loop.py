@@ -54,7 +54,7 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("at", [1, 3])
+@pytest.mark.parametrize("at", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_killed_and_resumed_is_undisturbed(tmp_path, undisturbed, monkeypatch, at):
     from maml_dist.runtime.server import ParameterServer
 
@@ -177,8 +177,7 @@ def test_frozen_parameters_stay_and_a_users_buffers_and_masks_work(tmp_path, mon
         "learner: {class_path: maml_dist.learners.maml.MAML}\n"
         "outer: {class_path: maml_dist.core.outer.optimizers.Adam}\n"
     )
-    settings = {**SMALL, "engine.running": "traced"}
-    run = maml_dist.meta_train(tmp_path / "masked.yaml", run=tmp_path / "run", **settings)
+    run = maml_dist.meta_train(tmp_path / "masked.yaml", run=tmp_path / "run", **SMALL)
     before, after = run.experiment.model, maml_dist.load(run.path, checkpoint="last")
     assert torch.equal(before.frozen.weight, after.frozen.weight)
     assert set(run.weights()[0]) == {"head.weight", "head.bias"}
