@@ -20,7 +20,7 @@ from maml_dist.config.user_code import OwnCodeError, folder_of, spelled
 from maml_dist.core.process_lock import EXCLUSIVE
 
 # Of this package what recipes are made of; not what opens files, as `Metrics` does.
-_ROOMS = ("config.experiment", "core", "learners", "models", "tasks")
+_ROOMS = ("core", "config.experiment", "learners", "models", "tasks")
 ROOMS = tuple(f"maml_dist.{room}." for room in _ROOMS)
 
 _names: ContextVar[Names | None] = ContextVar("names", default=None)
