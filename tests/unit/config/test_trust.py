@@ -105,7 +105,7 @@ def env(name, **settings):
         },
         "model": {
             "class_path": "maml_dist.models.gaussian_policy.GaussianPolicy",
-            "init_args": {"observations": 2, "actions": 2},
+            "init_args": {"obs_dim": 2, "action_dim": 2},
         },
     }
 

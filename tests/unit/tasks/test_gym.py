@@ -186,7 +186,7 @@ def test_an_environment_of_ones_own_by_its_id_or_its_class(tmp_path, named):
     )
     (tmp_path / "ids.py").write_text(REGISTERS.format(module="inner.world"))
     task = {"class_path": "maml_dist.tasks.gym.GymTasks", "init_args": {"env": named}}
-    sizes = {"observations": 3, "actions": 2}
+    sizes = {"obs_dim": 3, "action_dim": 2}
     model = {"class_path": "maml_dist.models.gaussian_policy.GaussianPolicy", "init_args": sizes}
     recipe = {**compose("navigation"), "task": task, "model": model}
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(recipe))
@@ -393,7 +393,7 @@ def test_a_trained_policy_adapts_in_the_environment_and_is_reported(
     small = {"iterations": 1, "meta_batch": 2, "validation_tasks": 2, "test_tasks": 2}
     small |= {"test_steps": 1, "episodes": 2, "horizon": 4, "local": True, "progress": False}
     small |= {"running": "eager"}
-    env, sizes = f"worlds.{world.__name__}", {"observations": observations, "actions": 2}
+    env, sizes = f"worlds.{world.__name__}", {"obs_dim": observations, "action_dim": 2}
     (tmp_path / "worlds.py").write_text(
         "import random\nimport gymnasium\nimport numpy as np\n"
         f"from gymnasium.spaces import Box, Dict, Discrete\n{inspect.getsource(world)}"
