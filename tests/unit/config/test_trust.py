@@ -100,12 +100,12 @@ def strangers(tmp_path, monkeypatch, mark, trained):
 def env(name, **settings):
     return {
         "task": {
-            "class_path": "maml_dist.tasks.gym.GymTasks",
+            "class_path": "GymTasks",
             "init_args": {"env": name, "settings": settings, "horizon": 2},
         },
         "model": {
-            "class_path": "maml_dist.models.gaussian_policy.GaussianPolicy",
-            "init_args": {"observations": 2, "actions": 2},
+            "class_path": "GaussianPolicy",
+            "init_args": {"obs_dim": 2, "action_dim": 2},
         },
     }
 
