@@ -307,9 +307,9 @@ def trained(tmp_path, monkeypatch):
         yaml.safe_dump(
             {
                 "model": {"class_path": "users_normed.Normed"},
-                "task": {"class_path": "maml_dist.tasks.sinusoid.Sinusoid"},
-                "learner": {"class_path": "maml_dist.learners.maml.MAML"},
-                "outer": {"class_path": "maml_dist.core.outer.optimizers.Adam"},
+                "task": {"class_path": "Sinusoid"},
+                "learner": {"class_path": "MAML"},
+                "outer": {"class_path": "Adam"},
             }
         )
     )

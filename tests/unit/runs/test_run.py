@@ -81,10 +81,10 @@ def here(tmp_path, monkeypatch):
 
 
 def recipe(folder, model):
-    classes = {"model": f"drawn.{model}", "task": "maml_dist.tasks.sinusoid.Sinusoid"}
+    classes = {"model": f"drawn.{model}", "task": "Sinusoid"}
     classes |= {
-        "learner": "maml_dist.learners.maml.MAML",
-        "outer": "maml_dist.core.outer.optimizers.Adam",
+        "learner": "MAML",
+        "outer": "Adam",
     }
     path = folder / f"{model}.yaml"
     path.write_text(yaml.safe_dump({key: {"class_path": name} for key, name in classes.items()}))
