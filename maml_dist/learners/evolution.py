@@ -28,7 +28,7 @@ from maml_dist.core.adaptation.inner_optimizers import (
     adapting,
     check_patterns,
 )
-from maml_dist.core.adaptation.learner import Learner, Score
+from maml_dist.core.adaptation.learner import Learner, Score, StepContext
 from maml_dist.core.data.episode import Batch, Episode, keyed
 from maml_dist.core.params import Layout, Params, flatten, layout, unflatten
 from maml_dist.core.random import fold, normal
@@ -44,6 +44,9 @@ class ESMAML(Learner):
     A task's perturbations come from its key: a shard draws those of its own tasks. All candidates
     of a meta-gradient adapt with the same inner perturbations, so that these cancel in differences.
     """
+
+    differentiation = "zeroth_order"
+    own_gradient = True
 
     alpha: float = 0.05  # inner rate; hill climbing has none
     sigma: float = 0.1  # of the meta-gradient's perturbations
@@ -78,21 +81,13 @@ class ESMAML(Learner):
         climbs = self.adaptation == "hill-climb"
         return meta, () if climbs else self.inner.init(adapting(meta, self.adapted))
 
-    def step(
-        self,
-        loss: Loss,
-        meta: Params,
-        phi: Params,
-        state: State,
-        batch: Batch,
-        k: Tensor,
-        it: Tensor,
-    ) -> tuple[Params, State]:
+    def step(self, phi: Params, state: State, context: StepContext) -> tuple[Params, State]:
         """One step on the adapted parameters, by the losses of candidates around phi.
 
         Raises:
             ValueError: the batch has no random key.
         """
+        loss, _, batch, k, _ = context
 
         def objective(inner: Params, batch: Batch) -> Tensor:
             return loss({**phi, **inner}, batch)

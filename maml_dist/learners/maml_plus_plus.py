@@ -16,14 +16,13 @@ from torch import Tensor
 from maml_dist.core.adaptation.inner_optimizers import (
     SGD,
     InnerOptimizer,
-    Loss,
     State,
     adapting,
     at_step,
     check_patterns,
     support_gradient,
 )
-from maml_dist.core.adaptation.learner import Learner
+from maml_dist.core.adaptation.learner import Learner, StepContext
 from maml_dist.core.data.episode import Batch
 from maml_dist.core.params import Params
 from maml_dist.core.validation import check_minimum, check_positive
@@ -87,17 +86,9 @@ class MAMLPlusPlus(Learner):
         phi = {name: value for name, value in meta.items() if not name.startswith(self._added)}
         return phi, self.inner.init(adapting(phi, self.adapted))
 
-    def step(
-        self,
-        loss: Loss,
-        meta: Params,
-        phi: Params,
-        state: State,
-        batch: Batch,
-        k: Tensor,
-        it: Tensor,
-    ) -> tuple[Params, State]:
+    def step(self, phi: Params, state: State, context: StepContext) -> tuple[Params, State]:
         """One step on the adapted parameters, with the rates and the norms of step k."""
+        loss, meta, batch, k, it = context
 
         def at_k(phi: Params, batch: Batch) -> Tensor:
             return loss(self.weights(meta, phi, k), batch)

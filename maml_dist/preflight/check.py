@@ -80,9 +80,7 @@ def check(experiment: Experiment, meta: Params, device: str = "cpu") -> None:
     _refuse_dropout_between(model)
     objective = objective_of(experiment, experiment.engine)
     named = dict(model.named_parameters())
-    start = experiment.learner.weights(
-        meta, experiment.learner.start(meta)[0], torch.zeros((), dtype=torch.int64)
-    )
+    start = experiment.learner.start_weights(meta, torch.zeros((), dtype=torch.int64))
     params = {name: start[name] for name in named if name in start}
     for name, batch in (("support", support), ("query", query)):
         if not (torch.is_tensor(batch.x) and (source.on_policy or torch.is_tensor(batch.y))):

@@ -22,7 +22,7 @@ from torch.func import vjp
 from torch.utils import _pytree as pytree
 
 from maml_dist.core.adaptation.inner_optimizers import at_step
-from maml_dist.core.adaptation.learner import Learner
+from maml_dist.core.adaptation.learner import Learner, StepContext
 from maml_dist.core.data.episode import all_keyed
 from maml_dist.core.engine.engine import Engine
 from maml_dist.core.engine.episode_spec import EpisodeSpec, leaves, unflatten_episode
@@ -83,13 +83,13 @@ class TaskFunctions:
         """(meta, it, *tensors of a part) -> its sum, step by step."""
         learner, objective, engine = self._learner, self._objective, self._engine
         steps, step = spec.steps, self.step(spec)
+        through = learner.differentiation == "backprop"
 
         def start(vector: Tensor, it: Tensor, k: Tensor, *batch: Tensor) -> tuple[Tensor, Tensor]:
             meta, _ = self._split(vector)
-            phi, state = learner.start(meta)
             seen = spec.keyed(batch, k, query=not steps)
-            before = objective.loss(learner.weights(meta, phi, k), seen)
-            return self._flat(phi, state), before
+            before = objective.loss(learner.start_weights(meta, k), seen)
+            return self._flat(*learner.start(meta)), before
 
         def pull(
             vector: Tensor, it: Tensor, k: Tensor, carry: Tensor, along: Tensor, *batch: Tensor
@@ -103,8 +103,8 @@ class TaskFunctions:
         ) -> tuple[Tensor, Tensor, Tensor]:
             def loss(vector: Tensor, carry: Tensor) -> Tensor:
                 meta, _ = self._split(vector)
-                weights = learner.weights(meta, self._tree(carry)[0], k)
-                return objective.query_loss(weights, spec.keyed(batch, k, query=True))
+                phi, seen = self._tree(carry)[0], spec.keyed(batch, k, query=True)
+                return learner.loss_at(objective.query_loss, meta, phi, seen, k)
 
             value, back, *_ = vjp(loss, vector, carry)
             of_meta, of_carry = back(torch.ones_like(value))
@@ -116,11 +116,10 @@ class TaskFunctions:
             meta, _ = self._split(vector)
             episode = unflatten_episode(spec, tensors)
             phi, counts = self._tree(carry)[0], torch.arange(steps + 1, device=it.device).unbind()
-            ended = learner.gradient_from_adapted(
+            gradient, after = learner.gradient_from_adapted(
                 objective.loss, objective.query_loss, meta, phi, all_keyed(episode, counts), it
             )
-            assert ended is not None
-            return self._join(ended[0], {}), ended[1]
+            return self._join(gradient, {}), after
 
         def first(vector: Tensor, it: Tensor, along: Tensor) -> Tensor:
             def begin(vector: Tensor) -> Tensor:
@@ -154,11 +153,11 @@ class TaskFunctions:
                 lambda k, carry: over["step"](vector, it, counts[k], carry, *batches[k]),
                 carry,
                 steps,
-                back=learner.backprops_through_steps,
+                back=through,
                 kept=self._kept_steps(steps) if self._objective.kept else (),
             )
             del carry
-            if not learner.backprops_through_steps:
+            if not through:
                 gradient, after = over["end"](vector, it, counts[-1], carries[steps], *tensors)
             else:
                 shares = _shares(learner.step_loss_weights(it), steps)
@@ -243,10 +242,8 @@ class TaskFunctions:
 
         def step(vector: Tensor, it: Tensor, k: Tensor, carry: Tensor, *batch: Tensor) -> Tensor:
             meta, _ = self._split(vector)
-            phi, state = self._tree(carry)
-            loss = self._objective.loss
-            phi, state = self._learner.step(loss, meta, phi, state, spec.keyed(batch, k), k, it)
-            return self._flat(phi, state)
+            context = StepContext(self._objective.loss, meta, spec.keyed(batch, k), k, it)
+            return self._flat(*self._learner.step(*self._tree(carry), context))
 
         return step
 

@@ -6,6 +6,7 @@ import torch
 from torch.func import vmap
 
 from maml_dist.core.adaptation.inner_optimizers import Adam, Momentum
+from maml_dist.core.adaptation.learner import StepContext
 from maml_dist.core.data.episode import Batch, supervised
 from maml_dist.core.random import keys
 from maml_dist.learners.evolution import ESMAML
@@ -49,7 +50,8 @@ def estimate(learner, key=KEY):
 def steps_(learner, batch, key=KEY):
     """The parameters after the inner step 0."""
     phi, state = learner.start(META)
-    return learner.step(loss, META, phi, state, batch._replace(key=key), torch.tensor(0), IT)[0]
+    context = StepContext(loss, META, batch._replace(key=key), torch.tensor(0), IT)
+    return learner.step(phi, state, context)[0]
 
 
 def recorded(learner, **how):
@@ -189,7 +191,7 @@ def test_hill_climbing_takes_the_best_of_its_candidates(pairs, least, most):
     learner = ESMAML(adaptation="hill-climb", inner_sigma=0.2, num_inner_perturbations=pairs)
     phi, state = learner.start(META)
     batch = SUPPORT._replace(key=KEY)
-    phi, _ = learner.step(linear, META, phi, state, batch, torch.tensor(0), IT)
+    phi, _ = learner.step(phi, state, StepContext(linear, META, batch, torch.tensor(0), IT))
     gained = (flat(META) - flat(phi)) @ slope / (0.2 * slope.norm())
     assert least < gained < most
 
@@ -201,9 +203,11 @@ def test_hill_climbing_passes_by_what_diverges():
     learner = ESMAML(adaptation="hill-climb")
     phi, state = learner.start(META)
     batch = SUPPORT._replace(key=KEY)
-    phi, _ = learner.step(broken, META, phi, state, batch, torch.tensor(0), IT)
+    context = StepContext(broken, META, batch, torch.tensor(0), IT)
+    phi, _ = learner.step(phi, state, context)
     assert broken(phi, SUPPORT) < loss(META, SUPPORT)
-    none = learner.step(lambda p, b: loss(p, b) * torch.nan, META, META, (), batch, IT, IT)[0]
+    context = context._replace(loss=lambda p, b: loss(p, b) * torch.nan)
+    none = learner.step(META, (), context)[0]
     torch.testing.assert_close(none, META)
 
 

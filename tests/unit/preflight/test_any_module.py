@@ -272,8 +272,8 @@ def test_dropout_differs_between_tasks_steps_queries_and_iterations():
     x = torch.ones(8, 8)
 
     class Watching(MAML):
-        def step(self, loss, meta, phi, state, batch, k, it):
-            seen.append(objective.output({}, x, key=batch.key))
+        def step(self, phi, state, context):
+            seen.append(objective.output({}, x, key=context.batch.key))
             return phi, state
 
     learner = Watching(steps=2)

@@ -436,8 +436,9 @@ def test_scores_without_the_metric_are_refused():
 class ByAutograd(Learner):
     """As other libraries' code has it."""
 
-    def step(self, loss, meta, phi, state, batch, k, it):
-        gradient = torch.autograd.grad(loss(phi, batch), list(phi.values()), create_graph=True)
+    def step(self, phi, state, context):
+        loss = context.loss(phi, context.batch)
+        gradient = torch.autograd.grad(loss, list(phi.values()), create_graph=True)
         pairs = zip(phi.items(), gradient, strict=True)
         return {name: p - 0.01 * g for (name, p), g in pairs}, state
 
@@ -447,9 +448,10 @@ class Slowing(Learner):
         super().__init__()
         object.__setattr__(self, "rate", rate)
 
-    def step(self, loss, meta, phi, state, batch, k, it):
-        gradient = torch.func.grad(loss)(phi, batch)
-        return {name: p - self.rate(it) * gradient[name] for name, p in phi.items()}, state
+    def step(self, phi, state, context):
+        gradient = torch.func.grad(context.loss)(phi, context.batch)
+        rate = self.rate(context.it)
+        return {name: p - rate * gradient[name] for name, p in phi.items()}, state
 
 
 BY_NUMBERS = "it reads a tensor as a number"
