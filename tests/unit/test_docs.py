@@ -79,11 +79,11 @@ def test_a_snippet_is_short(page):
     assert all(len(block.splitlines()) < 25 for block in files(page).values())
 
 
-def test_the_readmes_task_runs_as_it_stands(tmp_path):
+def test_the_readmes_task_is_that_of_the_docs(tmp_path):
     assert files("README.md").keys() == {"lines.py", "mine.yaml"}
-    write(tmp_path, "README.md")
-    small = TRAINED | {"iterations": 2, "test_steps": 1, "validation_tasks": 2}
-    assert maml_dist.meta_train(tmp_path / "mine.yaml", run=tmp_path / "run", **small).finished
+    assert files("README.md")["lines.py"] == files("docs/your-own.md")["lines.py"]  # trained below
+    experiment = build(compose(write(tmp_path, "README.md") / "mine.yaml"))
+    assert (type(experiment.task).__name__, experiment.iterations) == ("Lines", 2000)
 
 
 @pytest.mark.parametrize("running", ["eager", pytest.param("auto", marks=pytest.mark.slow)])
@@ -128,7 +128,10 @@ def test_data_of_ones_own_are_read(tmp_path, monkeypatch):
                 Image.fromarray(pixels).save(folder / f"{number}.png")
     write(tmp_path, "docs/your-own.md")
     monkeypatch.chdir(tmp_path)
-    sizes = {"users.yaml": {}, "birds.yaml": {"query": 1, "size": 16, "filters": 2, "steps": 1}}
+    sizes = {
+        "users.yaml": {},
+        "birds.yaml": {"query": 1, "data.size": 16, "filters": 2, "steps": 1},
+    }
     small = TRAINED | {"iterations": 1, "test_steps": 1, "validation_tasks": 2, "meta_batch": 2}
     for name, size in sizes.items():
         run = maml_dist.meta_train(name, run=tmp_path / f"run-{name}", **small, **size)
@@ -241,9 +244,8 @@ def test_names_of_the_package_are_its_own(page):
 @pytest.mark.parametrize("page", PAGES)
 def test_files_that_are_named_exist(page):
     for code in inline(page):
-        if re.fullmatch(r"[\w./-]+/([\w.-]+\.(py|yaml|md))?", code) and not code.startswith(
-            "runs/"
-        ):
+        named = re.fullmatch(r"[\w./-]+/([\w.-]+\.(py|yaml|md))?", code)
+        if named and not code.startswith("runs/"):
             within = ROOT / code, ROOT / "maml_dist" / code
             assert any(path.exists() for path in within), f"{page}: {code}"
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", PAGES[page]):
