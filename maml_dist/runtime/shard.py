@@ -20,6 +20,7 @@ from maml_dist.core.model.objective import Mode, Objective
 from maml_dist.runtime.allocator import keep_freed
 from maml_dist.runtime.collectors import OnPolicyCollector, Placement, Share, SupervisedCollector
 from maml_dist.runtime.messages import Contribution, ShardSpec
+from maml_dist.runtime.remote import remote
 from maml_dist.runtime.rollout_worker import Returns, Roll, RolloutWorker
 from maml_dist.runtime.user_errors import user_errors_located
 from maml_dist.runtime.zeroth_order import ZerothOrderCollector
@@ -70,6 +71,7 @@ class TaskShard:
             return ZerothOrderCollector(*given, roll=roll, returns=returns, kept=objective.kept)
         return OnPolicyCollector(*given, terms=self._policy_terms, roll=roll)
 
+    @remote
     def gradient(self, meta: np.ndarray, it: int, at: np.ndarray | None = None) -> Contribution:
         """The summed meta-gradient of this shard's tasks of iteration `it`.
 
@@ -106,6 +108,7 @@ class TaskShard:
         means = dict(zip(metrics, sums, strict=True))
         return Contribution(gradient.cpu().numpy(), len(tasks) - len(skipped), means, skipped)
 
+    @remote
     def objective(self, meta: np.ndarray, it: int, at: np.ndarray) -> Contribution:
         """The summed outer loss and KL divergence of the tasks of `it`, at `at` [size]."""
         episodes, tasks = self._counted(it, meta)
@@ -117,6 +120,7 @@ class TaskShard:
         sums = {name: float(value.sum()) for name, value in found.items()}
         return Contribution(np.zeros(0, np.float32), len(tasks), sums)
 
+    @remote
     def curvature(
         self,
         meta: np.ndarray,
@@ -148,6 +152,7 @@ class TaskShard:
         assert not isinstance(self._collector, SupervisedCollector)
         return self._collector.collect(self._placement.vector(meta), keys, it, steps=steps)
 
+    @remote
     @user_errors_located()
     def scores(
         self,
@@ -182,6 +187,7 @@ class TaskShard:
             for name in parts[0]
         }
 
+    @remote
     def ping(self) -> int:
         """The rank: an answer when the actor is up."""
         return self._share.rank
