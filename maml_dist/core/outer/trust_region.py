@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from maml_dist.core.conjugate_gradient import first_iterate, next_iterate
 from maml_dist.core.outer.optimizers import OuterOptimizer, Request, State, UpdateRounds
 from maml_dist.core.validation import check_minimum, check_positive
 
@@ -60,30 +61,22 @@ class TrustRegion(OuterOptimizer):
     ) -> UpdateRounds:
         """Conjugate gradient by the tasks' products, then a line search by their objectives."""
         gradient = self.clipped(gradient).double()  # what is summed up magnifies rounding
-        direction, residual, along = torch.zeros_like(gradient), gradient, gradient
-        image = torch.zeros_like(gradient)  # of the direction
-        squared = float(gradient @ gradient)
         shares = {"share": self.share, "support_share": self.support_share}
-        enough = torch.finfo(meta.dtype).eps ** 2 * squared
+        solved = first_iterate(gradient, tolerance=torch.finfo(meta.dtype).eps)
         for _ in range(self.iterations):
-            if not squared > enough:
+            if not solved.squared > solved.enough:
                 break
-            told = yield Request("curvature", along.to(meta.dtype), shares)
+            told = yield Request("curvature", solved.along.to(meta.dtype), shares)
             assert told.vector is not None
-            product = told.vector.double() + self.damping * along
-            bend = float(along @ product)
-            if not bend > 0:  # rounding, or no curvature at all: what there is must do
+            after = next_iterate(solved, told.vector.double(), damping=self.damping)
+            if not after.curvature > 0:  # rounding, or no curvature at all: what there is must do
                 break
-            length = squared / bend
-            direction, image = direction + length * along, image + length * product
-            residual = residual - length * product
-            before, squared = squared, float(residual @ residual)
-            along = residual + squared / before * along
-        bend = float(direction @ image)
+            solved = after
+        bend = float((solved.x * solved.image).sum())
         if not (bend > 0 and math.isfinite(bend)):
             return meta, self.counted({}, state), {"accepted": 0.0, "kl": 0.0, "tries": 0.0}
         rate = self.rate(state) * math.sqrt(2 * self.bound / bend)
-        loss, direction = scalars["loss/after"], direction.to(meta.dtype)
+        loss, direction = scalars["loss/after"], solved.x.to(meta.dtype)
         for number in range(1, self.tries + 1):
             candidate, _ = self.step(meta, direction, state, rate=rate, count=number)
             told = yield Request("objective", candidate)
