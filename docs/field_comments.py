@@ -16,6 +16,7 @@ class FieldComments(Extension):
 
     def on_attribute_instance(self, *, attr: Attribute, **kwargs: Any) -> None:
         """A field with a comment on its last line, and without a docstring."""
-        if attr.docstring is None and attr.parent and attr.parent.is_class and attr.lines:
-            if comment := COMMENT.search(attr.lines[-1]):
-                attr.docstring = Docstring(comment[1], parent=attr)
+        if attr.docstring or not attr.parent or not attr.parent.is_class or not attr.lines:
+            return
+        if comment := COMMENT.search(attr.lines[-1]):
+            attr.docstring = Docstring(comment[1], parent=attr)
