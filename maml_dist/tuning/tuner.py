@@ -15,7 +15,6 @@ from typing import Any
 
 import yaml
 
-from maml_dist.cli import fail
 from maml_dist.config.compose import compose, override
 from maml_dist.config.experiment import Experiment
 from maml_dist.config.plain_yaml import check_path
@@ -75,7 +74,9 @@ def search(plan: Search, *, run: str | Path | None = None, address: str | None =
     if ended < plan.num_samples:
         print(f"interrupted: {ended} of {plan.num_samples} trials have ended", file=sys.stderr)
         return 130
-    return 0 if best else fail(f"no trial has a score; see {folder / 'tune'}", status=1)
+    if not best:
+        raise ChildProcessError(f"no trial has a score; see {folder / 'tune'}")
+    return 0
 
 
 def best_recipe(plan: Search, values: dict[str, Any]) -> Config:
