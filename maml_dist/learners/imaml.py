@@ -28,7 +28,7 @@ from maml_dist.core.adaptation.learner import Learner, StepContext
 from maml_dist.core.conjugate_gradient import hessian, solve
 from maml_dist.core.data.episode import Batch, Episode
 from maml_dist.core.params import Params
-from maml_dist.core.validation import check_minimum, check_positive
+from maml_dist.core.validation import check_choice, check_minimum, check_positive
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,7 @@ class IMAML(Learner):
         check_positive(self, "learner", "alpha", "strength")
         check_minimum(self, "learner", cg_iterations=1, solver_iterations=1)
         check_minimum(self, "learner", halvings=0, tolerance=0, damping=0, cg_tolerance=0)
-        if self.solver not in ("descent", "hessian-free"):
-            raise ValueError(f"learner.solver={self.solver!r}: must be descent or hessian-free")
+        check_choice(self, "learner", "solver")
 
     def init(self, params: Params) -> Params:
         """The parameters themselves, where each pattern of `adapted` matches one or more."""

@@ -24,7 +24,7 @@ from maml_dist.core.adaptation.inner_optimizers import (
 from maml_dist.core.adaptation.learner import Learner, StepContext
 from maml_dist.core.params import Params
 from maml_dist.core.random import keys, uniform
-from maml_dist.core.validation import check_minimum
+from maml_dist.core.validation import check_choice, check_minimum
 
 _PREFIX = "alpha."  # of the rates' names among the meta-parameters
 
@@ -48,8 +48,7 @@ class MetaSGD(Learner):
             raise ValueError(
                 f"learner.alpha={self.alpha}: must be a positive number, or two, the lower first"
             )
-        if self.each not in ("weight", "layer", "layer-step"):
-            raise ValueError(f"learner.each={self.each!r}: must be weight, layer or layer-step")
+        check_choice(self, "learner", "each")
 
     def init(self, params: Params) -> Params:
         """The parameters and, of each that adapts, the rates at the start.

@@ -18,7 +18,12 @@ from torch import Tensor
 from torch.nn.functional import hardshrink
 
 from maml_dist.core.outer.schedules import Constant, Schedule
-from maml_dist.core.validation import check_minimum, check_positive, check_share
+from maml_dist.core.validation import (
+    check_decays,
+    check_minimum,
+    check_positive,
+    check_share,
+)
 
 State = dict[str, Tensor]
 
@@ -186,8 +191,7 @@ class Adam(OuterOptimizer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not all(0 <= decay < 1 for decay in self.decays):
-            raise ValueError(f"outer.decays={self.decays}: both must be in [0, 1)")
+        check_decays(self, "outer", "decays")
         check_positive(self, "outer", "eps")
         check_minimum(self, "outer", weight_decay=0)
 

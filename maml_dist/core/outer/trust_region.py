@@ -13,7 +13,7 @@ from torch import Tensor
 
 from maml_dist.core.conjugate_gradient import first_iterate, next_iterate
 from maml_dist.core.outer.optimizers import OuterOptimizer, Request, State, UpdateRounds
-from maml_dist.core.validation import check_minimum, check_positive
+from maml_dist.core.validation import check_minimum, check_positive, check_range
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,7 @@ class TrustRegion(OuterOptimizer):
             raise ValueError(f"outer.epochs={self.epochs}: a trust region makes one update")
         check_positive(self, "outer", "bound", "share", "support_share", "shrink")
         check_minimum(self, "outer", iterations=1, tries=1, damping=0)
-        for name, top in (("share", 1.0), ("support_share", 1.0), ("shrink", 0.999)):
-            if getattr(self, name) > top:
-                raise ValueError(f"outer.{name}={getattr(self, name)}: must be {top:g} at the most")
+        check_range(self, "outer", share=(0, 1), support_share=(0, 1), shrink=(0, 0.999))
 
     @property
     def multi_round(self) -> bool:

@@ -220,41 +220,6 @@ def test_only_its_part_adapts_and_all_is_meta_learned(adaptation):
     assert flat(gradient).all()
 
 
-def test_ranks_replace_the_losses():
-    learner = ESMAML(sigma=0.2, num_perturbations=5)
-    _, seen = recorded(learner)
-    losses = torch.stack([0.5 * (w - QUERY.y) @ QUERY.x @ (w - QUERY.y) for w in seen])
-    ranks = torch.empty(10).double()
-    ranks[losses.argsort()] = torch.linspace(-0.5, 0.5, 10, dtype=torch.float64)
-    up, down = ranks.chunk(2)
-    by_hand = (up - down) @ (seen[:5] - flat(META)) / (2 * 5 * 0.2**2)
-    shaped, _ = recorded(learner, shaping="ranks")
-    torch.testing.assert_close(shaped, by_hand, rtol=1e-10, atol=1e-12)
-
-
-def test_ranks_do_not_feel_the_loss_s_scale_and_share_ties():
-    learner = ESMAML(steps=0, shaping="ranks")
-
-    def gradient(judge):
-        return flat(learner.gradient(judge, judge, META, episode(0), IT)[0])
-
-    assert torch.equal(gradient(loss), gradient(lambda params, batch: loss(params, batch).exp()))
-    assert not gradient(lambda params, batch: 0 * loss(params, batch)).any()
-
-
-def test_what_diverges_has_the_worst_rank():
-    learner = ESMAML(steps=0, shaping="ranks")
-
-    def gradient(worst):
-        def judge(params, batch):
-            away = params["body"][0] > META["body"][0]
-            return torch.where(away, worst, loss(params, batch))
-
-        return flat(learner.gradient(judge, judge, META, episode(0), IT)[0])
-
-    assert torch.equal(gradient(torch.nan), gradient(1e9)) and gradient(torch.nan)[0] > 0
-
-
 def test_the_metrics_are_those_of_the_parameters_themselves():
     learner = ESMAML(steps=2)
     _, metrics = estimate(learner)
@@ -280,7 +245,6 @@ def test_without_a_key_nothing_can_be_drawn():
         {"num_inner_perturbations": 0},
         {"chunk": 0},
         {"adaptation": "hill_climb"},
-        {"shaping": "rank"},
         {"steps": -1},
     ],
 )

@@ -50,7 +50,7 @@ OPTIONS = [  # of which a learner gets those that it has
     {"each": "layer-step"},
     {"solver": "hessian-free", "tolerance": 0.1},
     {"minibatch": 2, "pooled": True},
-    {"adaptation": "hill-climb", "shaping": "ranks"},
+    {"adaptation": "hill-climb"},
 ]
 SMALL = {"num_perturbations": 2, "num_inner_perturbations": 2, "cg_iterations": 2, "halvings": 1}
 

@@ -152,7 +152,7 @@ def test_after_several_epochs_the_divergence_of_policies_is_told():
     ("fields", "said"),
     [
         ({"bound": 0.0}, "outer.bound=0.0: must be a positive number"),
-        ({"share": 1.5}, "outer.share=1.5: must be 1 at the most"),
+        ({"share": 1.5}, "outer.share=1.5: must be 0 … 1"),
         ({"epochs": 2}, "outer.epochs=2: a trust region makes one update"),
         ({"iterations": 0}, "outer.iterations=0: must be 1 or more"),
         ({"damping": -1.0}, "outer.damping=-1.0: must be 0 or more"),
