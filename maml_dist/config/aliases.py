@@ -11,8 +11,6 @@ from maml_dist.config.names import PUBLIC
 # The class paths of 0.1.0, which wrote them in full -> the public names.
 CLASSES = {
     "maml_dist.core.baseline.Linear": "LinearBaseline",
-    "maml_dist.core.baseline.Network": "NetworkBaseline",
-    "maml_dist.core.baseline.Nothing": "NoBaseline",
     "maml_dist.core.engine.Engine": "Engine",
     "maml_dist.core.inner.Adam": "InnerAdam",
     "maml_dist.core.inner.Descent": "InnerSGD",

@@ -47,7 +47,9 @@ def test_a_broken_download_leaves_nothing_and_can_be_had_again(
 
 def test_wrong_content_is_deleted(server: Server, tmp_path: Path) -> None:
     (server.folder / "a.zip").write_bytes(b"what another server sent")
-    with pytest.raises(ValueError, match=f"does not match the known hash: expected sha256:{SHA256}"):
+    with pytest.raises(
+        ValueError, match=f"does not match the known hash: expected sha256:{SHA256}"
+    ):
         fetch(f"{server.url}/a.zip", tmp_path / "new" / "a.zip", sha256=SHA256)
     assert not [*(tmp_path / "new").iterdir()]
 
