@@ -21,7 +21,8 @@ from maml_dist.config.plain_yaml import check_path
 from maml_dist.config.recipe import Config
 from maml_dist.config.trust import own
 from maml_dist.preflight.check import check
-from maml_dist.runs.run import Run, refuse_used, run_folder
+from maml_dist.runs.run import Run
+from maml_dist.runs.run_folder import refuse_used, run_folder
 from maml_dist.runtime.backend import Resources
 from maml_dist.runtime.ray_backend import RayBackend
 from maml_dist.training.trainer import meta_train
