@@ -15,8 +15,8 @@ from maml_dist.core.data.trajectories import Trajectories
 from maml_dist.core.params import layout, own_form, real_of
 from maml_dist.core.validation import SEEDS
 from maml_dist.inference.adaptable import Adaptable, as_numbers, check_steps
-from maml_dist.runtime.rollout_worker import RolloutWorker, Weights
-from maml_dist.runtime.zeroth_order import Returns, Scoring
+from maml_dist.runtime.rollout_worker import Returns, RolloutWorker, Weights
+from maml_dist.runtime.zeroth_order import Scoring
 from maml_dist.tasks.gym import flatten_observation, scale_action
 from maml_dist.tasks.rollout import Goal, Rollouts
 

@@ -7,12 +7,10 @@ driver.lock        while it is trained: by whom
 """
 
 import json
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,12 +19,12 @@ import yaml
 from torch import Tensor
 
 from maml_dist.config.experiment import Experiment
+from maml_dist.config.meta_parameters import MetaParameters, meta_parameters
 from maml_dist.config.plain_yaml import check_path
 from maml_dist.config.recipe import Config, read_yaml
 from maml_dist.config.trust import Trust, allow
 from maml_dist.core.model.frozen_state import Held, kept, unkept
-from maml_dist.core.model.objective import running_statistics
-from maml_dist.core.params import Layout, Params, flatten, layout, real_of, unflatten
+from maml_dist.core.params import Layout, Params, flatten, unflatten
 from maml_dist.runs import metrics
 from maml_dist.runs.checkpoint_header import kinds_of
 from maml_dist.runs.checkpoint_index import Entry
@@ -144,6 +142,11 @@ class Run:
             )
 
     @cached_property
+    def seeded(self) -> MetaParameters:
+        """The meta-parameters of this recipe's seed."""
+        return meta_parameters(self.experiment)
+
+    @cached_property
     def initial(self) -> Params:
         """The meta-parameters before the first iteration: seeded, or from the run named by `init`.
 
@@ -152,41 +155,13 @@ class Run:
         """
         init = self.experiment.init
         if init is None or self.checkpoints.last is not None:
-            return self._seeded
-        loaded, _ = Run.open(init).weights()
-        for name in {**self._seeded, **loaded}:
-            sides = (loaded, self._seeded)
-            there, here = (list(side[name].shape) if name in side else None for side in sides)
-            if here != there:
-                raise ValueError(f"init={init}: {name} is {there} there, {here} here")
-        return {name: loaded[name].to(value.dtype) for name, value in self._seeded.items()}
+            return self.seeded.values
+        return self.seeded.taken_from(Run.open(init).weights()[0], name=f"init={init}")
 
-    @cached_property
+    @property
     def layout(self) -> Layout:
         """How the flat meta-parameters split into named tensors."""
-        return layout(self._seeded)
-
-    @cached_property
-    def _seeded(self) -> Params:
-        learner, kept = self.experiment.learner, running_statistics(self.experiment.model)
-        if learner.per_step_statistics and not kept:
-            raise ValueError(
-                "learner.step_statistics=true: no batch norm of the model keeps running statistics "
-                "(model.running_statistics=true, where the model has it)"
-            )
-        rows = (learner.steps + 1,) if learner.per_step_statistics else ()
-        return {
-            **self._learned,
-            **{name: value.expand((*rows, *value.shape)).clone() for name, value in kept.items()},
-        }
-
-    @cached_property
-    def _learned(self) -> Params:
-        named = self.experiment.model.named_parameters()
-        model = {name: real_of(p.detach()) for name, p in named if p.requires_grad}  # frozen: not
-        if not model:
-            raise ValueError("the model has no parameter that requires a gradient")
-        return self.experiment.learner.init(model)
+        return self.seeded.layout
 
     def weights(self, checkpoint: str | Path = "best") -> tuple[Params, Entry]:
         """The meta-parameters of a checkpoint ("best", "last" or a file), and which one it is.
@@ -216,9 +191,8 @@ class Run:
 
     def _load(self, checkpoint: str) -> tuple[dict[str, Tensor], Entry]:
         """The tensors of a checkpoint: all that this run's state has, all of them numbers."""
-        learned = sum(value.numel() for value in self._learned.values())
-        meta = flatten(self._seeded).numpy()
-        server = ParameterServer(meta, self.experiment.outer, learned=learned)
+        meta = flatten(self.seeded.values).numpy()
+        server = ParameterServer(meta, self.experiment.outer, learned=self.seeded.learned)
         kinds = kinds_of(to_tensors(server.state(), self.layout))
         tensors, entry = self.checkpoints.load(
             checkpoint, expect=lambda header: header.expect(kinds, f"the run {self.path}")
@@ -267,7 +241,7 @@ class Run:
             layout=self.layout,
             seed=experiment.seed,
             meta_batch=experiment.meta_batch,
-            learned=sum(value.numel() for value in self._learned.values()),
+            learned=self.seeded.learned,
             skip=experiment.on_divergence == "skip",
             max_parallel_envs=experiment.max_parallel_envs,
         )
@@ -283,34 +257,3 @@ class Run:
             replace(self.path / name, text.encode(), new=new)
         except FileExistsError:
             raise ValueError(f"{self.path} already holds a run") from None
-
-
-def run_folder(run: str | Path | None, name: str, *, kind: str = "") -> Path:
-    """The folder that is given for a run; if none is, a new one under `runs/`.
-
-    Raises:
-        ValueError: the path is none, or the name would lead out of `runs/`.
-    """
-    if run is not None:
-        check_path(run, "the run's folder")
-        return Path(run).absolute()
-    if not name or set(name) & set("/\\\0\n") or name in (".", ".."):
-        raise ValueError(f"name={name!r}: must be the name of a folder, not a path")
-    stamp = f"{datetime.now():%Y%m%d-%H%M%S-%f}"[:-3]
-    return Path("runs", f"{kind}{name}-{stamp}").absolute()
-
-
-def refuse_used(path: Path) -> None:
-    """Fail early where a run could not be started.
-
-    Raises:
-        ValueError: the folder holds a run, or the path is not a folder.
-        OSError: nothing can be written there.
-    """
-    if (path / "recipe.yaml").exists():
-        raise ValueError(f"{path} already holds a run (--resume goes on with it)")
-    there = next(folder for folder in (path, *path.parents) if folder.exists())
-    if not there.is_dir():
-        raise ValueError(f"{path} cannot be a run folder: {there} is not a folder")
-    if not os.access(there, os.W_OK):
-        raise PermissionError(f"{path} cannot be a run folder: {there} is not writable")

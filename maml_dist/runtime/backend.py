@@ -1,4 +1,4 @@
-"""Launching: the same plain classes as Ray actors, or in this process.
+"""What a run takes, and the actors that it gets: the same plain classes on Ray, or in this process.
 
 Either way an actor's method is called as `actor.method.remote(…)`, so that one driver loop serves
 both; in this process the call runs at once and its result stands in for the reference.
@@ -6,7 +6,12 @@ both; in this process the call runs at once and its result stands in for the ref
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from maml_dist.runtime.remote import Get
+from maml_dist.runtime.rollout_worker import RolloutWorker
+from maml_dist.runtime.server import ParameterServer
+from maml_dist.runtime.shard import TaskShard
 
 
 @dataclass(frozen=True)
@@ -43,8 +48,8 @@ class ResourceRequest(NamedTuple):
 class ActorGroup:
     """The actors of a run."""
 
-    shards: Sequence[Any]
-    server: Any
-    get: Callable[[Any], Any]  # a reference, or a list of them -> the values
+    shards: Sequence[TaskShard]
+    server: ParameterServer
+    get: Get
     close: Callable[[], None]
-    workers: Sequence[Any] = ()  # of all shards
+    workers: Sequence[RolloutWorker] = ()  # of all shards

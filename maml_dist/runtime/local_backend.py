@@ -2,7 +2,7 @@
 
 from threading import Thread
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from maml_dist.core.outer.optimizers import OuterOptimizer
 from maml_dist.core.process_lock import EXCLUSIVE
 from maml_dist.runtime.backend import ActorGroup, ResourceRequest, Resources
 from maml_dist.runtime.messages import ShardSpec
+from maml_dist.runtime.remote import Get
 from maml_dist.runtime.server import ParameterServer
 from maml_dist.runtime.shard import TaskShard
 
@@ -77,10 +78,10 @@ class LocalBackend:
             TaskShard(spec, rank=rank, shards=resources.shards, device=resources.device)
             for rank in range(resources.shards)
         ]
-        server = _Here(ParameterServer(meta, outer, learned=spec.learned))
-        return ActorGroup(
-            [_Here(shard) for shard in shards], server, lambda value: value, lambda: None
-        )
+        server = ParameterServer(meta, outer, learned=spec.learned)
+        here = [cast(TaskShard, _Here(shard)) for shard in shards]
+        get = cast(Get, lambda value: value)
+        return ActorGroup(here, cast(ParameterServer, _Here(server)), get, lambda: None)
 
 
 class _Here:

@@ -11,24 +11,24 @@ import torch
 from maml_dist.core.data.trajectories import Trajectories
 from maml_dist.core.params import Params
 from maml_dist.runtime.messages import Contribution, ShardSpec
+from maml_dist.runtime.remote import remote
 from maml_dist.runtime.rollout_worker import RolloutWorker, Weights
 from maml_dist.runtime.shard import TaskShard
 
 
 class RayShard(TaskShard):
-    """A shard that fetches its work itself, so that Ray need not repeat it at a restart."""
+    """A shard that fetches its spec itself, so that Ray need not repeat it at a restart."""
 
     def __init__(
-        self, spec: list[Any], *, rank: int, shards: int, device: str, workers: list[Any]
+        self, reference: bytes, *, rank: int, shards: int, device: str, workers: list[Any]
     ) -> None:
-        import ray
-
-        given: ShardSpec = ray.get(spec[0])
+        given = _fetched(reference)
         roll = partial(roll_on, workers) if workers else None
         returns = partial(returns_on, workers) if workers else None
         super().__init__(given, rank=rank, shards=shards, device=device, roll=roll, returns=returns)
         self._listens = True
 
+    @remote
     def gradient(self, meta: np.ndarray, it: int, at: np.ndarray | None = None) -> Contribution:
         """As in this process; what is warned of the first time is told to the driver."""
         if not self._listens:
@@ -42,13 +42,19 @@ class RayShard(TaskShard):
 
 
 class RayWorker(RolloutWorker):
-    """A rollout worker that fetches the work of its shard itself."""
+    """A rollout worker that fetches the spec of its shard itself."""
 
-    def __init__(self, spec: list[Any]) -> None:
-        import ray
-
-        given: ShardSpec = ray.get(spec[0])
+    def __init__(self, reference: bytes) -> None:
+        given = _fetched(reference)
         super().__init__(given.source, given.model, max_parallel_envs=given.max_parallel_envs)
+
+
+def _fetched(reference: bytes) -> ShardSpec:
+    """The spec that the driver holds, by its pickled reference."""
+    import ray
+
+    spec: ShardSpec = ray.get(ray.cloudpickle.loads(reference))
+    return spec
 
 
 def roll_on(workers: list[Any], policies: Params, tasks: Sequence[Any], *, stage: int) -> Any:

@@ -3,7 +3,7 @@
 import math
 import os
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -14,7 +14,9 @@ from maml_dist.runtime.messages import ShardSpec
 from maml_dist.runtime.private_ray import own_ray
 from maml_dist.runtime.ray_actors import RayShard, RayWorker
 from maml_dist.runtime.ray_cluster import join
+from maml_dist.runtime.rollout_worker import RolloutWorker
 from maml_dist.runtime.server import ParameterServer
+from maml_dist.runtime.shard import TaskShard
 
 PLACED_WITHIN = 120  # seconds for the cluster to place all actors
 RETRIES = 3  # of one call; a task that kills every process that tries it ends the run
@@ -91,6 +93,9 @@ class RayBackend:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         shared = ray.put(_With(modules, spec))
+        # As bytes: Ray warns of references in the constructor of what is restarted, since they may
+        # be lost by then; `close` below holds this one.
+        reference = ray.cloudpickle.dumps(shared)
         # A shard can always compute its part again: a lost one is restarted, its call repeated.
         shard_actor = ray.remote(RayShard).options(
             num_cpus=resources.cpus,
@@ -102,12 +107,12 @@ class RayBackend:
             num_cpus=resources.worker_cpus, max_restarts=-1, max_task_retries=RETRIES
         )
         workers = [
-            [worker_actor.remote([shared]) for _ in range(resources.workers)]
+            [worker_actor.remote(reference) for _ in range(resources.workers)]
             for _ in range(resources.shards)
         ]
         shards = [
             shard_actor.remote(
-                [shared],
+                reference,
                 rank=rank,
                 shards=resources.shards,
                 device=resources.device,
@@ -120,7 +125,7 @@ class RayBackend:
             ParameterServer.next_request,
             ParameterServer.finish_update,
         ):
-            ray.method(num_returns=2)(method)
+            ray.method(num_returns=2)(cast(Any, method))
         # The server stays beside the driver: they live and die together, shards come and go.
         beside = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         server = (
@@ -146,7 +151,13 @@ class RayBackend:
                 f"{free.get('CPU', 0):g} CPU and {free.get('GPU', 0):g} GPU free"
             )
         _get(pings)
-        return ActorGroup(shards, server, _get, close, rolling)
+        return ActorGroup(
+            cast(list[TaskShard], shards),
+            cast(ParameterServer, server),
+            _get,
+            close,
+            cast(list[RolloutWorker], rolling),
+        )
 
 
 class _With:

@@ -4,7 +4,7 @@ It holds nothing but the task source and the model: given policies, tasks and th
 adapted so far, it always gives the same trajectories, so a lost one is replaced and asked again.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,10 +19,11 @@ from maml_dist.core.model.objective import Objective
 from maml_dist.core.params import Params
 
 Weights = dict[str, np.ndarray]  # of stacked tasks, each [task, …]
+Roll = Callable[..., Trajectories]  # (policies [task, …], tasks, stage=) -> what they do
+# (weights [candidate, …], the task of each, stage=) -> mean return and steps lived [2, candidate]
+Returns = Callable[..., np.ndarray]
 
-CANDIDATES = (
-    2048  # max_parallel_envs of candidates at once, unless said; keeps caches and memory small
-)
+CANDIDATES = 2048  # environments of candidates at once, unless said; keeps caches and memory small
 
 
 class RolloutWorker:

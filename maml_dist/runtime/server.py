@@ -8,6 +8,7 @@ import torch
 
 from maml_dist.core.outer.optimizers import OuterOptimizer, Response, State, UpdateRounds
 from maml_dist.runtime.messages import Contribution
+from maml_dist.runtime.remote import remote, remote_pair
 
 Saved = tuple[int, np.ndarray, dict[str, np.ndarray]]  # iteration, meta [size], the rule's state
 
@@ -34,14 +35,17 @@ class ParameterServer:
         self._metrics: dict[str, Any] = {}  # of the update that is talked over
         self._kept = self._meta[self._learned :]  # as the tasks of that update return it
 
+    @remote
     def meta(self) -> np.ndarray:
         """The meta-parameters [size]; never changed afterwards."""
         return self._meta.numpy()
 
+    @remote
     def eval_parameters(self) -> np.ndarray:
         """What is validated [size]: `meta`, averaged where the rule averages."""
         return self._state.get("average", self._meta).numpy()
 
+    @remote_pair
     def update(self, *contributions: Contribution) -> tuple[np.ndarray, dict[str, Any]]:
         """One meta-update from the contributions of all shards.
 
@@ -57,6 +61,7 @@ class ParameterServer:
         self._it += 1
         return self.meta(), metrics
 
+    @remote_pair
     def next_request(
         self, *contributions: Contribution
     ) -> tuple[tuple[str, dict[str, Any]], np.ndarray]:
@@ -91,6 +96,7 @@ class ParameterServer:
             return ("", {}), np.zeros(0, np.float32)
         return (question.what, question.options), torch.cat([question.at, kept]).numpy()
 
+    @remote_pair
     def finish_update(self) -> tuple[np.ndarray, dict[str, Any]]:
         """The update that was talked over; returns as `update` does."""
         self._rounds = None
@@ -126,10 +132,12 @@ class ParameterServer:
         metrics["said"] = "\n".join({text: None for part in contributions for text in part.said})
         return total / tasks if tasks else None, metrics
 
+    @remote
     def state(self) -> Saved:
         """Everything that an update changes."""
         return self._it, self.meta(), {name: value.numpy() for name, value in self._state.items()}
 
+    @remote
     def restore(self, saved: Saved) -> None:
         """Go on from a saved state, to the same bits."""
         self._it, meta, state = saved

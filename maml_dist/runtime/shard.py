@@ -1,42 +1,31 @@
 """TaskShard: the actor that owns a share of every meta-batch.
 
-Shard r of n owns the tasks range(r, meta_batch, n): it draws them, adapts to them and returns the
-sum of their meta-gradients. It keeps nothing that it cannot compute again, so a restarted shard
-gives the same bits.
+Shard r of n owns the tasks range(r, meta_batch, n): it collects their episodes, adapts to them and
+returns the sum of their meta-gradients. It keeps nothing that it cannot compute again, so a
+restarted shard gives the same bits.
 """
 
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from maml_dist.core.data.episode import (
-    Batch,
-    Episode,
-    Tree,
-    chosen,
-    ends,
-    map_tensors,
-    split,
-    thinned,
-)
-from maml_dist.core.data.task_source import TaskKey, keys_of
-from maml_dist.core.data.trajectories import Trajectories
+from maml_dist.core.data.episode import Episode, chosen, ends, thinned
+from maml_dist.core.data.task_source import TaskKey
+from maml_dist.core.engine.gradient_sum import GradientSum
 from maml_dist.core.engine.meta_gradient import MetaGradient, PathScores
 from maml_dist.core.engine.policy_terms import PolicyTerms
 from maml_dist.core.model.objective import Mode, Objective
 from maml_dist.runtime.allocator import keep_freed
+from maml_dist.runtime.collectors import OnPolicyCollector, Placement, Share, SupervisedCollector
 from maml_dist.runtime.messages import Contribution, ShardSpec
-from maml_dist.runtime.prefetch import EpisodePrefetcher
-from maml_dist.runtime.rollout_worker import RolloutWorker
+from maml_dist.runtime.remote import remote
+from maml_dist.runtime.rollout_worker import Returns, Roll, RolloutWorker
 from maml_dist.runtime.user_errors import user_errors_located
-from maml_dist.runtime.zeroth_order import Returns, Roll, ZerothOrderCollector
-
-SCORED_AT_ONCE = 4_000_000  # input numbers of held-out tasks in one vmap; bounds memory
-SCORED_TASKS = 250  # in one vmap: small tasks' weights stay in the cache
+from maml_dist.runtime.zeroth_order import ZerothOrderCollector
 
 Shares = tuple[float, float]  # of the episodes after adapting, and of those adapted to
-Product = Callable[[torch.Tensor], torch.Tensor]
 
 
 class TaskShard:
@@ -54,36 +43,35 @@ class TaskShard:
     ) -> None:
         """`roll` and `returns` act in the environments; without, the shard does it itself."""
         self._spec = spec
-        self._rank = rank
-        self._shards = shards
-        self._device = torch.device(device)
+        self._share = Share(rank, shards)
         if device == "cpu":
             keep_freed()
-        model = spec.model.to(self._device)
+        model = spec.model.to(torch.device(device))
         engine = spec.engine.resolve(model, spec.learner, device, on_policy=spec.source.on_policy)
         engine.set_rounding()
+        self._placement = Placement(torch.device(device), engine.dtype)
         objective = Objective(model, spec.source, bfloat16=engine.precision == "bfloat16")
-        self._dtype = engine.dtype
         self._gradient = MetaGradient(engine, spec.learner, objective, into=spec.layout)
         self._scores = PathScores(engine, spec.learner, objective, into=spec.layout)
-        self._prefetcher = EpisodePrefetcher(self._collect)
         self._policy_terms = PolicyTerms(engine, spec.learner, objective, into=spec.layout)
-        alone = RolloutWorker(spec.source, spec.model, max_parallel_envs=spec.max_parallel_envs)
-        self._roll = roll or alone.here
-        self._zeroth_order: ZerothOrderCollector | None = None
-        if spec.source.on_policy and spec.learner.zeroth_order:
-            self._zeroth_order = ZerothOrderCollector(
-                spec.source,
-                spec.learner,
-                roll=self._roll,
-                returns=returns or alone.returns,
-                into=spec.layout,
-                kept=objective.kept,
-            )
-        self._seen: tuple[int, np.ndarray, Episode] | None = None  # on-policy: the last episodes
-        self._product: tuple[Shares, Product] | None = None  # with the curvature over those shares
-        self._out: tuple[int, np.ndarray, tuple[int, ...]] | None = None  # tasks left out at meta
+        self._collector = self._collects(objective, roll, returns)
+        self._product: tuple[Episode, Shares, Callable[[Tensor], Tensor]] | None = None
 
+    def _collects(
+        self, objective: Objective, roll: Roll | None, returns: Returns | None
+    ) -> SupervisedCollector | OnPolicyCollector | ZerothOrderCollector:
+        """What collects the episodes of these tasks for this learner."""
+        spec = self._spec
+        given = spec, self._share, self._placement
+        if not spec.source.on_policy:
+            return SupervisedCollector(*given)
+        alone = RolloutWorker(spec.source, spec.model, max_parallel_envs=spec.max_parallel_envs)
+        roll, returns = roll or alone.here, returns or alone.returns
+        if spec.learner.zeroth_order:
+            return ZerothOrderCollector(*given, roll=roll, returns=returns, kept=objective.kept)
+        return OnPolicyCollector(*given, terms=self._policy_terms, roll=roll)
+
+    @remote
     def gradient(self, meta: np.ndarray, it: int, at: np.ndarray | None = None) -> Contribution:
         """The summed meta-gradient of this shard's tasks of iteration `it`.
 
@@ -96,61 +84,43 @@ class TaskShard:
             FloatingPointError: a task's loss or gradient is not finite, and is not to be skipped;
                 or the penalty's gradient is not, of a task whose own is.
         """
-        tasks, point = list(self._tasks()), self._tensor(meta if at is None else at)
-        if self._zeroth_order:
-            (gradient, finite, metrics), episodes = self._zeroth_order.gradient(
-                point, self._named(it)
-            )
+        if at is None:
+            self._product = None  # what it holds makes room for new episodes
+            point, tasks = self._placement.vector(meta), list(self._collector.tasks)
+            summed, episodes = self._differentiated(point, it, meta)
         else:
-            if at is None:
-                episodes = self._episodes(it, meta)
-            else:
-                episodes, tasks = self._counted(it, meta)
+            point, (episodes, tasks) = self._placement.vector(at), self._counted(it, meta)
             if not tasks:
                 return Contribution(np.zeros_like(meta), 0, {})
-            gradient, finite, metrics = self._gradient(point, episodes, self._tensor(it))
-        metrics = metrics | (self._here(ends(episodes)) if episodes.scores else {})
-        judged = zip(tasks, finite.tolist(), strict=True)
-        skipped = tuple(task for task, is_finite in judged if not is_finite)
-        if skipped and not self._spec.skip:
-            raise FloatingPointError(
-                f"the meta-gradient of iteration {it} is not finite (tasks {skipped} of the "
-                "meta-batch): a smaller learner.alpha may help, or on_divergence=skip"
-            )
+            summed = self._gradient(point, episodes, self._placement.number(it))
+        skipped = self._skipped(it, tasks, summed)
         if at is None:
-            self._out = it, np.array(meta), skipped
-        penalty = self._spec.source.penalty
-        if penalty and len(skipped) < len(tasks):
-            counted = chosen(episodes, finite)
-            kl_penalty_gradient = self._policy_terms.kl_penalty_gradient(
-                point, counted, self._tensor(it)
-            )
-            gradient = gradient + penalty * kl_penalty_gradient
-            if not gradient.isfinite().all():
-                raise FloatingPointError(
-                    f"the gradient of iteration {it}'s penalty is not finite: the policy has gone "
-                    "too far from the one that acted; a smaller outer.beta may help"
-                )
+            self._collector.leave_out(it, meta, skipped)
+        gradient = summed.gradient
+        if self._spec.source.penalty and len(skipped) < len(tasks):
+            gradient = gradient + self._penalty(point, it, chosen(episodes, summed.finite))
+        metrics = summed.metrics
+        if episodes.scores:
+            metrics = metrics | self._placement.data(ends(episodes))
         if skipped:
-            metrics = {name: torch.where(finite, value, 0) for name, value in metrics.items()}
+            metrics = {name: torch.where(summed.finite, by, 0) for name, by in metrics.items()}
         sums = torch.stack([value.sum() for value in metrics.values()]).tolist()
-        return Contribution(
-            gradient.cpu().numpy(),
-            len(tasks) - len(skipped),
-            dict(zip(metrics, sums, strict=True)),
-            skipped,
-        )
+        means = dict(zip(metrics, sums, strict=True))
+        return Contribution(gradient.cpu().numpy(), len(tasks) - len(skipped), means, skipped)
 
+    @remote
     def objective(self, meta: np.ndarray, it: int, at: np.ndarray) -> Contribution:
-        """The summed outer loss and divergence of the tasks of `it`, at parameters `at` [size]."""
+        """The summed outer loss and KL divergence of the tasks of `it`, at `at` [size]."""
         episodes, tasks = self._counted(it, meta)
         self._product = None  # of the direction that is now followed
         if not tasks:
             return Contribution(np.zeros(0, np.float32), 0, {})
-        found = self._policy_terms.objective(self._tensor(at), episodes, self._tensor(it))
+        point, number = self._placement.vector(at), self._placement.number(it)
+        found = self._policy_terms.objective(point, episodes, number)
         sums = {name: float(value.sum()) for name, value in found.items()}
         return Contribution(np.zeros(0, np.float32), len(tasks), sums)
 
+    @remote
     def curvature(
         self,
         meta: np.ndarray,
@@ -159,7 +129,7 @@ class TaskShard:
         share: float = 1.0,
         support_share: float = 1.0,
     ) -> Contribution:
-        """The divergence's curvature times `vector` [size], summed over the tasks of `it`.
+        """The KL divergence's curvature times `vector` [size], summed over the tasks of `it`.
 
         `share` of each task's episodes after adapting are looked at, and `support_share` of those
         adapted to; one at least.
@@ -168,33 +138,21 @@ class TaskShard:
         if not tasks:
             return Contribution(np.zeros_like(vector), 0, {})
         shares = share, support_share
-        if self._product is None or self._product[0] != shares:
+        if self._product is None or self._product[0] is not episodes or self._product[1] != shares:
             self._product = None  # what it holds makes room first
             thin = thinned(episodes, *shares)
-            found = self._policy_terms.curvature(self._tensor(meta), thin, self._tensor(it))
-            self._product = shares, found
-        product = self._product[1](self._tensor(vector))
+            point, number = self._placement.vector(meta), self._placement.number(it)
+            found = self._policy_terms.curvature(point, thin, number)
+            self._product = episodes, shares, found
+        product = self._product[2](self._placement.vector(vector))
         return Contribution(product.cpu().numpy(), len(tasks), {})
 
-    def collect(
-        self, meta: np.ndarray, named: Sequence[TaskKey], it: int, *, steps: int
-    ) -> Episode:
+    def collect(self, meta: np.ndarray, keys: Sequence[TaskKey], it: int, *, steps: int) -> Episode:
         """On-policy: episodes of policies that adapt to them, stage by stage, at meta [size]."""
-        source, number, start = self._spec.source, self._tensor(it), self._tensor(meta)
-        if self._zeroth_order:
-            return self._zeroth_order.collect(start, named, steps=steps)
-        tasks = [source.sample(key) for key in named]
-        drawn = keys_of(named).to(self._device)
+        assert not isinstance(self._collector, SupervisedCollector)
+        return self._collector.collect(self._placement.vector(meta), keys, it, steps=steps)
 
-        def adapt(support: tuple[Batch, ...]) -> Trajectories:
-            moved = tuple(self._here(batch) for batch in support)
-            policies = self._policy_terms.policies(start, moved, drawn, number)
-            policies = {name: value.cpu() for name, value in policies.items()}
-            return self._roll(policies, tasks, stage=len(support))
-
-        episodes = source.collect(tasks, steps=steps, adapt=adapt)
-        return self._here(episodes._replace(key=drawn))
-
+    @remote
     @user_errors_located()
     def scores(
         self,
@@ -214,80 +172,58 @@ class TaskShard:
         Raises:
             ValueError: a part of the experiment raised; says which.
         """
-        spec = self._spec
-        named = [TaskKey(spec.seed, split, 0, i) for i in range(self._rank, tasks, self._shards)]
-        if not named:
+        keys = [TaskKey(self._spec.seed, split, 0, task) for task in self._share.of(tasks)]
+        if not keys:
             return {}
-        if spec.source.on_policy:
-            episodes = self.collect(meta, named, it, steps=steps)
-            assert episodes.scores is not None
-            return {name: value.cpu().numpy() for name, value in episodes.scores.items()}
-        some = max(1, steps)  # the inductive score needs a support set, adapted to or not
-        one = spec.source.collect([spec.source.sample(named[0])], steps=some)
-        size = one.support[0].x.numel() + one.query.x.numel()
-        at_once = min(SCORED_TASKS, max(1, SCORED_AT_ONCE // size))
-        parts = []
-        for start in range(0, len(named), at_once):
-            shown = named[start : start + at_once]
-            drawn = [spec.source.sample(key) for key in shown]
-            collected = spec.source.collect(drawn, steps=some)
-            episodes = self._here(collected._replace(key=keys_of(shown)))
-            scores = self._scores(self._tensor(meta), episodes, self._tensor(it), mode=mode)
-            parts.append({name: by[:, : steps + 1].cpu().numpy() for name, by in scores.items()})
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        point, number = self._placement.vector(meta), self._placement.number(it)
+        if isinstance(self._collector, SupervisedCollector):
+            # The inductive score needs a support set, adapted to or not.
+            held_out = self._collector.held_out(keys, steps=max(1, steps))
+            parts = [self._scores(point, some, number, mode=mode) for some in held_out]
+        else:
+            parts = [self._collector.collect(point, keys, it, steps=steps).scores or {}]
+        return {
+            name: np.concatenate([part[name][:, : steps + 1].cpu().numpy() for part in parts])
+            for name in parts[0]
+        }
 
+    @remote
     def ping(self) -> int:
         """The rank: an answer when the actor is up."""
-        return self._rank
+        return self._share.rank
 
-    def _tasks(self) -> range:
-        return range(self._rank, self._spec.meta_batch, self._shards)
-
-    def _named(self, it: int) -> list[TaskKey]:
-        return [TaskKey(self._spec.seed, "train", it, index) for index in self._tasks()]
-
-    def _episodes(self, it: int, meta: np.ndarray) -> Episode:
-        """The episodes of `it`; on-policy, those that the policies of `meta` live through."""
-        if not self._spec.source.on_policy:
-            return self._prefetcher.of(it)
-        if self._seen is None or self._seen[0] != it or not np.array_equal(self._seen[1], meta):
-            self._product = None  # what it holds makes room first
-            episodes = self.collect(meta, self._named(it), it, steps=self._spec.learner.steps)
-            self._seen = it, np.array(meta), episodes
-        return self._seen[2]
+    def _differentiated(
+        self, point: Tensor, it: int, meta: np.ndarray
+    ) -> tuple[GradientSum, Episode]:
+        """The gradient at meta, which is `point` on this shard's device, and of which episodes."""
+        if isinstance(self._collector, ZerothOrderCollector):
+            return self._collector.gradient(point, self._collector.keys(it))
+        episodes = self._collector.episodes(it, meta)
+        return self._gradient(point, episodes, self._placement.number(it)), episodes
 
     def _counted(self, it: int, meta: np.ndarray) -> tuple[Episode, list[int]]:
-        """The episodes of `it`, and whose: without the tasks left out of its gradient at `meta`.
+        """The episodes of the tasks that count at meta, and whose they are."""
+        return self._collector.counted(it, meta, again=lambda: self.gradient(meta, it))
 
-        A restarted shard takes that gradient again to know them.
-        """
-        episodes, tasks = self._episodes(it, meta), list(self._tasks())
-        if not self._spec.skip:
-            return episodes, tasks
-        if self._out is None or self._out[0] != it or not np.array_equal(self._out[1], meta):
-            self.gradient(meta, it)
-            assert self._out is not None
-        counts = torch.tensor([task not in self._out[2] for task in tasks], device=self._device)
-        return chosen(episodes, counts), [task for task in tasks if task not in self._out[2]]
+    def _skipped(self, it: int, tasks: list[int], summed: GradientSum) -> tuple[int, ...]:
+        """The tasks whose loss or gradient is not finite, if such are to be skipped."""
+        finite = summed.finite.tolist()
+        skipped = tuple(task for task, fine in zip(tasks, finite, strict=True) if not fine)
+        if skipped and not self._spec.skip:
+            raise FloatingPointError(
+                f"the meta-gradient of iteration {it} is not finite (tasks {skipped} of the "
+                "meta-batch): a smaller learner.alpha may help, or on_divergence=skip"
+            )
+        return skipped
 
-    def _collect(self, first: int, count: int) -> list[Episode]:
-        """The episodes of each of `count` iterations from `first` on."""
-        spec, its, own = self._spec, range(first, first + count), self._tasks()
-        named = [TaskKey(spec.seed, "train", it, index) for it in its for index in own]
-        tasks = [spec.source.sample(key) for key in named]
-        episodes = spec.source.collect(tasks, steps=spec.learner.steps)
-        return split(self._here(episodes._replace(key=keys_of(named))), len(own))
-
-    def _here(self, data: Tree) -> Tree:
-        """Episodes or batches on this shard's device, in its precision."""
-        return map_tensors(self._move, data)
-
-    def _move(self, tensor: torch.Tensor) -> torch.Tensor:
-        dtype = self._dtype if tensor.is_floating_point() else tensor.dtype
-        return tensor.to(self._device, dtype)
-
-    def _tensor(self, value: np.ndarray | int) -> torch.Tensor:
-        """A copy, since what Ray hands out is shared and read-only."""
-        if isinstance(value, int):
-            return torch.full((), float(value), device=self._device)
-        return self._move(torch.from_numpy(value.copy()))  # ten times faster than torch.tensor
+    def _penalty(self, point: Tensor, it: int, episodes: Episode) -> Tensor:
+        """The gradient [size] of the weighted KL divergence from the policies that acted first."""
+        number = self._placement.number(it)
+        gradient = self._policy_terms.kl_penalty_gradient(point, episodes, number)
+        gradient = self._spec.source.penalty * gradient
+        if not gradient.isfinite().all():
+            raise FloatingPointError(
+                f"the gradient of iteration {it}'s penalty is not finite: the policy has gone "
+                "too far from the one that acted; a smaller outer.beta may help"
+            )
+        return gradient

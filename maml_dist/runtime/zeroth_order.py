@@ -1,4 +1,4 @@
-"""Scoring: the losses of candidate policies, lived through; and what a shard does by them.
+"""Zeroth order: the losses of candidate policies, lived through; and the collector of them.
 
     loss = -mean return of the episodes that the candidate lives in its task
 
@@ -6,23 +6,21 @@ A learner that takes no derivative is given this function instead of episodes. W
 meets by chance is a pure function of its task and stage: all candidates of a task meet the same.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from maml_dist.core.adaptation.learner import Learner
 from maml_dist.core.data.episode import Batch, Episode
-from maml_dist.core.data.task_source import TaskKey, TaskSource, keys_of
+from maml_dist.core.data.task_source import TaskKey, keys_of
 from maml_dist.core.data.trajectories import Trajectories
 from maml_dist.core.engine.gradient_sum import GradientSum, sum_gradients
 from maml_dist.core.params import Layout, Params, unflatten
-
-# (weights [candidate, …], the task of each, stage=) -> mean return and steps lived [2, candidate]
-Returns = Callable[..., np.ndarray]
-Roll = Callable[..., Trajectories]  # (policies [task, …], tasks, stage=) -> what they do
+from maml_dist.runtime.collectors import Collector, Placement, Share
+from maml_dist.runtime.messages import ShardSpec
+from maml_dist.runtime.rollout_worker import Returns, Roll
 
 GATHERED = 50_000_000  # numbers of candidates' weights gathered at once; bounds memory
 
@@ -52,49 +50,53 @@ class Scoring:
         return -earned.reshape(lead).to(value.device, value.dtype)
 
 
-class ZerothOrderCollector:
-    """What a shard does for a learner that is given scores: live, and the meta-gradient."""
+class ZerothOrderCollector(Collector):
+    """Candidates that act, for a learner that is given their returns; and its meta-gradient."""
 
     def __init__(
         self,
-        source: TaskSource,
-        learner: Learner,
+        spec: ShardSpec,
+        share: Share,
+        placement: Placement,
         *,
         roll: Roll,
         returns: Returns,
-        into: Layout,
         kept: Sequence[str] = (),
     ) -> None:
         """`kept` names what the flat vector holds that is not learned."""
-        self._source = source
-        self._learner = learner
+        super().__init__(spec, share, placement)
+        self._source, self._learner, self._into = spec.source, spec.learner, spec.layout
         self._roll = roll
         self._returns = returns
-        self._into = into
         self._kept = kept
 
-    def collect(self, meta: Tensor, named: Sequence[TaskKey], *, steps: int) -> Episode:
+    def episodes(self, it: int, meta: np.ndarray) -> Episode:
+        """Of what the policies that meta [size] adapts to live through in the tasks of `it`."""
+        start, steps = self._placement.vector(meta), self._learner.steps
+        return self.collect(start, self.keys(it), it, steps=steps)
+
+    def collect(self, meta: Tensor, keys: Sequence[TaskKey], it: int, *, steps: int) -> Episode:
         """Episodes of the policies that meta [size] adapts to, after 0 … steps steps."""
-        (params, _), score = self._split(meta), self._score(named)
-        key = keys_of(named).to(meta.device)
-        start = {name: value.expand(len(named), 1, *value.shape) for name, value in params.items()}
+        (params, _), score = self._split(meta), self._score(keys)
+        key = keys_of(keys).to(meta.device)
+        start = {name: value.expand(len(keys), 1, *value.shape) for name, value in params.items()}
         path, lived = [], []
         for phi in self._learner.zeroth_order_path(score, start, key, steps=steps):
             path.append({name: value[:, 0] for name, value in phi.items()})
             lived.append(score.lived.clone())
-        episodes, _ = self._episodes(score.tasks, path, torch.stack(lived, 1))
+        episodes, _ = self._lived(score.tasks, path, torch.stack(lived, 1))
         return episodes._replace(key=key)
 
-    def gradient(self, meta: Tensor, named: Sequence[TaskKey]) -> tuple[GradientSum, Episode]:
+    def gradient(self, meta: Tensor, keys: Sequence[TaskKey]) -> tuple[GradientSum, Episode]:
         """The summed meta-gradient at meta [size], and the episodes of what meta adapts to."""
-        (params, kept), score = self._split(meta), self._score(named)
-        key = keys_of(named).to(meta.device)
+        (params, kept), score = self._split(meta), self._score(keys)
+        key = keys_of(keys).to(meta.device)
         slopes, path = self._learner.es_gradient(score, params, key)
-        slopes |= {name: value.expand(len(named), *value.shape) for name, value in kept.items()}
+        slopes |= {name: value.expand(len(keys), *value.shape) for name, value in kept.items()}
         gradients = torch.cat([slopes[name].flatten(1) for name in self._into.names], 1)
-        lived = torch.zeros(len(named), len(path))
+        lived = torch.zeros(len(keys), len(path))
         lived[:, -1] = score.lived
-        episodes, losses = self._episodes(score.tasks, path, lived)
+        episodes, losses = self._lived(score.tasks, path, lived)
         losses = losses.to(meta.device, meta.dtype)
         metrics = {"loss/before": losses[:, 0], "loss/after": losses[:, -1]}
         return sum_gradients(gradients, metrics), episodes
@@ -104,13 +106,13 @@ class ZerothOrderCollector:
         params = unflatten(meta, self._into)
         return params, {name: params.pop(name) for name in self._kept}
 
-    def _score(self, named: Sequence[TaskKey]) -> Scoring:
-        tasks = [self._source.sample(key) for key in named]
+    def _score(self, keys: Sequence[TaskKey]) -> Scoring:
+        tasks = [self._source.sample(key) for key in keys]
         both = zip(*self._into, strict=True)
         learned = [(name, shape) for name, shape in both if name not in self._kept]
         return Scoring(self._returns, tasks, into=Layout(*zip(*learned, strict=True)))
 
-    def _episodes(
+    def _lived(
         self, tasks: Sequence[Any], path: list[Params], lived: Tensor
     ) -> tuple[Episode, Tensor]:
         """What the policies of all stages live through, and their losses [task, stage].

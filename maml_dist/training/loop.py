@@ -8,13 +8,16 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+
+import numpy as np
 
 from maml_dist.config.experiment import Experiment
 from maml_dist.runs.metrics import Metrics
 from maml_dist.runs.run import Run
 from maml_dist.runtime.allocator import freeze_gc
 from maml_dist.runtime.backend import ActorGroup
+from maml_dist.runtime.messages import Contribution
+from maml_dist.runtime.remote import Ref
 from maml_dist.training.recorder import IterationRefs, Row, due, keep, record
 
 
@@ -52,7 +55,9 @@ def loop(
     yield unread
 
 
-def run_rounds(actors: ActorGroup, parts: list[Any], meta: Any, it: int) -> None:
+def run_rounds(
+    actors: ActorGroup, parts: list[Ref[Contribution]], meta: Ref[np.ndarray], it: int
+) -> None:
     """An update that asks back (TRPO's line search, how far Adam went): until all is answered."""
     while True:
         question, at = actors.server.next_request.remote(*parts)
@@ -80,9 +85,9 @@ def train(
         with _interruptible() as stop:
             # Weights that were never trained, or a checkpoint whose validation failed.
             if run.experiment.iterations == 0 or (last and not last.validated):
-                state = due(run.experiment, actors, max(0, start - 1))
+                refs = due(run.experiment, actors, max(0, start - 1))
                 row: Row = {"iteration": start}
-                keep(run, actors, *state, row, log=metrics.log, on_validation=on_validation)
+                keep(run, actors, *refs, row, log=metrics.log, on_validation=on_validation)
             batches = freeze_gc(loop(run.experiment, actors, start=start, stop=stop))
             record(run, actors, batches, log=metrics.log, on_validation=on_validation)
     except FloatingPointError:  # nothing since the last good update has changed the server

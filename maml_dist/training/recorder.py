@@ -15,18 +15,20 @@ import numpy as np
 from maml_dist.config.experiment import Experiment
 from maml_dist.runs.run import Run
 from maml_dist.runtime.backend import ActorGroup
+from maml_dist.runtime.remote import Ref
+from maml_dist.runtime.server import Saved
 
 Row = dict[str, Any]
-Validate = Callable[[], list[Any]]  # gives references to each shard's scores
+Validate = Callable[[], list[Ref[dict[str, np.ndarray]]]]  # to each shard's scores
 
 
 class IterationRefs(NamedTuple):
     """What is read of an iteration later: references."""
 
     iteration: int
-    metrics: Any
-    saved: Any  # the server's state, where a checkpoint is due
-    validate: Callable[[], list[Any]] | None  # then scores that, a result of each shard
+    metrics: Ref[Row]
+    saved: Ref[Saved] | None  # the server's state, where a checkpoint is due
+    validate: Validate | None  # then scores that
 
 
 def record(
@@ -57,11 +59,11 @@ def record(
             row |= {"it_per_s": pace, "tasks_per_s": pace * experiment.meta_batch}
             if "steps/after" in row:  # of the environments, by one task
                 row["steps_per_s"] = row["steps/after"] * row["tasks_per_s"]
-            if report.validate is None:
+            if report.saved is None or report.validate is None:
                 log(row)
             else:
-                state = report.saved, report.validate
-                keep(run, actors, *state, row, log=log, on_validation=on_validation)
+                refs = report.saved, report.validate
+                keep(run, actors, *refs, row, log=log, on_validation=on_validation)
             window = []
         if not window:
             counted, clock = 0, time.monotonic()
@@ -98,12 +100,12 @@ def _summary(window: list[Row]) -> Row:
     return row | ({"skipped": len(skipped.split()), "skipped/tasks": skipped} if skipped else {})
 
 
-def due(experiment: Experiment, actors: ActorGroup, it: int) -> tuple[Any, Validate]:
+def due(experiment: Experiment, actors: ActorGroup, it: int) -> tuple[Ref[Saved], Validate]:
     """What the server holds after iteration `it`, to be saved, and what is to validate it then."""
     meta = actors.server.eval_parameters.remote()
     tasks, steps = experiment.validation_tasks, experiment.test_steps
 
-    def validate() -> list[Any]:
+    def validate() -> list[Ref[dict[str, np.ndarray]]]:
         return [
             shard.scores.remote(meta, it, split="val", tasks=tasks, steps=steps)
             for shard in actors.shards
@@ -115,7 +117,7 @@ def due(experiment: Experiment, actors: ActorGroup, it: int) -> tuple[Any, Valid
 def keep(
     run: Run,
     actors: ActorGroup,
-    saved: Any,
+    saved: Ref[Saved],
     validate: Validate,
     row: Row,
     *,
