@@ -35,10 +35,9 @@ def test_two_classes_of_one_short_name_are_never_of_one_kind():
 
 
 def test_one_name_is_another_class_in_another_place():
-    words = {"outer": "Adam", "learner.inner": "Adam", "outer.schedule": "Linear"}
-    config = compose(
-        "navigation", {"policy_gradient.baseline": "Linear", "outer.schedule.until": 5, **words}
-    )
+    words = {"outer": "Adam", "inner": "Adam", "outer.schedule": "Linear"}
+    words |= {"outer.schedule.until": 5, "policy_gradient.baseline": "Linear"}
+    config = compose("navigation", words)
     made = build(config)
     assert type(made.outer) is optimizers.Adam
     assert type(made.learner.inner) is inner_optimizers.Adam
