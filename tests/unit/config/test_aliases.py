@@ -13,7 +13,7 @@ OLD = """
 task:
   class_path: maml_dist.tasks.navigation.Navigation
   init_args:
-    policy_gradient: {decay: 0.9, baseline: {class_path: maml_dist.core.baseline.Nothing}}
+    policy_gradient: {decay: 0.9, baseline: {class_path: maml_dist.core.baseline.Linear}}
 model:
   class_path: maml_dist.models.gaussian_policy.GaussianPolicy
   init_args: {observations: 2, actions: 2, hidden: [5]}
@@ -29,7 +29,7 @@ environments: 7
 NEW = """
 task:
   class_path: Navigation
-  init_args: {policy_gradient: {gae_lambda: 0.9, baseline: {class_path: Nothing}}}
+  init_args: {policy_gradient: {gae_lambda: 0.9, baseline: {class_path: Linear}}}
 model: {class_path: GaussianPolicy, init_args: {obs_dim: 2, action_dim: 2, hidden: [5]}}
 learner: {class_path: MAML, init_args: {inner: SGD}}
 outer: {class_path: TrustRegion, init_args: {bound: 0.02}}
