@@ -208,14 +208,17 @@ def test_refused_by_every_engine(engine, function, said):
     assert said in refused(experiment(function, engine=engine))
 
 
+ALONE = "engine.batching=task engine.running=eager"
+
+
 @pytest.mark.parametrize(
     ("function", "batching", "running", "settings"),
     [
-        (reads, "task", "traced", "engine.running=eager"),
-        (reads, "vmap", "eager", "engine.batching=task"),
-        (decides, "vmap", "traced", "engine.batching=task engine.running=eager"),
-        (lambda _, h: Right.apply(h), "vmap", "traced", "engine.running=eager"),
-        (distances, "vmap", "traced", "learner.first_order=true"),
+        (reads, "task", "traced", ALONE),
+        (reads, "vmap", "eager", ALONE),
+        (decides, "vmap", "traced", ALONE),
+        (lambda _, h: Right.apply(h), "vmap", "traced", ALONE),
+        (distances, "vmap", "traced", f"learner.first_order=true {ALONE}"),
     ],
 )
 def test_the_settings_that_are_named_work(function, batching, running, settings):
@@ -318,7 +321,7 @@ class Written(nn.Conv1d):
 def test_what_runs_on_another_device_is_tried():
     probe = experiment(Written(), engine=Engine(running="eager"))
     checked(probe)  # one task at a time
-    assert refused(probe, device="cuda").endswith("; engine.batching=task computes it")
+    assert refused(probe, device="cuda").endswith(f"; {ALONE} computes it")
 
 
 class Halves(nn.Linear):
