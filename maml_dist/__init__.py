@@ -47,8 +47,6 @@ if TYPE_CHECKING:  # PUBLIC, as editors and mypy read it
     from maml_dist.core.params import Params
     from maml_dist.core.rl.baseline import Baseline
     from maml_dist.core.rl.baseline import Linear as LinearBaseline
-    from maml_dist.core.rl.baseline import Network as NetworkBaseline
-    from maml_dist.core.rl.baseline import Nothing as NoBaseline
     from maml_dist.core.rl.policy_gradient import PolicyGradient
     from maml_dist.inference.load import load
     from maml_dist.inference.meta_test import meta_test
@@ -115,8 +113,6 @@ __all__ = [
     "MetaSGD",
     "MiniImagenet",
     "Navigation",
-    "NetworkBaseline",
-    "NoBaseline",
     "Omniglot",
     "OuterAdam",
     "OuterOptimizer",

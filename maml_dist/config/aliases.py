@@ -11,8 +11,6 @@ from maml_dist.config.names import PUBLIC
 # The class paths of 0.1.0, which wrote them in full -> the public names.
 CLASSES = {
     "maml_dist.core.baseline.Linear": "LinearBaseline",
-    "maml_dist.core.baseline.Network": "NetworkBaseline",
-    "maml_dist.core.baseline.Nothing": "NoBaseline",
     "maml_dist.core.engine.Engine": "Engine",
     "maml_dist.core.inner.Adam": "InnerAdam",
     "maml_dist.core.inner.Descent": "InnerSGD",
@@ -62,6 +60,9 @@ KEYS = {
     "PolicyGradient": {"decay": "gae_lambda"},
 }
 
+# Keys of 0.1.0 that are gone, of its classes, and the value by which it did what is done now.
+GONE = {"ESMAML": {"shaping": "none"}}
+
 _UNNAMED = {"policy_gradient": "PolicyGradient"}  # arguments of one class, which recipes leave out
 _PATHS = {
     **{path: name for name, path in PUBLIC.items()},
@@ -103,6 +104,7 @@ def _updated(value: Any, key: Any = "") -> Any:
 
 def _renamed(arguments: dict[str, Any], kind: Any) -> dict[str, Any]:
     """The arguments of a class under their names of now; one that stands there too is kept."""
-    names = KEYS.get(short_name(kind) if isinstance(kind, str) else "-", {})
-    names = {old: new for old, new in names.items() if new not in arguments}
-    return {names.get(key, key): value for key, value in arguments.items()}
+    name = short_name(kind) if isinstance(kind, str) else "-"
+    gone = GONE.get(name, {}).items()
+    names = {old: new for old, new in KEYS.get(name, {}).items() if new not in arguments}
+    return {names.get(key, key): own for key, own in arguments.items() if (key, own) not in gone}

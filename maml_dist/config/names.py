@@ -41,9 +41,7 @@ PUBLIC = {
     "Ant": "maml_dist.tasks.mujoco.ant.Ant",
     "PolicyGradient": "maml_dist.core.rl.policy_gradient.PolicyGradient",
     "Baseline": "maml_dist.core.rl.baseline.Baseline",
-    "NoBaseline": "maml_dist.core.rl.baseline.Nothing",
     "LinearBaseline": "maml_dist.core.rl.baseline.Linear",
-    "NetworkBaseline": "maml_dist.core.rl.baseline.Network",
     # Models.
     "MLP": "maml_dist.models.mlp.MLP",
     "Conv4": "maml_dist.models.conv4.Conv4",

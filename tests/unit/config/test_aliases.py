@@ -13,7 +13,7 @@ OLD = """
 task:
   class_path: maml_dist.tasks.navigation.Navigation
   init_args:
-    policy_gradient: {decay: 0.9, baseline: {class_path: maml_dist.core.baseline.Nothing}}
+    policy_gradient: {decay: 0.9, baseline: {class_path: maml_dist.core.baseline.Linear}}
 model:
   class_path: maml_dist.models.gaussian_policy.GaussianPolicy
   init_args: {observations: 2, actions: 2, hidden: [5]}
@@ -29,7 +29,7 @@ environments: 7
 NEW = """
 task:
   class_path: Navigation
-  init_args: {policy_gradient: {gae_lambda: 0.9, baseline: {class_path: Nothing}}}
+  init_args: {policy_gradient: {gae_lambda: 0.9, baseline: {class_path: Linear}}}
 model: {class_path: GaussianPolicy, init_args: {obs_dim: 2, action_dim: 2, hidden: [5]}}
 learner: {class_path: MAML, init_args: {inner: SGD}}
 outer: {class_path: TrustRegion, init_args: {bound: 0.02}}
@@ -65,6 +65,16 @@ def test_a_key_of_the_users_own_class_is_not_renamed():
     own = {"model": {"class_path": "nets.Net", "init_args": {"actions": 2, "keep": 1, "decay": 3}}}
     assert updated(own) == own
     assert updated({"ahead": 1, "pipeline_depth": 2}) == {"ahead": 1, "pipeline_depth": 2}
+
+
+def test_a_key_that_is_gone_is_left_out_where_nothing_has_changed():
+    def recipe(kind, **arguments):
+        return {"learner": {"class_path": kind, "init_args": arguments}}
+
+    path = "maml_dist.learners.evolution.ESMAML"
+    assert updated(recipe(path, shaping="none", sigma=1)) == recipe("ESMAML", sigma=1)
+    assert updated(recipe(path, shaping="ranks")) == recipe("ESMAML", shaping="ranks")
+    assert updated(recipe("mine.ES", shaping="none")) == recipe("mine.ES", shaping="none")
 
 
 @pytest.mark.parametrize("odd", [None, 3, [1], {1: 2}, {"class_path": [1]}, {"class_path": {}}])
