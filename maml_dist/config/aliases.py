@@ -6,7 +6,7 @@ here, and every recipe, run and checkpoint of before opens as if it had been wri
 
 from typing import Any
 
-from maml_dist.config.names import PUBLIC
+from maml_dist.config.names import PUBLIC, ROOMS
 
 # The class paths of 0.1.0, which wrote them in full -> the public names.
 CLASSES = {
@@ -64,9 +64,10 @@ KEYS = {
 GONE = {"ESMAML": {"shaping": "none"}}
 
 _UNNAMED = {"policy_gradient": "PolicyGradient"}  # arguments of one class, which recipes leave out
+_MADE_OF = {name: path for name, path in PUBLIC.items() if path.startswith(ROOMS)}
 _PATHS = {
-    **{path: name for name, path in PUBLIC.items()},
-    **{f"maml_dist.{name}": name for name in PUBLIC},
+    **{path: name for name, path in _MADE_OF.items()},
+    **{f"maml_dist.{name}": name for name in _MADE_OF},
     **CLASSES,
 }
 
