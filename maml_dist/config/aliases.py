@@ -6,7 +6,7 @@ here, and every recipe, run and checkpoint of before opens as if it had been wri
 
 from typing import Any
 
-from maml_dist.config.names import PUBLIC
+from maml_dist.config.names import PUBLIC, ROOMS
 
 # The class paths of 0.1.0, which wrote them in full -> the public names.
 CLASSES = {
@@ -60,10 +60,14 @@ KEYS = {
     "PolicyGradient": {"decay": "gae_lambda"},
 }
 
+# Keys of 0.1.0 that are gone, of its classes, and the value by which it did what is done now.
+GONE = {"ESMAML": {"shaping": "none"}}
+
 _UNNAMED = {"policy_gradient": "PolicyGradient"}  # arguments of one class, which recipes leave out
+_MADE_OF = {name: path for name, path in PUBLIC.items() if path.startswith(ROOMS)}
 _PATHS = {
-    **{path: name for name, path in PUBLIC.items()},
-    **{f"maml_dist.{name}": name for name in PUBLIC},
+    **{path: name for name, path in _MADE_OF.items()},
+    **{f"maml_dist.{name}": name for name in _MADE_OF},
     **CLASSES,
 }
 
@@ -101,6 +105,7 @@ def _updated(value: Any, key: Any = "") -> Any:
 
 def _renamed(arguments: dict[str, Any], kind: Any) -> dict[str, Any]:
     """The arguments of a class under their names of now; one that stands there too is kept."""
-    names = KEYS.get(short_name(kind) if isinstance(kind, str) else "-", {})
-    names = {old: new for old, new in names.items() if new not in arguments}
-    return {names.get(key, key): value for key, value in arguments.items()}
+    name = short_name(kind) if isinstance(kind, str) else "-"
+    gone = GONE.get(name, {}).items()
+    names = {old: new for old, new in KEYS.get(name, {}).items() if new not in arguments}
+    return {names.get(key, key): own for key, own in arguments.items() if (key, own) not in gone}

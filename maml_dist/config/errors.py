@@ -17,15 +17,11 @@ from jsonargparse._common import denying_import_path_entry
 from torch import nn
 
 from maml_dist.config.aliases import CLASSES
-from maml_dist.config.names import PUBLIC
+from maml_dist.config.names import PUBLIC, ROOMS
 from maml_dist.config.recipe import nearest
 from maml_dist.config.trust import Names
 from maml_dist.config.user_code import OwnCodeError, folder_of, spelled
 from maml_dist.core.process_lock import EXCLUSIVE
-
-# Of this package what recipes are made of; not what opens files, as `Metrics` does.
-_ROOMS = ("core", "config.experiment", "learners", "models", "tasks")
-ROOMS = tuple(f"maml_dist.{room}." for room in _ROOMS)
 
 _by_imports = jsonargparse_typehints.resolve_class_path_by_name
 

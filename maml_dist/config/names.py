@@ -72,3 +72,7 @@ PUBLIC = {
     # How tasks are differentiated.
     "Engine": "maml_dist.core.engine.engine.Engine",
 }
+
+# Of this package what recipes are made of; not what opens files, as `Metrics` does.
+_ROOMS = ("config.experiment", "core", "learners", "models", "tasks")
+ROOMS = tuple(f"maml_dist.{room}." for room in _ROOMS)

@@ -67,6 +67,16 @@ def test_a_key_of_the_users_own_class_is_not_renamed():
     assert updated({"ahead": 1, "pipeline_depth": 2}) == {"ahead": 1, "pipeline_depth": 2}
 
 
+def test_a_key_that_is_gone_is_left_out_where_nothing_has_changed():
+    def recipe(kind, **arguments):
+        return {"learner": {"class_path": kind, "init_args": arguments}}
+
+    path = "maml_dist.learners.evolution.ESMAML"
+    assert updated(recipe(path, shaping="none", sigma=1)) == recipe("ESMAML", sigma=1)
+    assert updated(recipe(path, shaping="ranks")) == recipe("ESMAML", shaping="ranks")
+    assert updated(recipe("mine.ES", shaping="none")) == recipe("mine.ES", shaping="none")
+
+
 @pytest.mark.parametrize("odd", [None, 3, [1], {1: 2}, {"class_path": [1]}, {"class_path": {}}])
 def test_what_is_no_recipe_is_left_to_the_checks_that_follow(odd):
     assert updated({"model": odd, "ahead": odd}) == {"model": odd, "pipeline_depth": odd}

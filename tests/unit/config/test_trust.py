@@ -185,7 +185,7 @@ INSTALLED = {
     ),
     "function": (lambda mark: {"model": spec("torch.hub.load", repo_or_dir=mark)}, "torch.hub"),
     "ours": (
-        lambda mark: {"model": spec("maml_dist.inference.adaptable.load", run=mark)},
+        lambda mark: {"model": spec("maml_dist.inference.load.load", run=mark)},
         "is refused",
     ),
     "our file": (

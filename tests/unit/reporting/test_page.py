@@ -17,7 +17,7 @@ from maml_dist.cli import guarded
 from maml_dist.config.compose import compose
 from maml_dist.core.data.task_source import TaskKey
 from maml_dist.core.params import flatten
-from maml_dist.inference.adaptable import load
+from maml_dist.inference.load import load
 from maml_dist.report import main
 from maml_dist.reporting import curves, few_shot
 from maml_dist.reporting import sinusoid as sinusoid_pictures
