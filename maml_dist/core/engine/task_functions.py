@@ -23,7 +23,7 @@ from torch.utils import _pytree as pytree
 
 from maml_dist.core.adaptation.inner_optimizers import at_step
 from maml_dist.core.adaptation.learner import Learner, StepContext
-from maml_dist.core.data.episode import all_keyed
+from maml_dist.core.data.episode import Batch, all_keyed
 from maml_dist.core.engine.engine import Engine
 from maml_dist.core.engine.episode_spec import EpisodeSpec, leaves, unflatten_episode
 from maml_dist.core.engine.gradient_sum import GradientSum, sum_gradients
@@ -63,10 +63,8 @@ class TaskFunctions:
             counts = torch.arange(steps + 1, device=it.device).unbind()
             asked = (*leaves(episode.query), tensors[-1])
             rows = [
-                objective.statistics(
-                    learner.weights(meta, path[k], counts[k]),
-                    self.kept_at(kept, counts[k]),
-                    spec.keyed(asked, counts[k], query=True),
+                self._statistics(
+                    meta, kept, path[k], spec.keyed(asked, counts[k], query=True), counts[k]
                 )
                 for k in self._kept_steps(steps)
             ]
@@ -89,7 +87,7 @@ class TaskFunctions:
             meta, _ = self._split(vector)
             seen = spec.keyed(batch, k, query=not steps)
             before = objective.loss(learner.start_weights(meta, k), seen)
-            return self._flat(*learner.start(meta)), before
+            return self._start(vector), before
 
         def pull(
             vector: Tensor, it: Tensor, k: Tensor, carry: Tensor, along: Tensor, *batch: Tensor
@@ -122,19 +120,15 @@ class TaskFunctions:
             return self._join(gradient, {}), after
 
         def first(vector: Tensor, it: Tensor, along: Tensor) -> Tensor:
-            def begin(vector: Tensor) -> Tensor:
-                return self._flat(*learner.start(self._split(vector)[0]))
-
-            of_meta: Tensor = vjp(begin, vector)[1](along)[0]
+            of_meta: Tensor = vjp(self._start, vector)[1](along)[0]
             return of_meta
 
         def statistics(
             vector: Tensor, it: Tensor, k: Tensor, carry: Tensor, *batch: Tensor
         ) -> Params:
             meta, kept = self._split(vector)
-            weights = learner.weights(meta, self._tree(carry)[0], k)
             query = spec.keyed(batch, k, query=True)
-            return objective.statistics(weights, self.kept_at(kept, k), query)
+            return self._statistics(meta, kept, self._tree(carry)[0], query, k)
 
         of_k = (start, step, pull, query, end, statistics)
         over = {
@@ -196,7 +190,7 @@ class TaskFunctions:
         steps = spec.steps
 
         def start(vector: Tensor, it: Tensor, like: Tensor) -> Tensor:
-            return self._flat(*learner.start(self._split(vector)[0]))
+            return self._start(vector)
 
         def answer(
             mode: Mode, vector: Tensor, it: Tensor, k: Tensor, carry: Tensor, *tensors: Tensor
@@ -246,6 +240,17 @@ class TaskFunctions:
             return self._flat(*self._learner.step(*self._tree(carry), context))
 
         return step
+
+    def _start(self, vector: Tensor) -> Tensor:
+        """The carry before the first step."""
+        return self._flat(*self._learner.start(self._split(vector)[0]))
+
+    def _statistics(
+        self, meta: Params, kept: Params, phi: Params, query: Batch, k: Tensor
+    ) -> Params:
+        """The running statistics after `k` steps and the query set, which they follow."""
+        weights = self._learner.weights(meta, phi, k)
+        return self._objective.statistics(weights, self.kept_at(kept, k), query)
 
     def _split(self, vector: Tensor) -> tuple[Params, Params]:
         """What is meta-learned, and what is kept (running statistics) but not differentiated."""
