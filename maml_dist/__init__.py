@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # PUBLIC, as editors and mypy read it
     from maml_dist.core.adaptation.inner_optimizers import Adam as InnerAdam
     from maml_dist.core.adaptation.inner_optimizers import InnerOptimizer
     from maml_dist.core.adaptation.inner_optimizers import Momentum as InnerMomentum
-    from maml_dist.core.adaptation.learner import Learner
+    from maml_dist.core.adaptation.learner import Learner, StepContext
     from maml_dist.core.data.episode import Batch, Episode, supervised
     from maml_dist.core.data.simulator import EnvironmentFault, Simulator, StepResult
     from maml_dist.core.data.task_source import Adapt, TaskKey, TaskSource
@@ -126,6 +126,7 @@ __all__ = [
     "Schedule",
     "Simulator",
     "Sinusoid",
+    "StepContext",
     "StepResult",
     "TaskKey",
     "TaskSource",

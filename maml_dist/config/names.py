@@ -49,6 +49,7 @@ PUBLIC = {
     "CategoricalPolicy": "maml_dist.models.categorical_policy.CategoricalPolicy",
     # Learners, and the optimizers inside them.
     "Learner": "maml_dist.core.adaptation.learner.Learner",
+    "StepContext": "maml_dist.core.adaptation.learner.StepContext",
     "Params": "maml_dist.core.params.Params",
     "MAML": "maml_dist.learners.maml.MAML",
     "Reptile": "maml_dist.learners.reptile.Reptile",
