@@ -32,8 +32,7 @@ def _parser() -> argparse.ArgumentParser:
         "omniglot",
         help="1,623 characters, 20 drawings of each",
         description="Convert Omniglot to DIR/omniglot.arrow. Without --source the two official zip "
-        "files (14 MB) are downloaded to DIR/omniglot first; an interrupted download goes on "
-        "where it stopped.",
+        "files (14 MB) are downloaded to DIR/omniglot first.",
     )
     omniglot.add_argument(
         "--source",
@@ -86,7 +85,7 @@ def _download(folder: Path) -> None:
             fetch(f"{OMNIGLOT_URL}/{name}", folder / name, sha256=sha256)
     except ConnectionError as error:
         raise ConnectionError(
-            f"{error}; run the command again to go on, or get {' and '.join(OMNIGLOT_SHA256)} "
+            f"{error}; run the command again, or get {' and '.join(OMNIGLOT_SHA256)} "
             "some other way and say --source FOLDER"
         ) from error
 

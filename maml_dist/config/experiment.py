@@ -88,8 +88,8 @@ class Experiment:
     @property
     def multi_round(self) -> bool:
         """Whether an update asks the tasks back: for its step, or how far it led the policies."""
-        led = type(self.task).kl is not TaskSource.kl
-        return self.outer.multi_round or (led and not self.learner.zeroth_order)
+        led = self.task.on_policy and not self.learner.zeroth_order
+        return self.outer.multi_round or led
 
     @property
     def resource_request(self) -> ResourceRequest:

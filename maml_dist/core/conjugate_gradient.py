@@ -8,12 +8,59 @@ so that a solve can be vmapped, traced and compiled. Legend: size = elements of 
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.func import grad, vjp
 
 from maml_dist.core.params import Params, flatten, layout, unflatten
+
+
+class Iterate(NamedTuple):
+    """Conjugate gradient between two products; vectors are [size], the rest scalars []."""
+
+    x: Tensor
+    image: Tensor  # (A + damping I) x
+    residual: Tensor  # b - image
+    along: Tensor  # the direction whose product is wanted next
+    squared: Tensor  # |residual|^2
+    enough: Tensor  # the |residual|^2 at which x is good enough
+    curvature: Tensor  # of the direction before: its product with its image
+    ended: Tensor  # whether the direction before led nowhere, and x stayed
+
+
+def first_iterate(b: Tensor, *, tolerance: float = 0.0) -> Iterate:
+    """x = 0, and b the first direction; `tolerance` as in `conjugate_gradient`."""
+    zero, squared = torch.zeros_like(b), (b * b).sum()
+    enough = max(tolerance, torch.finfo(b.dtype).eps) ** 2 * squared
+    return Iterate(zero, zero, b, b, squared, enough, squared, squared <= enough)
+
+
+def next_iterate(before: Iterate, product: Tensor, *, damping: float = 0.0) -> Iterate:
+    """One step on, along the direction whose product with A is given.
+
+    At the end, a residual that is small enough or a direction of no positive curvature, x stays.
+    """
+    along, squared = before.along, before.squared
+    image = product + damping * along
+    curvature = (along * image).sum()
+    # Not the opposite comparisons: what is not a number must not end it, unseen.
+    ended = (squared <= before.enough) | (curvature <= 0)
+    length = torch.where(ended, 0.0, squared / torch.where(ended, 1.0, curvature))
+    residual = before.residual - length * image
+    after = (residual * residual).sum()
+    share = after / torch.where(ended, 1.0, squared)
+    return Iterate(
+        before.x + length * along,
+        before.image + length * image,
+        residual,
+        torch.where(ended, along, residual + share * along),
+        after,
+        before.enough,
+        curvature,
+        ended,
+    )
 
 
 def conjugate_gradient(
@@ -37,22 +84,12 @@ def conjugate_gradient(
         damping: added to the diagonal of A.
         tolerance: relative to the norm of b.
     """
-    x = torch.zeros_like(b)
-    residual, along = b, b
-    squared = (b * b).sum()
-    enough = max(tolerance, torch.finfo(b.dtype).eps) ** 2 * squared
+    iterate = first_iterate(b, tolerance=tolerance)
     for number in range(iterations):
-        image = product(along) + damping * along
-        curvature = (along * image).sum()
-        # Not the opposite comparisons: what is not a number must not end it, unseen.
-        ended = (squared <= enough) | (curvature <= 0)
-        length = torch.where(ended, 0.0, squared / torch.where(ended, 1.0, curvature))
-        x = x + length * along if number else torch.where(ended, b, length * b)
-        residual = residual - length * image
-        before, squared = squared, (residual * residual).sum()
-        share = squared / torch.where(ended, 1.0, before)
-        along = torch.where(ended, along, residual + share * along)
-    return x
+        iterate = next_iterate(iterate, product(iterate.along), damping=damping)
+        if not number:
+            iterate = iterate._replace(x=torch.where(iterate.ended, b, iterate.x))
+    return iterate.x
 
 
 def solve(

@@ -8,10 +8,10 @@ is a slip of the hand that would end in a machine without memory.
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from itertools import pairwise
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 LARGEST = 2**31 - 1  # whole number
 SEEDS = 2**64 - 1  # what torch's generators take
@@ -52,6 +52,33 @@ def check_share(owner: object, key: str, *names: str, zero: bool = False) -> Non
         value = _number(owner, key, name, allowed)
         if value is not None and not (0 < value < 1 or (zero and value == 0)):
             raise _refused(owner, key, name, allowed)
+
+
+def check_decays(owner: object, key: str, name: str) -> None:
+    """Raise ValueError where one of the two numbers of a field of `owner` is out of [0, 1)."""
+    both = getattr(owner, name)
+    if not all(_is_number(decay, Real) and 0 <= decay < 1 for decay in both):
+        raise ValueError(f"{key}.{name}={both}: both must be in [0, 1)")
+
+
+def check_choice(owner: object, key: str, *names: str) -> None:
+    """Raise ValueError where a field of `owner` is none of the words of its Literal type."""
+    kinds = get_type_hints(type(owner))
+    for name in names:
+        allowed = get_args(kinds[name])
+        if getattr(owner, name) not in allowed:
+            raise _refused(owner, key, name, " or ".join(allowed))
+
+
+def check_whole(value: Any, name: str, low: int, high: int) -> int:
+    """The argument `name` of a function, where it is a whole number in [low, high].
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not _is_number(value, Integral) or not low <= value <= high:
+        raise ValueError(f"{name}={value!r}: must be a whole number from {low} to {high}")
+    return int(value)
 
 
 def check_size(owner: object, key: str, *names: str, numbers: int) -> None:
@@ -105,7 +132,9 @@ def _is_number(value: object, kind: type) -> bool:
 
 def _is_whole(owner: object, name: str) -> bool:
     """Whether a field is declared as a whole number."""
-    kinds = {item.name: item.type for item in fields(owner)}  # type: ignore[arg-type]
+    if not is_dataclass(owner):
+        return False
+    kinds = {item.name: item.type for item in fields(owner)}
     return kinds.get(name) in (int, int | None, "int", "int | None")
 
 

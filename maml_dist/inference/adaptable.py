@@ -1,7 +1,6 @@
 """Adaptable: a trained run as an `nn.Module` that can adapt."""
 
 import copy
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from maml_dist.core.data.task_source import TaskSource
 from maml_dist.core.engine.episode_spec import leaves
 from maml_dist.core.model.objective import Objective
 from maml_dist.core.params import Params, own_form, real_of
-from maml_dist.core.validation import STEPS
+from maml_dist.core.validation import STEPS, check_whole
 from maml_dist.inference.copying import copied, plain_state
 from maml_dist.preflight.error_messages import FAILURES, in_words
 
@@ -60,7 +59,8 @@ class Adaptable(nn.Module):
             ValueError: x or y is no array of finite numbers, they differ in length, y holds no
                 classes where there are some, or the model does not take them.
         """
-        steps = check_steps(self._learner.steps if steps is None else steps)
+        steps = self._learner.steps if steps is None else steps
+        steps = check_whole(steps, "steps", 0, STEPS)
         like = real_of(next(self.parameters()))
         x, y = as_numbers(x, "x", like=like), as_numbers(y, "y", like=like)
         if not x.dim() or not y.dim() or not len(x) or len(x) != len(y):
@@ -130,14 +130,6 @@ def as_numbers(value: Any, name: str, *, like: torch.Tensor) -> torch.Tensor:
     if not torch.isfinite(tensor).all():
         raise ValueError(f"{name} holds what is not finite (NaN, or too large for {like.dtype})")
     return tensor.detach()
-
-
-def check_steps(steps: Any) -> int:
-    """Raise ValueError where a number of adaptation steps is none."""
-    whole = isinstance(steps, Integral) and not isinstance(steps, bool)
-    if not whole or not 0 <= int(steps) <= STEPS:
-        raise ValueError(f"steps={steps!r}: must be a whole number from 0 to {STEPS}")
-    return int(steps)
 
 
 def _kind(tensor: torch.Tensor | None) -> str:

@@ -43,7 +43,7 @@ def adaptable(experiment: Experiment, weights: Params, iteration: int) -> Adapta
     model._kept = {name: weights.pop(name) for name in running_statistics(model)}
     model._meta = weights
     learner, zero = experiment.learner, torch.tensor(0)
-    start = learner.weights(weights, learner.start(weights)[0], zero)
+    start = learner.start_weights(weights, zero)
     own = own_form(start, model) | model._statistics(zero)
     model.load_state_dict({**model.state_dict(), **own})
     ready: Adaptable = model.train()

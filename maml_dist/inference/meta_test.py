@@ -3,7 +3,6 @@
 import json
 import math
 import statistics
-from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from maml_dist.config.experiment import TASKS
 from maml_dist.config.plain_yaml import short
 from maml_dist.core.model.objective import modes
 from maml_dist.core.params import flatten
-from maml_dist.core.validation import STEPS
+from maml_dist.core.validation import STEPS, check_whole
 from maml_dist.runs.run import Run
 from maml_dist.runtime.local_backend import LocalBackend
 from maml_dist.runtime.shard import TaskShard
@@ -51,8 +50,7 @@ def meta_test(
     tasks = experiment.test_tasks if tasks is None else tasks
     steps = experiment.test_steps if steps is None else steps
     for name, value, low, high in (("tasks", tasks, 2, TASKS), ("steps", steps, 0, STEPS)):
-        if isinstance(value, bool) or not isinstance(value, Integral) or not low <= value <= high:
-            raise ValueError(f"{name}={value!r}: must be a whole number from {low} to {high}")
+        check_whole(value, name, low, high)
     weights, entry = run.weights(checkpoint)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     meta = flatten({name: weights[name] for name in run.layout.names}).numpy()

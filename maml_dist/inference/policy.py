@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Callable, Sequence
-from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -13,8 +12,8 @@ from maml_dist.core.data.episode import Batch, map_tensors
 from maml_dist.core.data.task_source import TaskKey, keys_of
 from maml_dist.core.data.trajectories import Trajectories
 from maml_dist.core.params import layout, own_form, real_of
-from maml_dist.core.validation import SEEDS
-from maml_dist.inference.adaptable import Adaptable, as_numbers, check_steps
+from maml_dist.core.validation import SEEDS, STEPS, check_whole
+from maml_dist.inference.adaptable import Adaptable, as_numbers
 from maml_dist.runtime.rollout_worker import Returns, RolloutWorker, Weights
 from maml_dist.runtime.zeroth_order import Scoring
 from maml_dist.tasks.gym import flatten_observation, scale_action
@@ -78,9 +77,8 @@ class Policy(Adaptable):
             ValueError: `steps` or `seed` is negative, the environment is none, its observations or
                 actions are not those of the policy, or it gives what is not finite.
         """
-        check_steps(steps)
-        if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed <= SEEDS:
-            raise ValueError(f"seed={seed!r}: must be a whole number from 0 to {SEEDS}")
+        check_whole(steps, "steps", 0, STEPS)
+        check_whole(seed, "seed", 0, SEEDS)
         _check_actions(env, self._source)
         if self._learner.zeroth_order:
             task = Goal(TaskKey(seed, "adapt", 0, 0), ())
@@ -95,7 +93,7 @@ class Policy(Adaptable):
         Raises:
             ValueError: `steps` is negative, or `task` is none.
         """
-        check_steps(steps)
+        check_whole(steps, "steps", 0, STEPS)
         if not isinstance(task, Goal):
             kind = type(task).__name__
             raise ValueError(f"task must be one that the task source has drawn, not {kind}")

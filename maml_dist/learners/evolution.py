@@ -28,11 +28,11 @@ from maml_dist.core.adaptation.inner_optimizers import (
     adapting,
     check_patterns,
 )
-from maml_dist.core.adaptation.learner import Learner, Score
+from maml_dist.core.adaptation.learner import Learner, Score, StepContext
 from maml_dist.core.data.episode import Batch, Episode, keyed
 from maml_dist.core.params import Layout, Params, flatten, layout, unflatten
 from maml_dist.core.random import fold, normal
-from maml_dist.core.validation import check_minimum, check_positive
+from maml_dist.core.validation import check_choice, check_minimum, check_positive
 
 _STREAM = 1 << 30  # of a key: apart from those of the batches and of dropout, which count from 0
 
@@ -45,6 +45,9 @@ class ESMAML(Learner):
     of a meta-gradient adapt with the same inner perturbations, so that these cancel in differences.
     """
 
+    differentiation = "zeroth_order"
+    own_gradient = True
+
     alpha: float = 0.05  # inner rate; hill climbing has none
     sigma: float = 0.1  # of the meta-gradient's perturbations
     num_perturbations: int = 32  # pairs of candidates for the meta-gradient of a task
@@ -52,7 +55,6 @@ class ESMAML(Learner):
     inner_sigma: float = 0.1  # of the adaptation's perturbations
     num_inner_perturbations: int = 8  # pairs of candidates an inner step
     inner: InnerOptimizer = SGD()  # how the inner estimate becomes a direction
-    shaping: Literal["none", "ranks"] = "none"  # of the query losses: as they are, centred ranks
     adapted: tuple[str, ...] = ("*",)  # patterns of the parameters that adapt; the rest stay
     chunk: int | None = None  # stored examples: candidates at once; null: all; 1: no vmap
 
@@ -60,14 +62,7 @@ class ESMAML(Learner):
         super().__post_init__()
         check_positive(self, "learner", "alpha", "sigma", "inner_sigma")
         check_minimum(self, "learner", num_perturbations=1, num_inner_perturbations=1, chunk=1)
-        for name, allowed in {
-            "adaptation": ("es", "hill-climb"),
-            "shaping": ("none", "ranks"),
-        }.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"learner.{name}={getattr(self, name)!r}: must be {' or '.join(allowed)}"
-                )
+        check_choice(self, "learner", "adaptation")
 
     def init(self, params: Params) -> Params:
         """The parameters themselves, where each pattern of `adapted` matches one or more."""
@@ -78,21 +73,13 @@ class ESMAML(Learner):
         climbs = self.adaptation == "hill-climb"
         return meta, () if climbs else self.inner.init(adapting(meta, self.adapted))
 
-    def step(
-        self,
-        loss: Loss,
-        meta: Params,
-        phi: Params,
-        state: State,
-        batch: Batch,
-        k: Tensor,
-        it: Tensor,
-    ) -> tuple[Params, State]:
+    def step(self, phi: Params, state: State, context: StepContext) -> tuple[Params, State]:
         """One step on the adapted parameters, by the losses of candidates around phi.
 
         Raises:
             ValueError: the batch has no random key.
         """
+        loss, _, batch, k, _ = context
 
         def objective(inner: Params, batch: Batch) -> Tensor:
             return loss({**phi, **inner}, batch)
@@ -126,8 +113,6 @@ class ESMAML(Learner):
 
         offsets = _offsets(meta, key, self.num_perturbations, self.sigma)
         losses = _losses(after, meta, offsets, *support, query, chunk=self.chunk)
-        if self.shaping == "ranks":
-            losses = _centred_ranks(losses)
         unseen = keyed(support[0], key, start) if support else query
         metrics = {"loss/before": loss(meta, unseen), "loss/after": after(meta, *support, query)}
         return _slope(losses, offsets, self.sigma, into=layout(meta)), metrics
@@ -168,8 +153,6 @@ class ESMAML(Learner):
         for phi in self.zeroth_order_path(score, start, key, steps=self.steps):
             path.append({name: value[:, -1] for name, value in phi.items()})
         losses = score({name: value[:, :-1] for name, value in phi.items()}, self.steps)
-        if self.shaping == "ranks":
-            losses = vmap(_centred_ranks)(losses)
         slope = partial(_slope, sigma=self.sigma, into=layout(meta))
         return vmap(slope)(losses, offsets), path
 
@@ -236,14 +219,6 @@ def _best(losses: Tensor, at_centre: Tensor, centre: Params, offsets: Tensor) ->
     up, down = (place == losses.argmin()).to(offsets.dtype).chunk(2)
     offset = torch.where(losses.min() < at_centre, (up - down) @ offsets, 0)
     return unflatten(flatten(centre) + offset, layout(centre))
-
-
-def _centred_ranks(losses: Tensor) -> Tensor:
-    """Ranks from -0.5 (the least) to 0.5; equal losses have equal ranks."""
-    losses = _diverged_last(losses)
-    here, there = losses.unsqueeze(1), losses.unsqueeze(0)
-    below = (here > there).sum(1) - (here < there).sum(1)
-    return below.to(losses.dtype) / (2 * (len(losses) - 1))
 
 
 def _diverged_last(losses: Tensor) -> Tensor:

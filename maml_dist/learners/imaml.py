@@ -24,16 +24,18 @@ from maml_dist.core.adaptation.inner_optimizers import (
     check_patterns,
     support_gradient,
 )
-from maml_dist.core.adaptation.learner import Learner
+from maml_dist.core.adaptation.learner import Learner, StepContext
 from maml_dist.core.conjugate_gradient import hessian, solve
 from maml_dist.core.data.episode import Batch, Episode
 from maml_dist.core.params import Params
-from maml_dist.core.validation import check_minimum, check_positive
+from maml_dist.core.validation import check_choice, check_minimum, check_positive
 
 
 @dataclass(frozen=True)
 class IMAML(Learner):
     """An inner problem held near the meta-parameters, differentiated at its solution."""
+
+    differentiation = "from_adapted"
 
     steps: int = 16  # inner steps while meta-training
     strength: float = 2.0  # lambda: how strongly phi is held near the meta-parameters
@@ -53,8 +55,7 @@ class IMAML(Learner):
         check_positive(self, "learner", "alpha", "strength")
         check_minimum(self, "learner", cg_iterations=1, solver_iterations=1)
         check_minimum(self, "learner", halvings=0, tolerance=0, damping=0, cg_tolerance=0)
-        if self.solver not in ("descent", "hessian-free"):
-            raise ValueError(f"learner.solver={self.solver!r}: must be descent or hessian-free")
+        check_choice(self, "learner", "solver")
 
     def init(self, params: Params) -> Params:
         """The parameters themselves, where each pattern of `adapted` matches one or more."""
@@ -65,17 +66,9 @@ class IMAML(Learner):
         free = self.solver == "hessian-free"
         return meta, () if free else self.inner.init(adapting(meta, self.adapted))
 
-    def step(
-        self,
-        loss: Loss,
-        meta: Params,
-        phi: Params,
-        state: State,
-        batch: Batch,
-        k: Tensor,
-        it: Tensor,
-    ) -> tuple[Params, State]:
+    def step(self, phi: Params, state: State, context: StepContext) -> tuple[Params, State]:
         """One step of the solver on the adapted parameters, unless they are good enough."""
+        loss, meta, batch, k, _ = context
         gradient = {
             name: g + self.strength * (phi[name] - meta[name])
             for name, g in support_gradient(loss, phi, batch, adapted=self.adapted).items()

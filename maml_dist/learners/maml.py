@@ -14,14 +14,12 @@ from torch import Tensor
 from maml_dist.core.adaptation.inner_optimizers import (
     SGD,
     InnerOptimizer,
-    Loss,
     State,
     adapting,
     check_patterns,
     support_gradient,
 )
-from maml_dist.core.adaptation.learner import Learner
-from maml_dist.core.data.episode import Batch
+from maml_dist.core.adaptation.learner import Learner, StepContext
 from maml_dist.core.params import Params
 from maml_dist.core.validation import check_positive
 
@@ -48,24 +46,15 @@ class MAML(Learner):
         """The meta-parameters, and the inner optimizer's state for those that adapt."""
         return meta, self.inner.init(adapting(meta, self.adapted))
 
-    def step(
-        self,
-        loss: Loss,
-        meta: Params,
-        phi: Params,
-        state: State,
-        batch: Batch,
-        k: Tensor,
-        it: Tensor,
-    ) -> tuple[Params, State]:
+    def step(self, phi: Params, state: State, context: StepContext) -> tuple[Params, State]:
         """One step with rate alpha on the adapted parameters."""
         gradient = support_gradient(
-            loss, phi, batch, adapted=self.adapted, first_order=self.first_order
+            context.loss, phi, context.batch, adapted=self.adapted, first_order=self.first_order
         )
-        direction, state = self.inner.direction(gradient, state, k)
+        direction, state = self.inner.direction(gradient, state, context.k)
         rate: Tensor | float = self.alpha
         if self.later_share != 1:
-            rate = self.alpha * (1 + (k > 0).double() * (self.later_share - 1))
+            rate = self.alpha * (1 + (context.k > 0).double() * (self.later_share - 1))
         moved = {name: phi[name] - rate * along for name, along in direction.items()}
         return {**phi, **moved}, state
 

@@ -16,14 +16,13 @@ from torch import Tensor
 from maml_dist.core.adaptation.inner_optimizers import (
     SGD,
     InnerOptimizer,
-    Loss,
     State,
     adapting,
     at_step,
     check_patterns,
     support_gradient,
 )
-from maml_dist.core.adaptation.learner import Learner
+from maml_dist.core.adaptation.learner import Learner, StepContext
 from maml_dist.core.data.episode import Batch
 from maml_dist.core.params import Params
 from maml_dist.core.validation import check_minimum, check_positive
@@ -31,13 +30,13 @@ from maml_dist.core.validation import check_minimum, check_positive
 
 @dataclass(frozen=True)
 class MAMLPlusPlus(Learner):
-    """Inner descent with a rate and norms for each step, judged after every step at first."""
+    """Inner descent with a rate and norms for each step; at first the loss of every step counts."""
 
     alpha: float = 0.01  # inner rate; where rates are learned, their start
     inner: InnerOptimizer = SGD()  # how the inner gradient becomes a direction
     adapted: tuple[str, ...] = ("*",)  # patterns of the parameters that adapt; the rest stay
     learned_rates: bool = False  # meta-learn a rate for each parameter and step
-    multi_step_iterations: int = 0  # until the last step alone is judged; 0: from the start
+    multi_step_iterations: int = 0  # until the last step's loss alone counts; 0: from the start
     first_order_iterations: int = 0  # with the inner gradient as a constant (no faster: one trace)
     per_step: tuple[str, ...] = ()  # patterns of parameters learned for each step, not adapted
     step_statistics: bool = False  # keep batch norm's running statistics for each step
@@ -87,17 +86,9 @@ class MAMLPlusPlus(Learner):
         phi = {name: value for name, value in meta.items() if not name.startswith(self._added)}
         return phi, self.inner.init(adapting(phi, self.adapted))
 
-    def step(
-        self,
-        loss: Loss,
-        meta: Params,
-        phi: Params,
-        state: State,
-        batch: Batch,
-        k: Tensor,
-        it: Tensor,
-    ) -> tuple[Params, State]:
+    def step(self, phi: Params, state: State, context: StepContext) -> tuple[Params, State]:
         """One step on the adapted parameters, with the rates and the norms of step k."""
+        loss, meta, batch, k, it = context
 
         def at_k(phi: Params, batch: Batch) -> Tensor:
             return loss(self.weights(meta, phi, k), batch)

@@ -15,18 +15,16 @@ from torch import Tensor
 from maml_dist.core.adaptation.inner_optimizers import (
     SGD,
     InnerOptimizer,
-    Loss,
     State,
     adapting,
     at_step,
     check_patterns,
     support_gradient,
 )
-from maml_dist.core.adaptation.learner import Learner
-from maml_dist.core.data.episode import Batch
+from maml_dist.core.adaptation.learner import Learner, StepContext
 from maml_dist.core.params import Params
 from maml_dist.core.random import keys, uniform
-from maml_dist.core.validation import check_minimum
+from maml_dist.core.validation import check_choice, check_minimum
 
 _PREFIX = "alpha."  # of the rates' names among the meta-parameters
 
@@ -50,8 +48,7 @@ class MetaSGD(Learner):
             raise ValueError(
                 f"learner.alpha={self.alpha}: must be a positive number, or two, the lower first"
             )
-        if self.each not in ("weight", "layer", "layer-step"):
-            raise ValueError(f"learner.each={self.each!r}: must be weight, layer or layer-step")
+        check_choice(self, "learner", "each")
 
     def init(self, params: Params) -> Params:
         """The parameters and, of each that adapts, the rates at the start.
@@ -81,24 +78,15 @@ class MetaSGD(Learner):
         phi = {name: value for name, value in meta.items() if not name.startswith(_PREFIX)}
         return phi, self.inner.init(adapting(phi, self.adapted))
 
-    def step(
-        self,
-        loss: Loss,
-        meta: Params,
-        phi: Params,
-        state: State,
-        batch: Batch,
-        k: Tensor,
-        it: Tensor,
-    ) -> tuple[Params, State]:
+    def step(self, phi: Params, state: State, context: StepContext) -> tuple[Params, State]:
         """One step with the learned rates on the adapted parameters."""
         gradient = support_gradient(
-            loss, phi, batch, adapted=self.adapted, first_order=self.first_order
+            context.loss, phi, context.batch, adapted=self.adapted, first_order=self.first_order
         )
-        direction, state = self.inner.direction(gradient, state, k)
-        rates = {name: meta[_PREFIX + name] for name in direction}
+        direction, state = self.inner.direction(gradient, state, context.k)
+        rates = {name: context.meta[_PREFIX + name] for name in direction}
         if self.each == "layer-step":
-            rates = {name: at_step(rows, k) for name, rows in rates.items()}
+            rates = {name: at_step(rows, context.k) for name, rows in rates.items()}
         moved = {name: phi[name] - rates[name] * along for name, along in direction.items()}
         return {**phi, **moved}, state
 

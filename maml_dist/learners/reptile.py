@@ -20,7 +20,7 @@ from maml_dist.core.adaptation.inner_optimizers import (
     at_step,
     support_gradient,
 )
-from maml_dist.core.adaptation.learner import Learner
+from maml_dist.core.adaptation.learner import Learner, StepContext
 from maml_dist.core.data.episode import Batch, Episode
 from maml_dist.core.params import Params
 from maml_dist.core.random import choice
@@ -32,6 +32,9 @@ _SEEDS = 1 << 24  # whole numbers below this are exact in float32
 @dataclass(frozen=True)
 class Reptile(Learner):
     """Inner steps on mini-batches; the initialisation moves towards where they end."""
+
+    differentiation = "from_adapted"
+    own_gradient = True
 
     steps: int = 5  # inner steps while meta-training
     alpha: float = 0.02  # inner rate
@@ -49,21 +52,12 @@ class Reptile(Learner):
         seed = next(iter(meta.values())).new_zeros(())
         return meta, (self.inner.init(meta), seed)
 
-    def step(
-        self,
-        loss: Loss,
-        meta: Params,
-        phi: Params,
-        state: State,
-        batch: Batch,
-        k: Tensor,
-        it: Tensor,
-    ) -> tuple[Params, State]:
+    def step(self, phi: Params, state: State, context: StepContext) -> tuple[Params, State]:
         """One step with rate alpha, on the next mini-batch."""
         inner, seed = state
-        batch, seed = self._next(batch, seed, k)
-        gradient = support_gradient(loss, phi, batch, adapted=("*",))
-        direction, inner = self.inner.direction(gradient, inner, k)
+        batch, seed = self._next(context.batch, seed, context.k)
+        gradient = support_gradient(context.loss, phi, batch, adapted=("*",))
+        direction, inner = self.inner.direction(gradient, inner, context.k)
         moved = {name: phi[name] - self.alpha * along for name, along in direction.items()}
         return moved, (inner, seed)
 

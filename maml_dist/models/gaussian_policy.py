@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from maml_dist.core.validation import check_layers
+from maml_dist.core.validation import check_layers, check_positive
 from maml_dist.models.glorot import perceptron
 
 
@@ -24,8 +24,8 @@ class GaussianPolicy(nn.Module):
     ) -> None:
         super().__init__()
         check_layers("model", obs_dim=obs_dim, hidden=hidden, action_dim=action_dim)
-        if not 0 < min_std < math.inf:
-            raise ValueError(f"model.min_std={min_std}: must be positive")
+        self.min_std = min_std
+        check_positive(self, "model", "min_std")
         if not math.isfinite(log_std):
             raise ValueError(f"model.log_std={log_std}: must be a finite number")
         self.mean = perceptron(obs_dim, hidden, action_dim)

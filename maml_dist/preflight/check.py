@@ -13,7 +13,6 @@ import numbers
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -27,9 +26,7 @@ from maml_dist.core.engine.engine import Engine
 from maml_dist.core.engine.episode_spec import leaves
 from maml_dist.core.engine.meta_gradient import task_bytes
 from maml_dist.core.model.objective import Objective, broadcasting_refused
-from maml_dist.core.outer.trust_region import TrustRegion
 from maml_dist.core.params import Params, flatten, layout
-from maml_dist.core.rl.policy_gradient import PolicyGradient
 from maml_dist.preflight.diagnosis import culprit, fails, follows_score, wavers
 from maml_dist.preflight.double_backward import wrong_second_derivative
 from maml_dist.preflight.error_messages import FAILURES, in_words
@@ -47,7 +44,7 @@ from maml_dist.preflight.gradient_check import (
     validated,
 )
 from maml_dist.preflight.purity import Seeded, Unseeded, refuse_impure, unchanged
-from maml_dist.tasks.rollout import Rollouts
+from maml_dist.preflight.settings import refuse_conflicts
 
 
 def check(experiment: Experiment, meta: Params, device: str = "cpu") -> None:
@@ -60,18 +57,7 @@ def check(experiment: Experiment, meta: Params, device: str = "cpu") -> None:
         ValueError, OSError: the data is missing, or the experiment cannot be meta-learned.
     """
     source, model = experiment.task, experiment.model
-    if experiment.outer.on_policy and not source.on_policy:
-        raise ValueError(
-            f"outer={type(experiment.outer).__name__}: needs the policies of rollouts, and "
-            f"task={type(source).__name__} has none; use maml_dist.core.outer.optimizers.Adam"
-        )
-    if source.on_policy and experiment.learner.zeroth_order:
-        _refuse_derivatives(experiment)
-    if source.on_policy and experiment.engine.precision == "bfloat16":
-        raise ValueError(
-            "engine.precision=bfloat16: rollouts act in float32, so that the policies judged would "
-            "not be those that acted; use float32, or float64"
-        )
+    refuse_conflicts(experiment)
     refuse_impure(experiment)
     stacked = one_task(experiment, max(1, experiment.learner.steps), 0)
     support, query, key = map_tensors(
@@ -80,9 +66,7 @@ def check(experiment: Experiment, meta: Params, device: str = "cpu") -> None:
     _refuse_dropout_between(model)
     objective = objective_of(experiment, experiment.engine)
     named = dict(model.named_parameters())
-    start = experiment.learner.weights(
-        meta, experiment.learner.start(meta)[0], torch.zeros((), dtype=torch.int64)
-    )
+    start = experiment.learner.start_weights(meta, torch.zeros((), dtype=torch.int64))
     params = {name: start[name] for name in named if name in start}
     for name, batch in (("support", support), ("query", query)):
         if not (torch.is_tensor(batch.x) and (source.on_policy or torch.is_tensor(batch.y))):
@@ -191,68 +175,18 @@ def resolve_engine(experiment: Experiment, meta: Params, device: str) -> Engine:
     )
 
 
-def refuse_unused_settings(experiment: Experiment) -> None:
-    """Raise ValueError where a setting does nothing here; of new runs, since old ones may go on."""
-    source, outer = experiment.task, experiment.outer
-    for name in ("rollout_workers", "max_parallel_envs"):
-        value = getattr(experiment, name)
-        if not source.on_policy and value != getattr(Experiment, name):
-            raise ValueError(
-                f"{name}={value}: task={type(source).__name__} has no rollouts; leave {name} out"
-            )
-    if isinstance(source, Rollouts):
-        gradient = source.policy_gradient
-        if gradient.clip != PolicyGradient.clip and gradient.outer_surrogate != "clipped":
-            raise ValueError(
-                f"task.policy_gradient.clip={gradient.clip}: does nothing with "
-                f"outer_surrogate={gradient.outer_surrogate}; use clipped, or {PolicyGradient.clip}"
-            )
-    once = not outer.multi_round or isinstance(outer, TrustRegion)  # a single gradient an iteration
-    if source.on_policy and source.penalty and once and not experiment.learner.zeroth_order:
-        raise ValueError(
-            f"task.policy_gradient.penalty={source.penalty}: does nothing in a first epoch, where "
-            "the policy is the one that acted; use outer.epochs=2 or more, or 0"
-        )
-
-
-def _refuse_derivatives(experiment: Experiment) -> None:
-    """Of policies that a learner knows by their returns alone."""
-    outer, kind = experiment.outer, type(experiment.learner).__name__
-    if outer.on_policy:
-        raise ValueError(
-            f"outer={type(outer).__name__}: needs derivatives of the policies, and learner={kind} "
-            "takes none; use maml_dist.core.outer.optimizers.Adam"
-        )
-    if outer.epochs > 1:
-        raise ValueError(
-            f"outer.epochs={outer.epochs}: must be 1 with learner={kind}, which has no episodes to "
-            "use again"
-        )
-    if experiment.task.penalty:
-        raise ValueError(
-            f"task.policy_gradient.penalty={experiment.task.penalty}: must be 0 with "
-            f"learner={kind}, which takes no derivatives of the policies"
-        )
-
-
 def _way_out(probe: Probe) -> str:
-    """The settings with which the meta-gradient can be computed: they are tried."""
-    task: dict[str, Any] = {"batching": "task"}
-    eager: dict[str, Any] = {"running": "eager"}
-    learners: list[dict[str, Any]] = [{}]
-    experiment = probe.experiment
-    if getattr(experiment.learner, "first_order", None) is False:
-        learners.append({"first_order": True})
-    base = probe if probe.engine.running == "eager" else probe.run_as("traced")
-    for learned, run in product(learners, ({}, eager, task, task | eager)):
-        said = [f"learner.{name}=true" for name in learned]
-        said += [f"engine.{name}={value}" for name, value in run.items()]
-        learner = replace(experiment.learner, **learned) if learned else experiment.learner
-        tried = base._replace(
-            experiment=replace(experiment, learner=learner), engine=replace(base.engine, **run)
-        )
-        if not fails(tried, gradients):
-            return f"; {' '.join(said)} computes it"
+    """The settings with which the meta-gradient can be computed, if one of two tries finds them."""
+    alone: dict[str, Any] = {"batching": "task", "running": "eager"}
+    learner, said = probe.experiment.learner, "engine.batching=task engine.running=eager"
+    tried = probe._replace(engine=replace(probe.engine, **alone))
+    if not fails(tried, gradients):
+        return f"; {said} computes it"
+    if getattr(learner, "first_order", None) is False:
+        first: dict[str, Any] = {"first_order": True}
+        experiment = replace(probe.experiment, learner=replace(learner, **first))
+        if not fails(tried._replace(experiment=experiment), gradients):
+            return f"; learner.first_order=true {said} computes it"
     return ""
 
 

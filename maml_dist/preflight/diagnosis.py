@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.func import grad
 
 from maml_dist.core.data.episode import Batch, Episode
-from maml_dist.core.data.task_source import TaskSource
 from maml_dist.core.engine.episode_spec import EpisodeSpec, flatten_episode, unflatten_episode
 from maml_dist.core.engine.score_tracing import ScoreFunction
 from maml_dist.core.params import flatten, layout, unflatten
@@ -25,10 +24,7 @@ def culprit(probe: Probe, fault: Fault, *, scored: bool = False) -> str:
 
     The score is one of them where they are `scored`.
     """
-    source = probe.experiment.task
-    parts = {"the model": _model, "the loss": _loss}
-    if type(source).query_loss is not TaskSource.query_loss:
-        parts["the query loss"] = _query_loss
+    parts = {"the model": _model, "the loss": _loss, "the query loss": _query_loss}
     if scored:
         parts["the score"] = _score
     for part, terms in parts.items():
@@ -102,8 +98,7 @@ def _outputs(probe: Probe, vector: Tensor, batch: Batch) -> Tensor:
     learner, objective, zero = probe.experiment.learner, probe.objective, torch.zeros(()).long()
     meta = unflatten(vector, layout(probe.meta))
     learned = {name: value for name, value in meta.items() if name not in objective.kept}
-    weights = learner.weights(learned, learner.start(learned)[0], zero)
-    return objective.output(weights, batch.x, key=batch.key)
+    return objective.output(learner.start_weights(learned, zero), batch.x, key=batch.key)
 
 
 def _each(

@@ -1,7 +1,7 @@
 """Ray Tune over a recipe.
 
 Each trial is the real distributed run, its shards and its parameter server in a placement group of
-their own; it is judged by the best of its validations so far.
+their own; it is ranked by the best of its validations so far.
 """
 
 import logging
@@ -15,14 +15,14 @@ from typing import Any
 
 import yaml
 
-from maml_dist.cli import fail
 from maml_dist.config.compose import compose, override
 from maml_dist.config.experiment import Experiment
 from maml_dist.config.plain_yaml import check_path
 from maml_dist.config.recipe import Config
 from maml_dist.config.trust import own
 from maml_dist.preflight.check import check
-from maml_dist.runs.run import Run, refuse_used, run_folder
+from maml_dist.runs.run import Run
+from maml_dist.runs.run_folder import refuse_used, run_folder
 from maml_dist.runtime.backend import Resources
 from maml_dist.runtime.ray_backend import RayBackend
 from maml_dist.training.trainer import meta_train
@@ -75,7 +75,9 @@ def search(plan: Search, *, run: str | Path | None = None, address: str | None =
     if ended < plan.num_samples:
         print(f"interrupted: {ended} of {plan.num_samples} trials have ended", file=sys.stderr)
         return 130
-    return 0 if best else fail(f"no trial has a score; see {folder / 'tune'}", status=1)
+    if not best:
+        raise ChildProcessError(f"no trial has a score; see {folder / 'tune'}")
+    return 0
 
 
 def best_recipe(plan: Search, values: dict[str, Any]) -> Config:
@@ -100,7 +102,7 @@ def _try(plan: Search, config: Config) -> Experiment:
 
 
 def _judge(experiment: Experiment) -> str:
-    """The metric by which trials are judged: the one by which a run judges its checkpoints."""
+    """The metric by which trials are ranked: the one by which a run chooses its checkpoint."""
     return f"val/{experiment.task.metric}/path"
 
 

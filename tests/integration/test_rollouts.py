@@ -130,7 +130,7 @@ def test_killed_workers_and_shards_change_nothing(tmp_path, ray_here, local, mon
 
 
 def test_other_updates_and_surrogates_run(tmp_path):
-    adam = {"outer.class_path": "maml_dist.core.outer.optimizers.Adam"}
+    adam = {"outer.class_path": "Adam"}
     proximal = adam | {"outer.epochs": 3}
     proximal |= {
         "task.policy_gradient.outer_surrogate": "clipped",
@@ -190,13 +190,13 @@ class Reach(gymnasium.Env):
 
 REACH = """
 task:
-  class_path: maml_dist.tasks.gym.GymTasks
+  class_path: GymTasks
   init_args: {{env: reach.Reach, settings: {{wrong: {wrong}}}, horizon: 5, episodes: 2}}
 model:
-  class_path: maml_dist.models.gaussian_policy.GaussianPolicy
+  class_path: GaussianPolicy
   init_args: {{obs_dim: 2, action_dim: 2, hidden: [4]}}
-learner: {{class_path: maml_dist.learners.maml.MAML, init_args: {{alpha: 0.1, steps: 1}}}}
-outer: {{class_path: maml_dist.core.outer.trust_region.TrustRegion, init_args: {{bound: 0.01}}}}
+learner: {{class_path: MAML, init_args: {{alpha: 0.1, steps: 1}}}}
+outer: {{class_path: TrustRegion, init_args: {{bound: 0.01}}}}
 iterations: 6
 meta_batch: 6
 validation_tasks: 2

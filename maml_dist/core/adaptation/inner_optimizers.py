@@ -19,10 +19,10 @@ from torch.func import grad
 
 from maml_dist.core.data.episode import Batch
 from maml_dist.core.params import Params
-from maml_dist.core.validation import check_positive, check_share
+from maml_dist.core.validation import check_decays, check_positive, check_share
 
 Loss = Callable[[Params, Batch], Tensor]  # scalar loss of one task
-State = Any  # what a rule carries from step to step: a tree of floating-point tensors
+State = Any  # what an optimizer carries from step to step: a tree of floating-point tensors
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,7 @@ class Adam(InnerOptimizer):
     floor: float = 1e-16  # added under the root
 
     def __post_init__(self) -> None:
-        if not all(0 <= decay < 1 for decay in self.decays):
-            raise ValueError(f"learner.inner.decays={self.decays}: both must be in [0, 1)")
+        check_decays(self, "learner.inner", "decays")
         check_positive(self, "learner.inner", "eps", "floor")
 
     def init(self, phi: Params) -> State:

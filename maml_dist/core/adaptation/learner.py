@@ -10,6 +10,7 @@ A learner's fields are its hyperparameters. It sees one task: no function here h
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,11 +26,62 @@ from maml_dist.core.validation import STEPS, check_range
 Score = Callable[[Params, int], Tensor]
 
 
+# How a learner's meta-gradient comes about: exactly, through the inner steps; from the adapted
+# parameters alone; or from losses alone, without a derivative. With the methods that each needs.
+Differentiation = Literal["backprop", "from_adapted", "zeroth_order"]
+_NEEDS: dict[Differentiation, frozenset[str]] = {
+    "backprop": frozenset(),
+    "from_adapted": frozenset({"gradient_from_adapted"}),
+    "zeroth_order": frozenset({"es_gradient", "zeroth_order_path"}),
+}
+
+
+class StepContext(NamedTuple):
+    """What an inner step goes by, beside the parameters that it moves."""
+
+    loss: Loss  # the inner loss of this task: (parameters, batch) -> a scalar
+    meta: Params  # the meta-parameters
+    batch: Batch  # the support set of this step
+    k: Tensor  # steps made so far, an integer tensor: one trace serves all steps
+    it: Tensor  # the meta-iteration, a scalar tensor (a number would be baked into a trace)
+
+
 @dataclass(frozen=True)
 class Learner(ABC):
     """A meta-learning algorithm: how parameters adapt, and how adapting is differentiated."""
 
+    differentiation: ClassVar[Differentiation] = "backprop"  # how the meta-gradient comes about
+    own_gradient: ClassVar[bool] = False  # whether `gradient` is overridden: taken in one graph
+
     steps: int = 1  # inner steps while meta-training
+
+    def __init_subclass__(cls) -> None:
+        """Refuse a class that overrides what it does not declare, or declares what it lacks.
+
+        Raises:
+            ValueError: in one line.
+        """
+        super().__init_subclass__()
+        how = cls.differentiation
+        if how not in _NEEDS:
+            raise ValueError(
+                f"{cls.__name__}.differentiation={how!r}: must be {' or '.join(_NEEDS)}"
+            )
+        for needing, names in _NEEDS.items():
+            for name in sorted(names):
+                own = getattr(cls, name) is not getattr(Learner, name)
+                if own and how != needing:
+                    raise ValueError(
+                        f"{cls.__name__} overrides {name}: it must declare "
+                        f"differentiation = {needing!r}"
+                    )
+                if how == needing and not own:
+                    raise ValueError(f"{cls.__name__}.differentiation={how!r}: needs {name}")
+        if cls.own_gradient != (cls.gradient is not Learner.gradient):
+            raise ValueError(
+                f"{cls.__name__}.own_gradient={cls.own_gradient}: must say whether the class "
+                "overrides gradient"
+            )
 
     def __post_init__(self) -> None:
         check_range(self, "learner", steps=(0, STEPS))
@@ -47,26 +99,13 @@ class Learner(ABC):
         return meta, ()
 
     @abstractmethod
-    def step(
-        self,
-        loss: Loss,
-        meta: Params,
-        phi: Params,
-        state: State,
-        batch: Batch,
-        k: Tensor,
-        it: Tensor,
-    ) -> tuple[Params, State]:
-        """One inner update on `batch`: the rule in which algorithms differ.
+    def step(self, phi: Params, state: State, context: StepContext) -> tuple[Params, State]:
+        """One inner update on `context.batch`: the rule in which algorithms differ.
 
         Args:
-            loss: the inner loss of this task.
-            meta: the meta-parameters.
-            phi: the parameters after `k` steps.
-            state: the inner optimizer's state after `k` steps.
-            batch: the support set of this step.
-            k: steps made so far, an integer tensor: one trace serves all steps.
-            it: the meta-iteration, a scalar tensor (a number would be baked into a trace).
+            phi: the parameters after `context.k` steps.
+            state: the inner optimizer's state after `context.k` steps.
+            context: what else the update goes by.
         """
 
     def weights(self, meta: Params, phi: Params, k: Tensor) -> Params:
@@ -85,13 +124,12 @@ class Learner(ABC):
         phi: Params,
         episode: Episode,
         it: Tensor,
-    ) -> tuple[Params, Tensor] | None:
-        """The meta-gradient from the adapted parameters alone, and the query loss there.
+    ) -> tuple[Params, Tensor]:
+        """Where `differentiation` is "from_adapted": the meta-gradient, and the query loss at phi.
 
-        The batches of `episode` have their random keys.
-        None, unless overridden: the meta-gradient is taken exactly, through all inner steps.
+        phi are the adapted parameters; the batches of `episode` have their random keys.
         """
-        return None
+        raise NotImplementedError
 
     @property
     def per_step_statistics(self) -> bool:
@@ -99,20 +137,14 @@ class Learner(ABC):
         return False
 
     @property
-    def backprops_through_steps(self) -> bool:
-        """Whether the meta-gradient goes through the inner steps."""
-        return type(self).gradient_from_adapted is Learner.gradient_from_adapted
-
-    @property
     def second_order(self) -> bool:
         """Whether second derivatives of the loss are taken."""
-        own = type(self).gradient is not Learner.gradient
-        return self.backprops_through_steps and not own and self.steps > 0
+        return self.differentiation == "backprop" and not self.own_gradient and self.steps > 0
 
     @property
     def zeroth_order(self) -> bool:
         """Whether on-policy tasks are learned from the losses of candidates, not from episodes."""
-        return type(self).es_gradient is not Learner.es_gradient
+        return self.differentiation == "zeroth_order"
 
     def zeroth_order_path(
         self, score: Score, phi: Params, key: Tensor, *, steps: int, done: int = 0
@@ -149,7 +181,8 @@ class Learner(ABC):
         yield phi
         for number, batch in enumerate(support):
             k = torch.full((), number, dtype=torch.int64, device=it.device)
-            phi, state = self.step(loss, meta, phi, state, keyed(batch, key, k), k, it)
+            context = StepContext(loss, meta, keyed(batch, key, k), k, it)
+            phi, state = self.step(phi, state, context)
             yield phi
 
     def adapt(
@@ -165,6 +198,14 @@ class Learner(ABC):
             adapted = phi
         return self.weights(meta, adapted, torch.full((), len(support), device=it.device))
 
+    def start_weights(self, meta: Params, zero: Tensor) -> Params:
+        """The model's parameters before the first step; `zero` is k, an integer tensor."""
+        return self.weights(meta, self.start(meta)[0], zero)
+
+    def loss_at(self, loss: Loss, meta: Params, phi: Params, batch: Batch, k: Tensor) -> Tensor:
+        """A loss of the model after `k` steps, on a batch."""
+        return loss(self.weights(meta, phi, k), batch)
+
     def gradient(
         self, loss: Loss, query_loss: Loss, meta: Params, episode: Episode, it: Tensor
     ) -> tuple[Params, dict[str, Tensor]]:
@@ -174,33 +215,28 @@ class Learner(ABC):
             The gradient, named and shaped as `meta`, and scalars: `loss/before` at phi_0 (on the
             support set, which phi_0 has not seen either) and `loss/after`, on the query set.
         """
-        counts = torch.arange(len(episode.support) + 1, device=it.device).unbind()
-        queries = [keyed(episode.query, episode.key, k, query=True) for k in counts]
+        key, counts = episode.key, torch.arange(len(episode.support) + 1, device=it.device).unbind()
+
+        def judged(meta: Params, phi: Params, k: Tensor) -> Tensor:
+            return self.loss_at(query_loss, meta, phi, keyed(episode.query, key, k, query=True), k)
 
         def objective(meta: Params) -> tuple[Tensor, Tensor]:
-            path = self.path(loss, meta, episode.support, it, episode.key)
+            path = self.path(loss, meta, episode.support, it, key)
             shares = self.step_loss_weights(it)
             if shares is None:
                 *_, phi = path
-                after = query_loss(self.weights(meta, phi, counts[-1]), queries[-1])
+                after = judged(meta, phi, counts[-1])
                 return after, after
-            losses = [
-                query_loss(self.weights(meta, phi, k), query)
-                for phi, k, query in zip(path, counts, queries, strict=True)
-            ]
+            losses = [judged(meta, phi, k) for phi, k in zip(path, counts, strict=True)]
             return (torch.stack(losses) * shares).sum(), losses[-1]
 
-        if self.backprops_through_steps:
-            gradient, (_, after) = grad_and_value(objective, has_aux=True)(meta)
+        if self.differentiation == "from_adapted":
+            *_, phi = self.path(loss, meta, episode.support, it, key)
+            batches = all_keyed(episode, counts)
+            gradient, after = self.gradient_from_adapted(loss, query_loss, meta, phi, batches, it)
         else:
-            *_, phi = self.path(loss, meta, episode.support, it, episode.key)
-            ended = self.gradient_from_adapted(
-                loss, query_loss, meta, phi, all_keyed(episode, counts), it
-            )
-            assert ended is not None
-            gradient, after = ended
-        unseen = (
-            keyed(episode.support[0], episode.key, counts[0]) if episode.support else queries[0]
-        )
-        before = loss(self.weights(meta, self.start(meta)[0], counts[0]), unseen)
+            gradient, (_, after) = grad_and_value(objective, has_aux=True)(meta)
+        first = episode.support[0] if episode.support else episode.query
+        unseen = keyed(first, key, counts[0], query=not episode.support)
+        before = loss(self.start_weights(meta, counts[0]), unseen)
         return gradient, {"loss/before": before, "loss/after": after}

@@ -57,9 +57,22 @@ class TaskSource(ABC):
 
     metric: ClassVar[str] = "loss"  # the score by which checkpoints are chosen and runs reported
     maximize: ClassVar[bool] = False  # whether more of it is better
-    on_policy: ClassVar[bool] = False  # whether what is collected depends on the parameters
+    on_policy: ClassVar[bool] = False  # what is collected depends on the parameters; has a `kl`
     classifies: bool = False  # whether y [n] are classes, whole numbers from 0
     penalty: float = 0.0  # on-policy: weight of phi_0's divergence on the support
+
+    def __init_subclass__(cls) -> None:
+        """Refuse a class that has a `kl` and is not declared on-policy, or the other way round.
+
+        Raises:
+            ValueError: in one line.
+        """
+        super().__init_subclass__()
+        if cls.on_policy != (cls.kl is not TaskSource.kl):
+            raise ValueError(
+                f"{cls.__name__}.on_policy={cls.on_policy}: a task source overrides kl where it is "
+                "on-policy, and nowhere else"
+            )
 
     @abstractmethod
     def sample(self, key: TaskKey) -> Any:

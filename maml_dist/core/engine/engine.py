@@ -102,7 +102,7 @@ class Engine:
             raise ValueError(
                 "engine.batching=vmap: torch's recurrent layers have no vmap; use task, or auto"
             )
-        whole = type(learner).gradient is not Learner.gradient
+        whole = learner.own_gradient
         if whole and self.memory == "steps":
             kind = type(learner).__name__
             raise ValueError(

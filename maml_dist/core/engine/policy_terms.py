@@ -44,7 +44,7 @@ class PolicyTerms:
         if not support:
             params = unflatten(meta, self._into)
             zero = torch.zeros((), dtype=torch.int64, device=meta.device)
-            start = self._learner.weights(params, self._learner.start(params)[0], zero)
+            start = self._learner.start_weights(params, zero)
             return {name: value.expand(len(key), *value.shape) for name, value in start.items()}
 
         def one(spec: EpisodeSpec, meta: Params, it: Tensor, *tensors: Tensor) -> Params:
@@ -109,8 +109,7 @@ class PolicyTerms:
             seen = keyed(first, episode.key, zero)
 
             def kl(meta: Params) -> Tensor:
-                start = self._learner.weights(meta, self._learner.start(meta)[0], zero)
-                return self._objective.kl(start, seen)
+                return self._objective.kl(self._learner.start_weights(meta, zero), seen)
 
             gradient = grad(kl)(meta)
             return {"gradient": flatten({name: gradient[name] for name in self._into.names})}

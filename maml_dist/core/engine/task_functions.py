@@ -22,8 +22,8 @@ from torch.func import vjp
 from torch.utils import _pytree as pytree
 
 from maml_dist.core.adaptation.inner_optimizers import at_step
-from maml_dist.core.adaptation.learner import Learner
-from maml_dist.core.data.episode import all_keyed
+from maml_dist.core.adaptation.learner import Learner, StepContext
+from maml_dist.core.data.episode import Batch, all_keyed
 from maml_dist.core.engine.engine import Engine
 from maml_dist.core.engine.episode_spec import EpisodeSpec, leaves, unflatten_episode
 from maml_dist.core.engine.gradient_sum import GradientSum, sum_gradients
@@ -63,10 +63,8 @@ class TaskFunctions:
             counts = torch.arange(steps + 1, device=it.device).unbind()
             asked = (*leaves(episode.query), tensors[-1])
             rows = [
-                objective.statistics(
-                    learner.weights(meta, path[k], counts[k]),
-                    self.kept_at(kept, counts[k]),
-                    spec.keyed(asked, counts[k], query=True),
+                self._statistics(
+                    meta, kept, path[k], spec.keyed(asked, counts[k], query=True), counts[k]
                 )
                 for k in self._kept_steps(steps)
             ]
@@ -83,13 +81,13 @@ class TaskFunctions:
         """(meta, it, *tensors of a part) -> its sum, step by step."""
         learner, objective, engine = self._learner, self._objective, self._engine
         steps, step = spec.steps, self.step(spec)
+        through = learner.differentiation == "backprop"
 
         def start(vector: Tensor, it: Tensor, k: Tensor, *batch: Tensor) -> tuple[Tensor, Tensor]:
             meta, _ = self._split(vector)
-            phi, state = learner.start(meta)
             seen = spec.keyed(batch, k, query=not steps)
-            before = objective.loss(learner.weights(meta, phi, k), seen)
-            return self._flat(phi, state), before
+            before = objective.loss(learner.start_weights(meta, k), seen)
+            return self._start(vector), before
 
         def pull(
             vector: Tensor, it: Tensor, k: Tensor, carry: Tensor, along: Tensor, *batch: Tensor
@@ -103,8 +101,8 @@ class TaskFunctions:
         ) -> tuple[Tensor, Tensor, Tensor]:
             def loss(vector: Tensor, carry: Tensor) -> Tensor:
                 meta, _ = self._split(vector)
-                weights = learner.weights(meta, self._tree(carry)[0], k)
-                return objective.query_loss(weights, spec.keyed(batch, k, query=True))
+                phi, seen = self._tree(carry)[0], spec.keyed(batch, k, query=True)
+                return learner.loss_at(objective.query_loss, meta, phi, seen, k)
 
             value, back, *_ = vjp(loss, vector, carry)
             of_meta, of_carry = back(torch.ones_like(value))
@@ -116,26 +114,21 @@ class TaskFunctions:
             meta, _ = self._split(vector)
             episode = unflatten_episode(spec, tensors)
             phi, counts = self._tree(carry)[0], torch.arange(steps + 1, device=it.device).unbind()
-            ended = learner.gradient_from_adapted(
+            gradient, after = learner.gradient_from_adapted(
                 objective.loss, objective.query_loss, meta, phi, all_keyed(episode, counts), it
             )
-            assert ended is not None
-            return self._join(ended[0], {}), ended[1]
+            return self._join(gradient, {}), after
 
         def first(vector: Tensor, it: Tensor, along: Tensor) -> Tensor:
-            def begin(vector: Tensor) -> Tensor:
-                return self._flat(*learner.start(self._split(vector)[0]))
-
-            of_meta: Tensor = vjp(begin, vector)[1](along)[0]
+            of_meta: Tensor = vjp(self._start, vector)[1](along)[0]
             return of_meta
 
         def statistics(
             vector: Tensor, it: Tensor, k: Tensor, carry: Tensor, *batch: Tensor
         ) -> Params:
             meta, kept = self._split(vector)
-            weights = learner.weights(meta, self._tree(carry)[0], k)
             query = spec.keyed(batch, k, query=True)
-            return objective.statistics(weights, self.kept_at(kept, k), query)
+            return self._statistics(meta, kept, self._tree(carry)[0], query, k)
 
         of_k = (start, step, pull, query, end, statistics)
         over = {
@@ -154,11 +147,11 @@ class TaskFunctions:
                 lambda k, carry: over["step"](vector, it, counts[k], carry, *batches[k]),
                 carry,
                 steps,
-                back=learner.backprops_through_steps,
+                back=through,
                 kept=self._kept_steps(steps) if self._objective.kept else (),
             )
             del carry
-            if not learner.backprops_through_steps:
+            if not through:
                 gradient, after = over["end"](vector, it, counts[-1], carries[steps], *tensors)
             else:
                 shares = _shares(learner.step_loss_weights(it), steps)
@@ -197,7 +190,7 @@ class TaskFunctions:
         steps = spec.steps
 
         def start(vector: Tensor, it: Tensor, like: Tensor) -> Tensor:
-            return self._flat(*learner.start(self._split(vector)[0]))
+            return self._start(vector)
 
         def answer(
             mode: Mode, vector: Tensor, it: Tensor, k: Tensor, carry: Tensor, *tensors: Tensor
@@ -243,12 +236,21 @@ class TaskFunctions:
 
         def step(vector: Tensor, it: Tensor, k: Tensor, carry: Tensor, *batch: Tensor) -> Tensor:
             meta, _ = self._split(vector)
-            phi, state = self._tree(carry)
-            loss = self._objective.loss
-            phi, state = self._learner.step(loss, meta, phi, state, spec.keyed(batch, k), k, it)
-            return self._flat(phi, state)
+            context = StepContext(self._objective.loss, meta, spec.keyed(batch, k), k, it)
+            return self._flat(*self._learner.step(*self._tree(carry), context))
 
         return step
+
+    def _start(self, vector: Tensor) -> Tensor:
+        """The carry before the first step."""
+        return self._flat(*self._learner.start(self._split(vector)[0]))
+
+    def _statistics(
+        self, meta: Params, kept: Params, phi: Params, query: Batch, k: Tensor
+    ) -> Params:
+        """The running statistics after `k` steps and the query set, which they follow."""
+        weights = self._learner.weights(meta, phi, k)
+        return self._objective.statistics(weights, self.kept_at(kept, k), query)
 
     def _split(self, vector: Tensor) -> tuple[Params, Params]:
         """What is meta-learned, and what is kept (running statistics) but not differentiated."""

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from maml_dist.core.conjugate_gradient import first_iterate, next_iterate
 from maml_dist.core.outer.optimizers import OuterOptimizer, Request, State, UpdateRounds
-from maml_dist.core.validation import check_minimum, check_positive
+from maml_dist.core.validation import check_minimum, check_positive, check_range
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,7 @@ class TrustRegion(OuterOptimizer):
             raise ValueError(f"outer.epochs={self.epochs}: a trust region makes one update")
         check_positive(self, "outer", "bound", "share", "support_share", "shrink")
         check_minimum(self, "outer", iterations=1, tries=1, damping=0)
-        for name, top in (("share", 1.0), ("support_share", 1.0), ("shrink", 0.999)):
-            if getattr(self, name) > top:
-                raise ValueError(f"outer.{name}={getattr(self, name)}: must be {top:g} at the most")
+        check_range(self, "outer", share=(0, 1), support_share=(0, 1), shrink=(0, 0.999))
 
     @property
     def multi_round(self) -> bool:
@@ -60,30 +59,22 @@ class TrustRegion(OuterOptimizer):
     ) -> UpdateRounds:
         """Conjugate gradient by the tasks' products, then a line search by their objectives."""
         gradient = self.clipped(gradient).double()  # what is summed up magnifies rounding
-        direction, residual, along = torch.zeros_like(gradient), gradient, gradient
-        image = torch.zeros_like(gradient)  # of the direction
-        squared = float(gradient @ gradient)
         shares = {"share": self.share, "support_share": self.support_share}
-        enough = torch.finfo(meta.dtype).eps ** 2 * squared
+        solved = first_iterate(gradient, tolerance=torch.finfo(meta.dtype).eps)
         for _ in range(self.iterations):
-            if not squared > enough:
+            if not solved.squared > solved.enough:
                 break
-            told = yield Request("curvature", along.to(meta.dtype), shares)
+            told = yield Request("curvature", solved.along.to(meta.dtype), shares)
             assert told.vector is not None
-            product = told.vector.double() + self.damping * along
-            bend = float(along @ product)
-            if not bend > 0:  # rounding, or no curvature at all: what there is must do
+            after = next_iterate(solved, told.vector.double(), damping=self.damping)
+            if not after.curvature > 0:  # rounding, or no curvature at all: what there is must do
                 break
-            length = squared / bend
-            direction, image = direction + length * along, image + length * product
-            residual = residual - length * product
-            before, squared = squared, float(residual @ residual)
-            along = residual + squared / before * along
-        bend = float(direction @ image)
+            solved = after
+        bend = float((solved.x * solved.image).sum())
         if not (bend > 0 and math.isfinite(bend)):
             return meta, self.counted({}, state), {"accepted": 0.0, "kl": 0.0, "tries": 0.0}
         rate = self.rate(state) * math.sqrt(2 * self.bound / bend)
-        loss, direction = scalars["loss/after"], direction.to(meta.dtype)
+        loss, direction = scalars["loss/after"], solved.x.to(meta.dtype)
         for number in range(1, self.tries + 1):
             candidate, _ = self.step(meta, direction, state, rate=rate, count=number)
             told = yield Request("objective", candidate)

@@ -2,7 +2,6 @@
 
     Linear    w = (F^T F + ridge I)^-1 F^T R,   V = F w,   F = [o, o^2, t, t^2, t^3, 1]
               (o clipped at ±10, t in hundreds of steps; arXiv 1604.06778, and the released code)
-    Network   V of a multi-layer perceptron, after some steps of Adam on |V - R|^2
 
 A baseline is fitted to the returns of the batch that it then predicts: one task's, with no task
 axis. It is pure: the same batch, the same values. Legend: episode, time = control steps, obs.
@@ -11,15 +10,10 @@ axis. It is pure: the same batch, the same values. Legend: episode, time = contr
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.func import grad
-from torch.nn.functional import linear, relu
 
-from maml_dist.core.adaptation.inner_optimizers import Adam
-from maml_dist.core.params import Params
-from maml_dist.core.validation import check_layers, check_minimum, check_positive
+from maml_dist.core.validation import check_positive
 
 
 @dataclass(frozen=True)
@@ -35,15 +29,6 @@ class Baseline(ABC):
             returns: [episode, time], to go.
             mask: [episode, time], 1 where the episode still runs.
         """
-
-
-@dataclass(frozen=True)
-class Nothing(Baseline):
-    """No baseline: the advantages are the returns."""
-
-    def values(self, observations: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
-        """Zeros."""
-        return torch.zeros_like(returns)
 
 
 @dataclass(frozen=True)
@@ -75,66 +60,3 @@ class Linear(Baseline):
         right = (kept.T @ torch.where(mask > 0, returns, 0).double().reshape(-1)) * scale
         weights = torch.cholesky_solve(right.unsqueeze(-1), factor).squeeze(-1) * scale
         return (features @ weights).reshape(mask.shape).to(returns.dtype)
-
-
-@dataclass(frozen=True)
-class Network(Baseline):
-    """A small perceptron of the observation and the time, fitted anew to each batch."""
-
-    hidden: tuple[int, ...] = (32, 32)  # widths of its ReLU layers
-    steps: int = 50  # of Adam, each on the whole batch
-    rate: float = 0.01  # of Adam
-    seed: int = 0  # of its first weights, the same for every batch
-
-    def __post_init__(self) -> None:
-        check_layers("baseline", hidden=self.hidden)
-        check_minimum(self, "baseline", steps=1, seed=0)
-        check_positive(self, "baseline", "rate")
-
-    def values(self, observations: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
-        """The fit: inputs and returns are standardised over the unmasked steps."""
-        time = torch.arange(mask.shape[1], device=mask.device, dtype=observations.dtype)
-        time = time.expand(mask.shape).unsqueeze(-1)
-        inputs, _, _ = _standard(torch.cat([observations, time], -1), mask.unsqueeze(-1))
-        wanted, mean, deviation = _standard(returns, mask)
-        params = self._first(inputs)
-
-        def loss(params: Params) -> Tensor:
-            off = torch.where(mask > 0, self._output(params, inputs) - wanted, 0)
-            return (off * off).sum() / mask.sum()
-
-        rule = Adam()
-        state = rule.init(params)
-        for k in range(self.steps):
-            along, state = rule.direction(grad(loss)(params), state, torch.tensor(k))
-            params = {name: value - self.rate * along[name] for name, value in params.items()}
-        return self._output(params, inputs) * deviation + mean
-
-    def _first(self, inputs: Tensor) -> Params:
-        """Glorot's uniform weights, zero biases; the last layer is zero: V starts as the mean."""
-        random = np.random.default_rng(self.seed)  # torch's cannot be asked inside a vmap
-        params: Params = {}
-        widths = (inputs.shape[-1], *self.hidden, 1)
-        for number, (width, after) in enumerate(zip(widths, widths[1:], strict=False)):
-            bound = (6 / (width + after)) ** 0.5 if number < len(self.hidden) else 0.0
-            drawn = torch.from_numpy(random.uniform(-bound, bound, (after, width)))
-            params[f"{number}.weight"] = drawn.to(inputs)
-            params[f"{number}.bias"] = torch.zeros(after).to(inputs)
-        return params
-
-    def _output(self, params: Params, inputs: Tensor) -> Tensor:
-        """[episode, time]"""
-        x = inputs
-        for number in range(len(self.hidden) + 1):
-            x = relu(x) if number else x
-            x = linear(x, params[f"{number}.weight"], params[f"{number}.bias"])
-        return x.squeeze(-1)
-
-
-def _standard(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """x [episode, time, …] with mean 0 and deviation 1 over the unmasked steps; and these."""
-    x, count = torch.where(mask > 0, x, 0), mask.sum()
-    mean = x.sum((0, 1)) / count
-    off = torch.where(mask > 0, x - mean, 0)
-    deviation = ((off * off).sum((0, 1)) / count).sqrt() + 1e-8
-    return off / deviation, mean, deviation

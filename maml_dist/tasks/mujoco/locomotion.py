@@ -7,12 +7,12 @@ v is the velocity along x. Profiles: `paper`, the released code's simulation, on
 control step; `gymnasium`, that of Gymnasium's v5 environments, five. Returns compare within one.
 """
 
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 
 from maml_dist.core.data.task_source import TaskKey
-from maml_dist.core.validation import check_range
+from maml_dist.core.validation import check_choice, check_range
 from maml_dist.tasks.rollout import Goal
 
 Kind = Literal["direction", "velocity"]
@@ -25,10 +25,7 @@ def check(body: Any) -> None:
     Raises:
         ValueError: a setting is not one of those allowed.
     """
-    for name, kind in (("goal", Kind), ("profile", Profile)):
-        value = getattr(body, name)
-        if value not in get_args(kind):
-            raise ValueError(f"task.{name}={value}: must be {' or '.join(get_args(kind))}")
+    check_choice(body, "task", "goal", "profile")
     check_range(body, "task", threads=(1, 1024))
 
 

@@ -100,11 +100,11 @@ def strangers(tmp_path, monkeypatch, mark, trained):
 def env(name, **settings):
     return {
         "task": {
-            "class_path": "maml_dist.tasks.gym.GymTasks",
+            "class_path": "GymTasks",
             "init_args": {"env": name, "settings": settings, "horizon": 2},
         },
         "model": {
-            "class_path": "maml_dist.models.gaussian_policy.GaussianPolicy",
+            "class_path": "GaussianPolicy",
             "init_args": {"obs_dim": 2, "action_dim": 2},
         },
     }
@@ -185,7 +185,7 @@ INSTALLED = {
     ),
     "function": (lambda mark: {"model": spec("torch.hub.load", repo_or_dir=mark)}, "torch.hub"),
     "ours": (
-        lambda mark: {"model": spec("maml_dist.inference.adaptable.load", run=mark)},
+        lambda mark: {"model": spec("maml_dist.inference.load.load", run=mark)},
         "is refused",
     ),
     "our file": (

@@ -33,7 +33,7 @@ CLASSES = (
         optimizers.SGD,
         inner_optimizers.Adam,
     ),
-    *(trust_region.TrustRegion, inner_optimizers.Momentum, baseline.Linear, baseline.Network),
+    *(trust_region.TrustRegion, inner_optimizers.Momentum, baseline.Linear),
     *(schedules.Constant, policy_gradient.PolicyGradient, engine.Engine),
 )
 REQUIRED = {

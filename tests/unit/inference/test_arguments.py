@@ -103,6 +103,28 @@ def test_a_loss_of_ones_own_does_not_broadcast_the_targets(model, monkeypatch):
     assert not torch.equal(next(model.adapt(X, Y).parameters()), next(model.parameters()))
 
 
+class OfAPart(Sinusoid):
+    """Another, by what is made of the targets."""
+
+    def loss(self, output, batch):
+        return ((output - 2 * batch.y[:, 0].float()) ** 2).mean()
+
+
+class Ranking(Sinusoid):
+    """A loss of pairs, which is meant so."""
+
+    def loss(self, output, batch):
+        (out,), (y,) = output.T, batch.y.T
+        return ((out[:, None] - out - (y[:, None] - y)) ** 2).mean()
+
+
+def test_nor_what_is_made_of_the_targets(model, monkeypatch):
+    monkeypatch.setattr(model, "_source", OfAPart())
+    refused(lambda: model.adapt(X, Y), r"broadcasts \[5, 1\] and \[5\] to \[5, 5\]")
+    monkeypatch.setattr(model, "_source", Ranking())
+    assert not torch.equal(next(model.adapt(X, Y).parameters()), next(model.parameters()))
+
+
 def test_classes_are_whole_numbers_from_0(model, monkeypatch):
     monkeypatch.setattr(model, "_source", FewShot(data=None, ways=2))
     monkeypatch.setattr(model, "head", torch.nn.Linear(40, 2))

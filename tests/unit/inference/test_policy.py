@@ -93,7 +93,7 @@ def slopes_of(policy, source, rolled):
 
 @pytest.mark.parametrize("precision", ["float32", "float64"])
 def test_what_the_inner_rule_carries_is_carried_over_the_steps(tmp_path, precision):
-    momentum = {"learner.inner.class_path": "maml_dist.core.adaptation.inner_optimizers.Momentum"}
+    momentum = {"learner.inner.class_path": "Momentum"}
     momentum |= {"learner.inner.decay": 0.5, "learner.alpha": 0.1, "engine.precision": precision}
     settings = {**SMALL, **momentum, "iterations": 0}
     run = maml_dist.meta_train("navigation", run=tmp_path / "run", **settings)
@@ -254,7 +254,7 @@ def test_the_walks_are_drawn_to_the_goal(run):
         ("grid", {"model.action_dim": 4}, "gives 4 numbers for an action; the tasks need 5 logits"),
         (
             "navigation",
-            {"learner.class_path": "maml_dist.learners.evolution.ESMAML"},
+            {"learner.class_path": "ESMAML"},
             "outer=TrustRegion: needs derivatives of the policies, and learner=ESMAML takes none",
         ),
         (
@@ -281,7 +281,7 @@ def test_the_walks_are_drawn_to_the_goal(run):
         ),
         (
             "sinusoid",
-            {"outer.class_path": "maml_dist.core.outer.trust_region.TrustRegion"},
+            {"outer.class_path": "TrustRegion"},
             "outer=TrustRegion: needs the policies of rollouts, and task=Sinusoid has none",
         ),
     ],

@@ -6,6 +6,7 @@ import torch
 from torch.func import vmap
 
 from maml_dist.core.adaptation.inner_optimizers import Adam, Momentum
+from maml_dist.core.adaptation.learner import StepContext
 from maml_dist.core.data.episode import Batch, supervised
 from maml_dist.core.random import keys
 from maml_dist.learners.evolution import ESMAML
@@ -49,7 +50,8 @@ def estimate(learner, key=KEY):
 def steps_(learner, batch, key=KEY):
     """The parameters after the inner step 0."""
     phi, state = learner.start(META)
-    return learner.step(loss, META, phi, state, batch._replace(key=key), torch.tensor(0), IT)[0]
+    context = StepContext(loss, META, batch._replace(key=key), torch.tensor(0), IT)
+    return learner.step(phi, state, context)[0]
 
 
 def recorded(learner, **how):
@@ -189,7 +191,7 @@ def test_hill_climbing_takes_the_best_of_its_candidates(pairs, least, most):
     learner = ESMAML(adaptation="hill-climb", inner_sigma=0.2, num_inner_perturbations=pairs)
     phi, state = learner.start(META)
     batch = SUPPORT._replace(key=KEY)
-    phi, _ = learner.step(linear, META, phi, state, batch, torch.tensor(0), IT)
+    phi, _ = learner.step(phi, state, StepContext(linear, META, batch, torch.tensor(0), IT))
     gained = (flat(META) - flat(phi)) @ slope / (0.2 * slope.norm())
     assert least < gained < most
 
@@ -201,9 +203,11 @@ def test_hill_climbing_passes_by_what_diverges():
     learner = ESMAML(adaptation="hill-climb")
     phi, state = learner.start(META)
     batch = SUPPORT._replace(key=KEY)
-    phi, _ = learner.step(broken, META, phi, state, batch, torch.tensor(0), IT)
+    context = StepContext(broken, META, batch, torch.tensor(0), IT)
+    phi, _ = learner.step(phi, state, context)
     assert broken(phi, SUPPORT) < loss(META, SUPPORT)
-    none = learner.step(lambda p, b: loss(p, b) * torch.nan, META, META, (), batch, IT, IT)[0]
+    context = context._replace(loss=lambda p, b: loss(p, b) * torch.nan)
+    none = learner.step(META, (), context)[0]
     torch.testing.assert_close(none, META)
 
 
@@ -214,41 +218,6 @@ def test_only_its_part_adapts_and_all_is_meta_learned(adaptation):
     assert torch.equal(phi["body"], META["body"]) and not torch.equal(phi["head"], META["head"])
     gradient, _ = estimate(learner)
     assert flat(gradient).all()
-
-
-def test_ranks_replace_the_losses():
-    learner = ESMAML(sigma=0.2, num_perturbations=5)
-    _, seen = recorded(learner)
-    losses = torch.stack([0.5 * (w - QUERY.y) @ QUERY.x @ (w - QUERY.y) for w in seen])
-    ranks = torch.empty(10).double()
-    ranks[losses.argsort()] = torch.linspace(-0.5, 0.5, 10, dtype=torch.float64)
-    up, down = ranks.chunk(2)
-    by_hand = (up - down) @ (seen[:5] - flat(META)) / (2 * 5 * 0.2**2)
-    shaped, _ = recorded(learner, shaping="ranks")
-    torch.testing.assert_close(shaped, by_hand, rtol=1e-10, atol=1e-12)
-
-
-def test_ranks_do_not_feel_the_loss_s_scale_and_share_ties():
-    learner = ESMAML(steps=0, shaping="ranks")
-
-    def gradient(judge):
-        return flat(learner.gradient(judge, judge, META, episode(0), IT)[0])
-
-    assert torch.equal(gradient(loss), gradient(lambda params, batch: loss(params, batch).exp()))
-    assert not gradient(lambda params, batch: 0 * loss(params, batch)).any()
-
-
-def test_what_diverges_has_the_worst_rank():
-    learner = ESMAML(steps=0, shaping="ranks")
-
-    def gradient(worst):
-        def judge(params, batch):
-            away = params["body"][0] > META["body"][0]
-            return torch.where(away, worst, loss(params, batch))
-
-        return flat(learner.gradient(judge, judge, META, episode(0), IT)[0])
-
-    assert torch.equal(gradient(torch.nan), gradient(1e9)) and gradient(torch.nan)[0] > 0
 
 
 def test_the_metrics_are_those_of_the_parameters_themselves():
@@ -276,7 +245,6 @@ def test_without_a_key_nothing_can_be_drawn():
         {"num_inner_perturbations": 0},
         {"chunk": 0},
         {"adaptation": "hill_climb"},
-        {"shaping": "rank"},
         {"steps": -1},
     ],
 )

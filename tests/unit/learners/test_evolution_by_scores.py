@@ -43,7 +43,7 @@ def score(candidates, stage):
     [
         SMALL,
         replace(SMALL, steps=0),
-        replace(SMALL, inner=Adam(), shaping="ranks"),
+        replace(SMALL, inner=Adam()),
         replace(SMALL, adaptation="hill-climb"),
         replace(SMALL, adapted=("push",), steps=3),
     ],
@@ -104,7 +104,7 @@ def test_equal_returns_teach_nothing():
     def equal(candidates, stage):
         return torch.full(candidates["push"].shape[:-1], 7.0, dtype=torch.float64)
 
-    for learner in (SMALL, replace(SMALL, shaping="ranks", adaptation="hill-climb")):
+    for learner in (SMALL, replace(SMALL, adaptation="hill-climb")):
         slopes, path = learner.es_gradient(equal, META, KEYS)
         for name, value in META.items():
             assert not slopes[name].any()

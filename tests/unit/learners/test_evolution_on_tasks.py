@@ -53,7 +53,7 @@ def test_hill_climbing_is_never_worse_on_the_support_set():
 
 SMALL = {"num_perturbations": 2, "num_inner_perturbations": 2}
 TRACED = {
-    "adam, ranks": ESMAML(steps=2, **SMALL, inner=Adam(), shaping="ranks"),
+    "adam": ESMAML(steps=2, **SMALL, inner=Adam()),
     "hill-climb, chunks": ESMAML(steps=1, **SMALL, adaptation="hill-climb", chunk=3),
     "one by one": ESMAML(steps=0, **SMALL, chunk=1),
 }

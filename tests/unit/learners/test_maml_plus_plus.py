@@ -6,6 +6,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from maml_dist.config.recipe import read_recipe
 from maml_dist.core.adaptation.inner_optimizers import Momentum
+from maml_dist.core.adaptation.learner import StepContext
 from maml_dist.core.data.episode import Batch, supervised
 from maml_dist.learners.maml import MAML
 from maml_dist.learners.maml_plus_plus import MAMLPlusPlus
@@ -215,7 +216,7 @@ def test_one_trace_of_a_step_serves_all_steps():
     meta, (support, _) = meta_of(learner), batches()
 
     def step(phi, k):
-        return learner.step(loss, meta, phi, (), support, k, tensor(9))[0]
+        return learner.step(phi, (), StepContext(loss, meta, support, k, tensor(9)))[0]
 
     traced = make_fx(functionalize(step))(learner.start(meta)[0], torch.tensor(0))
     path = learner.path(loss, meta, (support,) * 6, tensor(9))

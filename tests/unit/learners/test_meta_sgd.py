@@ -4,6 +4,7 @@ from torch.func import functionalize, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from maml_dist.core.adaptation.inner_optimizers import Adam, Momentum
+from maml_dist.core.adaptation.learner import StepContext
 from maml_dist.core.data.episode import Batch, supervised
 from maml_dist.learners.maml import MAML
 from maml_dist.learners.meta_sgd import MetaSGD
@@ -184,7 +185,7 @@ def test_one_trace_of_a_step_serves_all_steps():
     meta, support = learner.init(params()), batch(10, 5)
 
     def step(phi, k):
-        return learner.step(loss, meta, phi, (), support, k, IT)[0]
+        return learner.step(phi, (), StepContext(loss, meta, support, k, IT))[0]
 
     traced = make_fx(functionalize(step))(learner.start(meta)[0], torch.tensor(0))
     path = learner.path(loss, meta, (support,) * 6, IT)

@@ -6,6 +6,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from maml_dist.core.adaptation import inner_optimizers
 from maml_dist.core.adaptation.inner_optimizers import Adam, Momentum
+from maml_dist.core.adaptation.learner import StepContext
 from maml_dist.core.data.episode import Batch, keyed, supervised
 from maml_dist.core.engine.engine import Engine
 from maml_dist.core.engine.meta_gradient import MetaGradient
@@ -237,7 +238,8 @@ def test_one_trace_of_a_step_serves_all_steps_in_float32():
     support = Batch(*(tensor.float() for tensor in batch(10, 6)[:2]))
 
     def step(phi, state, key, k):
-        return learner.step(loss, meta, phi, state, support._replace(key=key), k, IT)
+        batch = support._replace(key=key)
+        return learner.step(phi, state, StepContext(loss, meta, batch, k, IT))
 
     phi, state = learner.start(meta)
     traced = make_fx(functionalize(step))(phi, state, KEY.clone(), torch.tensor(0))

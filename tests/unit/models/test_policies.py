@@ -60,7 +60,7 @@ def test_log_std_has_a_floor_without_gradient():
     torch.testing.assert_close(output[0, 2:], torch.tensor([math.log(0.1), -1.0]))
     output[:, 2:].sum().backward()
     assert policy.log_std.grad.tolist() == [0, 7]
-    with pytest.raises(ValueError, match="model.min_std=0.0: must be positive"):
+    with pytest.raises(ValueError, match="model.min_std=0.0: must be a positive number"):
         GaussianPolicy(min_std=0.0)
 
 

@@ -270,8 +270,8 @@ def test_dropout_differs_between_tasks_steps_queries_and_iterations():
     x = torch.ones(8, 8)
 
     class Watching(MAML):
-        def step(self, loss, meta, phi, state, batch, k, it):
-            seen.append(objective.output({}, x, key=batch.key))
+        def step(self, phi, state, context):
+            seen.append(objective.output({}, x, key=context.batch.key))
             return phi, state
 
     learner = Watching(steps=2)
@@ -305,9 +305,9 @@ def trained(tmp_path, monkeypatch):
         yaml.safe_dump(
             {
                 "model": {"class_path": "users_normed.Normed"},
-                "task": {"class_path": "maml_dist.tasks.sinusoid.Sinusoid"},
-                "learner": {"class_path": "maml_dist.learners.maml.MAML"},
-                "outer": {"class_path": "maml_dist.core.outer.optimizers.Adam"},
+                "task": {"class_path": "Sinusoid"},
+                "learner": {"class_path": "MAML"},
+                "outer": {"class_path": "Adam"},
             }
         )
     )

@@ -220,14 +220,17 @@ def test_refused_by_every_engine(engine, function, said):
     assert said in refused(experiment(function, engine=engine))
 
 
+ALONE = "engine.batching=task engine.running=eager"
+
+
 @pytest.mark.parametrize(
     ("function", "batching", "running", "settings"),
     [
-        (reads, "task", "traced", "engine.running=eager"),
-        (reads, "vmap", "eager", "engine.batching=task"),
-        (decides, "vmap", "traced", "engine.batching=task engine.running=eager"),
-        (lambda _, h: Right.apply(h), "vmap", "traced", "engine.running=eager"),
-        (distances, "vmap", "traced", "learner.first_order=true"),
+        (reads, "task", "traced", ALONE),
+        (reads, "vmap", "eager", ALONE),
+        (decides, "vmap", "traced", ALONE),
+        (lambda _, h: Right.apply(h), "vmap", "traced", ALONE),
+        (distances, "vmap", "traced", f"learner.first_order=true {ALONE}"),
     ],
 )
 def test_the_settings_that_are_named_work(function, batching, running, settings):
@@ -330,7 +333,7 @@ class Written(nn.Conv1d):
 def test_what_runs_on_another_device_is_tried():
     probe = experiment(Written(), engine=Engine(running="eager"))
     checked(probe)  # one task at a time
-    assert refused(probe, device="cuda").endswith("; engine.batching=task computes it")
+    assert refused(probe, device="cuda").endswith(f"; {ALONE} computes it")
 
 
 class Halves(nn.Linear):
@@ -448,8 +451,9 @@ def test_scores_without_the_metric_are_refused():
 class ByAutograd(Learner):
     """As other libraries' code has it."""
 
-    def step(self, loss, meta, phi, state, batch, k, it):
-        gradient = torch.autograd.grad(loss(phi, batch), list(phi.values()), create_graph=True)
+    def step(self, phi, state, context):
+        loss = context.loss(phi, context.batch)
+        gradient = torch.autograd.grad(loss, list(phi.values()), create_graph=True)
         pairs = zip(phi.items(), gradient, strict=True)
         return {name: p - 0.01 * g for (name, p), g in pairs}, state
 
@@ -459,9 +463,10 @@ class Slowing(Learner):
         super().__init__()
         object.__setattr__(self, "rate", rate)
 
-    def step(self, loss, meta, phi, state, batch, k, it):
-        gradient = torch.func.grad(loss)(phi, batch)
-        return {name: p - self.rate(it) * gradient[name] for name, p in phi.items()}, state
+    def step(self, phi, state, context):
+        gradient = torch.func.grad(context.loss)(phi, context.batch)
+        rate = self.rate(context.it)
+        return {name: p - rate * gradient[name] for name, p in phi.items()}, state
 
 
 BY_NUMBERS = "it reads a tensor as a number"

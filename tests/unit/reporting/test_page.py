@@ -90,7 +90,7 @@ def test_the_page_says_what_was_measured(sinusoid):
         assert all(f"<td>{row[key]:.4f}</td>" in html for key in ("mean", "ci95", "median"))
     assert "<td>0.38</td>" in html  # the paper's, from the recipe
     assert f"train {sinusoid.path}/recipe.yaml" in html
-    assert "  class_path: maml_dist.tasks.sinusoid.Sinusoid" in html
+    assert "  class_path: Sinusoid" in html
 
 
 def test_scores_are_drawn_as_evaluated_beside_the_papers(sinusoid, oracle):

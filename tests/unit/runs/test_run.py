@@ -81,10 +81,10 @@ def here(tmp_path, monkeypatch):
 
 
 def recipe(folder, model):
-    classes = {"model": f"drawn.{model}", "task": "maml_dist.tasks.sinusoid.Sinusoid"}
+    classes = {"model": f"drawn.{model}", "task": "Sinusoid"}
     classes |= {
-        "learner": "maml_dist.learners.maml.MAML",
-        "outer": "maml_dist.core.outer.optimizers.Adam",
+        "learner": "MAML",
+        "outer": "Adam",
     }
     path = folder / f"{model}.yaml"
     path.write_text(yaml.safe_dump({key: {"class_path": name} for key, name in classes.items()}))
@@ -296,7 +296,7 @@ def test_a_damaged_newest_checkpoint_is_done_again_to_the_same_bits(run, trained
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
-        ("keep_checkpoints", None, "keep must be a whole number, not null"),
+        ("keep_checkpoints", None, "keep_checkpoints must be a whole number, not null"),
         ("iterations", None, "iterations must be a whole number, not null"),
         ("iterations", "many", "iterations must be a whole number, not 'many'"),
         ("name", None, "name must be a text, not null"),
@@ -306,13 +306,13 @@ def test_a_damaged_newest_checkpoint_is_done_again_to_the_same_bits(run, trained
         ("task", None, "task must be keys and values or a text, not null"),
         ("model", "torch.nn.Linear", "model: its class requires model.in_features"),
         ("seed", True, "seed must be a whole number, not True"),
-        ("on_divergence", "perhaps", "diverged must be stop or skip"),
+        ("on_divergence", "perhaps", "on_divergence must be stop or skip"),
         ("cpus_per_shard", float("inf"), "cpus_per_shard must be a finite number"),
         ("checkpoints", "", "checkpoints=''"),
         (
             "checkpoints",
             "a\0b",
-            "recipe.yaml is not a plain YAML file: line 3 holds the character #x0000",
+            "recipe.yaml is not a plain YAML file: line 2 holds the character #x0000",
         ),
     ],
 )
@@ -386,7 +386,7 @@ def test_a_place_of_checkpoints_is_locked_too(tmp_path):
     assert not (run.path / "driver.lock").exists()
 
 
-@pytest.mark.parametrize("at", ["actors", "resources"])
+@pytest.mark.parametrize("at", ["start", "resources"])
 def test_a_failed_start_leaves_nothing_behind(tmp_path, monkeypatch, at):
     def fails(*_, **__):
         raise ValueError("no room")
@@ -421,7 +421,7 @@ def test_a_validation_that_fails_costs_neither_checkpoint_nor_row(
     with pytest.raises(ValueError) as raised:
         maml_dist.meta_train("sinusoid", run=tmp_path / "run", **SMALL)
     said = str(raised.value)
-    assert said.startswith("the validation at iteration 4 failed: the score (test_run_folder.py, ")
+    assert said.startswith("the validation at iteration 4 failed: the score (test_run.py, ")
     assert f"raised {error.__name__}: " in said and "of no count" in said and "--resume" in said
     run = Run.open(tmp_path / "run")
     assert run.checkpoints.last.iteration == 4 and not run.finished
@@ -461,8 +461,7 @@ def test_a_picture_that_fails_is_named_and_the_others_are_drawn(run, monkeypatch
         raise RuntimeError("no ink")
 
     broken.__name__ = part
-    where = {"waves": "examples"}.get(part, "figures")
-    monkeypatch.setattr(f"maml_dist.{where}.{part}", broken)
+    monkeypatch.setattr(f"maml_dist.reporting.page.{part}", broken)
     said = command(report, run.path, monkeypatch=monkeypatch, capsys=capsys)
     assert f"the picture {part} cannot be drawn: RuntimeError: no ink" in said
     assert len(list((run.path / "figures").iterdir())) == 3

@@ -173,9 +173,9 @@ def test_frozen_parameters_stay_and_a_users_buffers_and_masks_work(tmp_path, mon
     (tmp_path / "masked.py").write_text(MASKED)
     (tmp_path / "masked.yaml").write_text(
         "model: {class_path: masked.Masked}\n"
-        "task: {class_path: maml_dist.tasks.sinusoid.Sinusoid}\n"
-        "learner: {class_path: maml_dist.learners.maml.MAML}\n"
-        "outer: {class_path: maml_dist.core.outer.optimizers.Adam}\n"
+        "task: {class_path: Sinusoid}\n"
+        "learner: {class_path: MAML}\n"
+        "outer: {class_path: Adam}\n"
     )
     run = maml_dist.meta_train(tmp_path / "masked.yaml", run=tmp_path / "run", **SMALL)
     before, after = run.experiment.model, maml_dist.load(run.path, checkpoint="last")

@@ -50,7 +50,7 @@ OPTIONS = [  # of which a learner gets those that it has
     {"each": "layer-step"},
     {"solver": "hessian-free", "tolerance": 0.1},
     {"minibatch": 2, "pooled": True},
-    {"adaptation": "hill-climb", "shaping": "ranks"},
+    {"adaptation": "hill-climb"},
 ]
 SMALL = {"num_perturbations": 2, "num_inner_perturbations": 2, "cg_iterations": 2, "halvings": 1}
 
@@ -62,7 +62,7 @@ def variants():
         small = {key: value for key, value in SMALL.items() if key in has}
         for options in (options for options in OPTIONS if set(options) <= has):
             learner = kind(steps=1, **small, **options)
-            memory = "steps" if kind.gradient is Learner.gradient else "graph"
+            memory = "graph" if kind.own_gradient else "steps"
             yield pytest.param(learner, "vmap", memory, id=" ".join([name, *options]))
             if not options:
                 yield pytest.param(learner, "task", "graph", id=f"{name} task by task")
@@ -125,8 +125,8 @@ def test_every_learner_is_found():
 class Elsewhere(MAML):
     """Makes a tensor on the default device."""
 
-    def step(self, loss, meta, phi, state, batch, k, it):
-        phi, state = super().step(loss, meta, phi, state, batch, k, it)
+    def step(self, phi, state, context):
+        phi, state = super().step(phi, state, context)
         return {name: value * torch.ones(value.shape) for name, value in phi.items()}, state
 
 

@@ -17,6 +17,8 @@ from maml_dist.runtime.local_backend import LocalBackend
 class Whole(MAML):
     """Takes its meta-gradient in a way of its own."""
 
+    own_gradient = True
+
     def gradient(self, loss, query_loss, meta, episode, it):
         return meta, {}
 

@@ -275,6 +275,8 @@ def test_learned_rates_and_losses_after_every_step(name, engine):
 class AtTheEnd(MAML):
     """The query gradient at phi_K."""
 
+    differentiation = "from_adapted"
+
     def gradient_from_adapted(self, loss, query_loss, meta, phi, episode, it):
         return grad_and_value(lambda phi: query_loss(phi, episode.query))(phi)
 

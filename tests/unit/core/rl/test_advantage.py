@@ -11,7 +11,7 @@ from maml_dist.core.rl.advantage import (
     normalised,
     returns,
 )
-from maml_dist.core.rl.baseline import Linear, Nothing
+from maml_dist.core.rl.baseline import Linear
 
 LENGTHS = [7, 1, 4, 6]  # of the episodes, in a horizon of 7
 HORIZON = 7
@@ -105,15 +105,6 @@ def test_explained_variance():
     equal(explained_variance(guess, earned, mask), expected)
     equal(explained_variance(earned + 3, earned, mask), torch.tensor(1.0).double())
     assert explained_variance(guess, 0 * earned, mask) == 0
-
-
-def test_without_a_baseline_they_are_the_normalised_returns():
-    data = collected()
-    made, explained = advantages(data, baseline=Nothing(), gamma=0.9)
-    for task in range(3):
-        earned = returns(data.rewards[task], data.mask[task], gamma=0.9)
-        equal(made[task], normalised(earned, data.mask[task]))
-    equal(explained, torch.zeros(3).double())
 
 
 def test_a_task_is_the_same_to_the_bit_whatever_it_is_stacked_with():

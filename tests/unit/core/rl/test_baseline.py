@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch.func import vmap
 
-from maml_dist.core.rl.baseline import Linear, Network, Nothing
+from maml_dist.core.rl.baseline import Linear
 
 
 def normal(seed, *shape):
@@ -18,10 +18,6 @@ def batch(seed=0, episodes=5, horizon=30, obs=3):
     mask = (torch.arange(horizon) < ends).double()
     earned = observations[..., 0].abs() - torch.arange(horizon) / 7 + normal(seed + 1, *mask.shape)
     return observations, earned, mask
-
-
-def test_no_baseline_is_zero():
-    assert torch.equal(Nothing().values(*batch()), torch.zeros(5, 30).double())
 
 
 def test_the_linear_fit_is_written_out():
@@ -67,11 +63,10 @@ def test_an_observation_that_is_not_finite_is_not_hidden():
     assert not Linear().values(observations, earned, mask).isfinite().any()
 
 
-@pytest.mark.parametrize("baseline", [Linear(), Network(steps=5)])
-def test_what_comes_after_the_end_changes_nothing(baseline):
+def test_what_comes_after_the_end_changes_nothing():
     observations, earned, mask = batch()
-    expected = baseline.values(observations, earned, mask)[mask > 0]
-    rubbish = baseline.values(
+    expected = Linear().values(observations, earned, mask)[mask > 0]
+    rubbish = Linear().values(
         torch.where(mask.unsqueeze(-1) > 0, observations, 1e3),
         torch.where(mask > 0, earned, torch.nan),
         mask,
@@ -79,64 +74,13 @@ def test_what_comes_after_the_end_changes_nothing(baseline):
     assert torch.equal(rubbish[mask > 0], expected)
 
 
-def test_a_network_is_torchs_fitted_by_torchs_adam():
-    observations, earned, mask = batch()
-    kept = mask > 0
-    time = torch.arange(30).double().expand(5, 30).unsqueeze(-1)
-    inputs = torch.cat([observations, time], -1)[kept]
-    inputs = (inputs - inputs.mean(0)) / inputs.std(0, correction=0)
-    wanted = earned[kept]
-    scaled = (wanted - wanted.mean()) / wanted.std(correction=0)
-
-    model = torch.nn.Sequential(
-        torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1)
-    ).double()
-    bound = (6 / 12) ** 0.5
-    drawn = torch.from_numpy(np.random.default_rng(3).uniform(-bound, bound, (8, 4)))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.zero_()
-        model[0].weight += drawn
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
-    for _ in range(20):
-        optimizer.zero_grad()
-        (model(inputs).squeeze(-1) - scaled).square().mean().backward()
-        optimizer.step()
-    expected = model(inputs).squeeze(-1).detach() * wanted.std(correction=0) + wanted.mean()
-
-    ours = Network(hidden=(8,), steps=20, rate=0.02, seed=3).values(observations, earned, mask)
-    torch.testing.assert_close(ours[kept], expected, rtol=1e-5, atol=1e-5)
-
-
-def test_a_network_fits_what_no_line_can():
-    observations, _, mask = batch(horizon=60, obs=2)
-    wanted = 3 + (observations / 6).prod(-1).tanh()
-    rest = {
-        name: float(
-            (baseline.values(observations, wanted, mask) - wanted)[mask > 0].square().mean()
-        )
-        for name, baseline in (("linear", Linear()), ("network", Network(steps=200)))
-    }
-    assert rest["network"] < rest["linear"] / 3
-
-
-@pytest.mark.parametrize("baseline", [Linear(), Network(steps=5)])
-def test_vmapped_it_is_the_same(baseline):
+def test_vmapped_it_is_the_same():
     batches = [batch(seed) for seed in (0, 10)]
-    expected = torch.stack([baseline.values(*each) for each in batches])
+    expected = torch.stack([Linear().values(*each) for each in batches])
     stacked = [torch.stack(parts) for parts in zip(*batches, strict=True)]
-    torch.testing.assert_close(vmap(baseline.values)(*stacked), expected, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(vmap(Linear().values)(*stacked), expected, rtol=1e-8, atol=1e-8)
 
 
-def test_mistakes_are_named():
-    for make, said in (
-        (lambda: Linear(ridge=0.0), "baseline.ridge=0.0: must be a positive number"),
-        (
-            lambda: Network(hidden=(0,)),
-            r"baseline.hidden=\(0,\): each must be 1 or more",
-        ),
-        (lambda: Network(steps=0), "baseline.steps=0: must be 1 or more"),
-        (lambda: Network(rate=-1.0), "baseline.rate=-1.0: must be a positive number"),
-    ):
-        with pytest.raises(ValueError, match=said):
-            make()
+def test_a_ridge_of_zero_is_refused():
+    with pytest.raises(ValueError, match="baseline.ridge=0.0: must be a positive number"):
+        Linear(ridge=0.0)

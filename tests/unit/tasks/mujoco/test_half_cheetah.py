@@ -199,8 +199,8 @@ def test_a_simulation_that_blows_up_ends_its_episode(profile, goal, monkeypatch,
 @pytest.mark.parametrize(
     "settings, says",
     [
-        ({"goal": "speed"}, "task.goal=speed: must be direction or velocity"),
-        ({"profile": "v5"}, "task.profile=v5: must be paper or gymnasium"),
+        ({"goal": "speed"}, "task.goal='speed': must be direction or velocity"),
+        ({"profile": "v5"}, "task.profile='v5': must be paper or gymnasium"),
         ({"threads": 0}, "task.threads=0: must be 1 or more"),
     ],
 )
