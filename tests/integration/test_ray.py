@@ -62,7 +62,7 @@ def test_any_number_of_shards_agrees_to_rounding(local, shards):
 
 def test_a_killed_shard_is_restarted_and_nothing_changes(tmp_path, ray_here, local, monkeypatch):
     crews = []
-    launch = RayBackend.actors
+    launch = RayBackend.start
 
     def keep_hold(place, *work, **options):
         crews.append(launch(place, *work, **options))
@@ -72,7 +72,7 @@ def test_a_killed_shard_is_restarted_and_nothing_changes(tmp_path, ray_here, loc
         if row["iteration"] == 20:
             ray_here.kill(crews[0].shards[0], no_restart=False)
 
-    monkeypatch.setattr(RayBackend, "actors", keep_hold)
+    monkeypatch.setattr(RayBackend, "start", keep_hold)
     run = maml_dist.meta_train(
         "sinusoid",
         run=tmp_path / "run",
@@ -190,13 +190,13 @@ def test_a_users_files_travel_to_where_they_are_not(tmp_path, ray_here, monkeypa
     (mine / "mine.yaml").write_text(yaml.safe_dump(recipe))
     settings = {**SMALL, "iterations": 3, "shards": 2}
     local = maml_dist.meta_train(mine / "mine.yaml", run=tmp_path / "local", local=True, **settings)
-    launch = RayBackend.actors
+    launch = RayBackend.start
 
     def elsewhere(place, *work, **options):
         mine.rename(tmp_path / "gone")
         return launch(place, *work, **options)
 
-    monkeypatch.setattr(RayBackend, "actors", elsewhere)
+    monkeypatch.setattr(RayBackend, "start", elsewhere)
     run = maml_dist.meta_train(mine / "mine.yaml", run=tmp_path / "run", **settings)
     assert np.array_equal(weights(run), weights(local))
 

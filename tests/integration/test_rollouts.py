@@ -105,7 +105,7 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path, local):
 
 def test_killed_workers_and_shards_change_nothing(tmp_path, ray_here, local, monkeypatch):
     crews = []
-    launch = RayBackend.actors
+    launch = RayBackend.start
 
     def keep_hold(place, *work, **options):
         crews.append(launch(place, *work, **options))
@@ -116,7 +116,7 @@ def test_killed_workers_and_shards_change_nothing(tmp_path, ray_here, local, mon
         lost = actors.workers[0] if row["iteration"] == 1 else actors.shards[0]
         ray_here.kill(lost, no_restart=False)
 
-    monkeypatch.setattr(RayBackend, "actors", keep_hold)
+    monkeypatch.setattr(RayBackend, "start", keep_hold)
     run = maml_dist.meta_train(
         "navigation",
         run=tmp_path / "run",

@@ -19,7 +19,7 @@ from maml_dist.core.data.task_source import TaskKey
 from maml_dist.core.params import flatten
 from maml_dist.inference.load import load
 from maml_dist.report import main
-from maml_dist.reporting import curves, few_shot
+from maml_dist.reporting import curves, few_shot, page
 from maml_dist.reporting import sinusoid as sinusoid_pictures
 from maml_dist.reporting.page import report
 from maml_dist.reporting.plotting import STYLES, PlottedRun
@@ -30,6 +30,12 @@ from maml_dist.tasks.images import omniglot
 SMALL = {"iterations": 4, "checkpoint_every": 2, "log_every": 1, "meta_batch": 3, "local": True}
 SMALL |= {"validation_tasks": 3, "test_tasks": 4, "test_steps": 2, "progress": False}
 SMALL |= {"engine.running": "eager"}
+
+
+@pytest.fixture(autouse=True)
+def coarse(monkeypatch):
+    """Pictures of few dots are drawn sooner."""
+    monkeypatch.setattr(page, "DPI", 36)
 
 
 def train(recipe, path, **changes):
@@ -73,9 +79,9 @@ def pictures(run):
 
 
 def test_the_page_holds_its_pictures_and_needs_nothing_else(sinusoid, oracle):
-    page = report(sinusoid, [oracle])
-    assert page == sinusoid.path / "report.html"
-    html = page.read_text()
+    made = report(sinusoid, [oracle])
+    assert made == sinusoid.path / "report.html"
+    html = made.read_text()
     sources = re.findall(r'src="data:image/png;base64,([^"]+)"', html)
     assert pictures(sinusoid).keys() == {"steps", "loss", "validation", "waves"}
     assert {base64.b64decode(source) for source in sources} == set(pictures(sinusoid).values())
