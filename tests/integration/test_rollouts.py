@@ -142,7 +142,14 @@ def test_other_updates_and_surrogates_run(tmp_path):
     for name, settings in (
         ("proximal", {**proximal, "task.policy_gradient.inner_surrogate": "ratio"}),
         ("plain", adam),
-        ("share", {"outer.share": 0.5, "task.policy_gradient.inner_surrogate": "dice"}),
+        (
+            "share",
+            {
+                "outer.share": 0.5,
+                "outer.iterations": 3,
+                "task.policy_gradient.inner_surrogate": "dice",
+            },
+        ),
     ):
         run = maml_dist.meta_train(
             "navigation", run=tmp_path / name, local=True, **SMALL, **settings
@@ -234,7 +241,8 @@ def assert_one_clear_line(wrong, status, out, err):
 
 def failing(reach, monkeypatch, capfd, wrong, how):
     recipe = reach(wrong)
-    monkeypatch.setattr(sys, "argv", ["train", recipe, *how, "engine.running=eager"])
+    quick = ["engine.running=eager", "engine.batching=vmap", "outer.iterations=3"]
+    monkeypatch.setattr(sys, "argv", ["train", recipe, *how, *quick])
     status = guarded(train.main)
     assert_one_clear_line(wrong, status, *capfd.readouterr())
 
