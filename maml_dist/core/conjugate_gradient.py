@@ -16,6 +16,13 @@ from torch.func import grad, vjp
 
 from maml_dist.core.params import Params, flatten, layout, unflatten
 
+Dot = Callable[[Tensor, Tensor], Tensor]
+
+
+def summed(a: Tensor, b: Tensor) -> Tensor:
+    """Their inner product, which a compiler can fuse with its neighbours; torch.dot cannot."""
+    return (a * b).sum()
+
 
 class Iterate(NamedTuple):
     """Conjugate gradient between two products; vectors are [size], the rest scalars []."""
@@ -30,26 +37,28 @@ class Iterate(NamedTuple):
     ended: Tensor  # whether the direction before led nowhere, and x stayed
 
 
-def first_iterate(b: Tensor, *, tolerance: float = 0.0) -> Iterate:
+def first_iterate(b: Tensor, *, tolerance: float = 0.0, dot: Dot = summed) -> Iterate:
     """x = 0, and b the first direction; `tolerance` as in `conjugate_gradient`."""
-    zero, squared = torch.zeros_like(b), (b * b).sum()
+    zero, squared = torch.zeros_like(b), dot(b, b)
     enough = max(tolerance, torch.finfo(b.dtype).eps) ** 2 * squared
     return Iterate(zero, zero, b, b, squared, enough, squared, squared <= enough)
 
 
-def next_iterate(before: Iterate, product: Tensor, *, damping: float = 0.0) -> Iterate:
+def next_iterate(
+    before: Iterate, product: Tensor, *, damping: float = 0.0, dot: Dot = summed
+) -> Iterate:
     """One step on, along the direction whose product with A is given.
 
     At the end, a residual that is small enough or a direction of no positive curvature, x stays.
     """
     along, squared = before.along, before.squared
     image = product + damping * along
-    curvature = (along * image).sum()
+    curvature = dot(along, image)
     # Not the opposite comparisons: what is not a number must not end it, unseen.
     ended = (squared <= before.enough) | (curvature <= 0)
     length = torch.where(ended, 0.0, squared / torch.where(ended, 1.0, curvature))
     residual = before.residual - length * image
-    after = (residual * residual).sum()
+    after = dot(residual, residual)
     share = after / torch.where(ended, 1.0, squared)
     return Iterate(
         before.x + length * along,

@@ -60,17 +60,18 @@ class TrustRegion(OuterOptimizer):
         """Conjugate gradient by the tasks' products, then a line search by their objectives."""
         gradient = self.clipped(gradient).double()  # what is summed up magnifies rounding
         shares = {"share": self.share, "support_share": self.support_share}
-        solved = first_iterate(gradient, tolerance=torch.finfo(meta.dtype).eps)
+        solved = first_iterate(gradient, tolerance=torch.finfo(meta.dtype).eps, dot=torch.dot)
         for _ in range(self.iterations):
             if not solved.squared > solved.enough:
                 break
             told = yield Request("curvature", solved.along.to(meta.dtype), shares)
             assert told.vector is not None
-            after = next_iterate(solved, told.vector.double(), damping=self.damping)
+            product = told.vector.double()
+            after = next_iterate(solved, product, damping=self.damping, dot=torch.dot)
             if not after.curvature > 0:  # rounding, or no curvature at all: what there is must do
                 break
             solved = after
-        bend = float((solved.x * solved.image).sum())
+        bend = float(solved.x @ solved.image)
         if not (bend > 0 and math.isfinite(bend)):
             return meta, self.counted({}, state), {"accepted": 0.0, "kl": 0.0, "tries": 0.0}
         rate = self.rate(state) * math.sqrt(2 * self.bound / bend)
