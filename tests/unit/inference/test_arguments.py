@@ -142,8 +142,8 @@ def test_classes_are_whole_numbers_from_0(model, monkeypatch):
 @pytest.mark.parametrize(
     ("obs", "said"),
     [
-        ([0.0] * 3, r"act\(obs \[3\]\): must be \[2\], or \[n, 2\]"),
-        (np.zeros((1, 1, 2)), r"act\(obs \[1, 1, 2\]\)"),
+        ([0.0] * 3, r"act\(obs \[3\]\): must be \[2\], or \[n, …, 2\]"),
+        (np.zeros((1, 2, 1)), r"act\(obs \[1, 2, 1\]\)"),
         (1.0, r"act\(obs \[\]\)"),
         ("ab", "obs must be an array"),
         (None, "obs must be an array"),
