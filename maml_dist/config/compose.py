@@ -8,17 +8,14 @@ want a second, structured copy of every constructor.)
 import copy
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
-from pkgutil import iter_modules
 from typing import Any
 
 import numpy as np
 import yaml
-from jsonargparse import ArgumentError
 
-from maml_dist import learners, models, tasks
 from maml_dist.config import plain_yaml
+from maml_dist.config.aliases import updated
 from maml_dist.config.dotted_keys import candidates, flatten_keys, full_key, set_key
 from maml_dist.config.errors import (
     Parser,
@@ -26,7 +23,6 @@ from maml_dist.config.errors import (
     explained,
     noted,
     raise_refused,
-    unknown_name,
 )
 from maml_dist.config.experiment import Experiment
 from maml_dist.config.recipe import Config, read_recipe
@@ -40,7 +36,8 @@ def compose(recipe: str | Path, overrides: Mapping[str, Any] | None = None) -> C
     """The whole configuration: a recipe's name or YAML file, overrides, all defaults.
 
     A key is dotted (`learner.alpha=0.1`); an ending that occurs once stands for it (`alpha=0.1`).
-    A class is exchanged by its path, or by the name of one of the package (`learner.inner=Adam`).
+    A class is exchanged by its path, or by the name of one of the package (`learner.inner=Adam`);
+    the package's stand there by their names, so that no file of it is named in a run.
     A class path among the overrides may lead to the working directory, or wherever Python would
     import it from: the caller typed it.
 
@@ -120,7 +117,7 @@ def _maker(names: Names) -> Callable[..., Any]:
 
 
 def _resolve(config: Config, typed: Sequence[str] = ()) -> Config:
-    """All keys with their values, defaults included, as plain data."""
+    """All keys with their values, defaults included, as plain data; our classes by short names."""
     missing = [key for key in ("task", "model", "learner", "outer") if key not in config]
     if missing:
         raise ValueError(f"the recipe lacks {', '.join(missing)}")
@@ -128,18 +125,11 @@ def _resolve(config: Config, typed: Sequence[str] = ()) -> Config:
     names = Names(config.get("code") or (), typed)
     with explained(Experiment, names):
         parser = _parser()
-        try:
-            namespace = parser.parse_object(config)
-        except ArgumentError as error:
-            if not unknown_name(error):
-                raise
-            _import_rooms()  # jsonargparse knows the classes by name that are imported
-            namespace = parser.parse_object(config)
-        resolved = parser.dump(namespace, skip_none=False)
+        resolved = parser.dump(parser.parse_object(config), skip_none=False)
         # An argument that may be null and has no default is null where it is left out.
         whole: Config = yaml.safe_load(spelled(re.sub(r"(?m)(?<=: )==UNSET==$", "null", resolved)))
         _find_environment(whole["task"], names)
-    return {**whole, "code": [*whole["code"], *names.found]}
+    return updated({**whole, "code": [*whole["code"], *names.found]})
 
 
 def _find_environment(task: Config, names: Names) -> None:
@@ -147,12 +137,6 @@ def _find_environment(task: Config, names: Names) -> None:
     with_modules = getattr(class_named(task["class_path"]), "with_modules", None)
     if with_modules:
         with_modules(task.get("init_args", {}), names.path)
-
-
-def _import_rooms() -> None:
-    for room in (learners, models, tasks):
-        for module in iter_modules(room.__path__, f"{room.__name__}."):
-            import_module(module.name)
 
 
 def _parser() -> Parser:

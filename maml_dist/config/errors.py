@@ -6,22 +6,24 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from importlib import import_module
 from inspect import getmro, isabstract, isclass
 from typing import Any, get_type_hints
 
+import jsonargparse._typehints as jsonargparse_typehints
 import jsonargparse._util as jsonargparse_util
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 from jsonargparse._common import denying_import_path_entry
 from torch import nn
 
+from maml_dist.config.aliases import CLASSES
+from maml_dist.config.names import PUBLIC, ROOMS
 from maml_dist.config.recipe import nearest
 from maml_dist.config.trust import Names
 from maml_dist.config.user_code import OwnCodeError, folder_of, spelled
 from maml_dist.core.process_lock import EXCLUSIVE
 
-# Of this package what recipes are made of; not what opens files, as `Metrics` does.
-_ROOMS = ("config.experiment", "core", "learners", "models", "tasks")
-ROOMS = tuple(f"maml_dist.{room}." for room in _ROOMS)
+_by_imports = jsonargparse_typehints.resolve_class_path_by_name
 
 _names: ContextVar[Names | None] = ContextVar("names", default=None)
 _refused: ContextVar[list[OwnCodeError]] = ContextVar("refused")
@@ -91,6 +93,35 @@ assert "__import__" in jsonargparse_util.import_object.__code__.co_names
 jsonargparse_util.__import__ = _imported  # type: ignore[attr-defined]  # it has no setting for it
 
 
+def _full_path(cls: Any, name: str) -> str:
+    """The path of the package's `cls` that has this short name, or had this path; else the name.
+
+    jsonargparse would look through all classes that are imported, whosever they are.
+    """
+    if _names.get() is None:
+        full: str = _by_imports(cls, name)
+        return full
+    if name in CLASSES:
+        return PUBLIC[CLASSES[name]]
+    meant = [path for path in PUBLIC.values() if path.startswith(ROOMS) and _last(path) == name]
+    return next((path for path in meant if _fits(_public(path), cls)), name)
+
+
+def _fits(named: Any, kind: Any) -> bool:
+    return isclass(named) and isinstance(kind, type) and issubclass(named, kind)
+
+
+def _public(path: str) -> Any:
+    return getattr(import_module(path.rpartition(".")[0]), _last(path))
+
+
+def _last(path: str) -> str:
+    return path.rpartition(".")[2]
+
+
+jsonargparse_typehints.resolve_class_path_by_name = _full_path  # it has no setting for it either
+
+
 class Parser(ArgumentParser):
     """A parser that calls, itself or as one of what is nested, only what a recipe may name."""
 
@@ -107,12 +138,6 @@ class Parser(ArgumentParser):
             _check_kind(function)
         added: list[str] = super().add_function_arguments(function, *rest, **options)
         return added
-
-
-def unknown_name(error: ArgumentError) -> str | None:
-    """The name without a module that is none of the classes imported so far."""
-    name = re.search(r"Expected a dot import path string: (\S+)", error.message)
-    return name and name.group(1)
 
 
 def _check_kind(named: Any) -> None:
@@ -158,8 +183,9 @@ def _one_line(message: str, root: type) -> str:
     if no_class:
         kind, value = no_class.groups()
         return f"{where}: Expected a {kind}: a class path, or class_path and init_args. Got {value}"
-    name = unknown_name(ArgumentError(None, message))
-    if name:
+    no_name = re.search(r"Expected a dot import path string: (\S+)", message)
+    if no_name:
+        name = no_name.group(1)
         owner = class_named(within[-1]) if within else root
         known = _classes(owner, where.rpartition(".")[2])
         return (
@@ -190,9 +216,7 @@ def _arguments(kind: type) -> list[str]:
 
 
 def _classes(owner: Any, argument: str) -> list[str]:
-    """The names of the imported classes that an argument can be."""
+    """The short names of the package's classes that an argument can be."""
     kind = get_type_hints(owner.__init__).get(argument)
-    kinds = [kind] if isinstance(kind, type) else []
-    for each in kinds:
-        kinds += each.__subclasses__()
-    return sorted({each.__name__ for each in kinds if not isabstract(each)})
+    found = [_public(path) for path in PUBLIC.values() if path.startswith(ROOMS)]
+    return sorted({each.__name__ for each in found if _fits(each, kind) and not isabstract(each)})

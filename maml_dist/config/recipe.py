@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from maml_dist.config import plain_yaml
+from maml_dist.config.aliases import key_now, updated
 from maml_dist.config.trust import Names, own
 
 Config = dict[str, Any]
@@ -33,13 +34,15 @@ def read_recipe(recipe: str | Path) -> Config:
     are where its class paths lead, and are trusted from now on. Not so a `recipe.yaml` in the
     folder of a run, whosever that is.
 
+    What an earlier version wrote is read in the words of this one.
+
     Raises:
         ValueError: there is no such recipe, or its file is not plain YAML.
     """
     plain_yaml.check_path(recipe, "the recipe")
     path = Path(recipe)
     if path.suffix in (".yaml", ".yml"):
-        content, here = read_yaml(path), path.resolve().parent
+        content, here = updated(read_yaml(path)), path.resolve().parent
         of_run = any((here / name).exists() for name in ("checkpoints", "metrics.jsonl"))
         if path.name == "recipe.yaml" and of_run:
             return content
@@ -68,8 +71,10 @@ def _shipped(name: str) -> str:
 
 
 def nearest(name: str, names: Sequence[str]) -> str:
-    """`; did you mean 'x'?` for the nearest of `names`, or nothing."""
-    close = difflib.get_close_matches(name[:200], names, n=1, cutoff=0.5)
+    """`; did you mean 'x'?` for what `name` is called now, else the nearest; or nothing."""
+    now = key_now(name)
+    renamed = [known for known in names if now and f".{known}".endswith(f".{now}")]
+    close = renamed or difflib.get_close_matches(name[:200], names, n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 

@@ -30,13 +30,13 @@ from maml_dist.core.validation import check_minimum, check_positive
 
 @dataclass(frozen=True)
 class MAMLPlusPlus(Learner):
-    """Inner descent with a rate and norms for each step, judged after every step at first."""
+    """Inner descent with a rate and norms for each step; at first the loss of every step counts."""
 
     alpha: float = 0.01  # inner rate; where rates are learned, their start
     inner: InnerOptimizer = SGD()  # how the inner gradient becomes a direction
     adapted: tuple[str, ...] = ("*",)  # patterns of the parameters that adapt; the rest stay
     learned_rates: bool = False  # meta-learn a rate for each parameter and step
-    multi_step_iterations: int = 0  # until the last step alone is judged; 0: from the start
+    multi_step_iterations: int = 0  # until the last step's loss alone counts; 0: from the start
     first_order_iterations: int = 0  # with the inner gradient as a constant (no faster: one trace)
     per_step: tuple[str, ...] = ()  # patterns of parameters learned for each step, not adapted
     step_statistics: bool = False  # keep batch norm's running statistics for each step

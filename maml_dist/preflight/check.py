@@ -26,9 +26,7 @@ from maml_dist.core.engine.engine import Engine
 from maml_dist.core.engine.episode_spec import leaves
 from maml_dist.core.engine.meta_gradient import task_bytes
 from maml_dist.core.model.objective import Objective, broadcasting_refused
-from maml_dist.core.outer.trust_region import TrustRegion
 from maml_dist.core.params import Params, flatten, layout
-from maml_dist.core.rl.policy_gradient import PolicyGradient
 from maml_dist.preflight.diagnosis import culprit, fails, follows_score, wavers
 from maml_dist.preflight.double_backward import wrong_second_derivative
 from maml_dist.preflight.error_messages import FAILURES, in_words
@@ -46,7 +44,7 @@ from maml_dist.preflight.gradient_check import (
     validated,
 )
 from maml_dist.preflight.purity import Seeded, Unseeded, refuse_impure, unchanged
-from maml_dist.tasks.rollout import Rollouts
+from maml_dist.preflight.settings import refuse_conflicts
 
 
 def check(experiment: Experiment, meta: Params, device: str = "cpu") -> None:
@@ -59,18 +57,7 @@ def check(experiment: Experiment, meta: Params, device: str = "cpu") -> None:
         ValueError, OSError: the data is missing, or the experiment cannot be meta-learned.
     """
     source, model = experiment.task, experiment.model
-    if experiment.outer.on_policy and not source.on_policy:
-        raise ValueError(
-            f"outer={type(experiment.outer).__name__}: needs the policies of rollouts, and "
-            f"task={type(source).__name__} has none; use maml_dist.core.outer.optimizers.Adam"
-        )
-    if source.on_policy and experiment.learner.zeroth_order:
-        _refuse_derivatives(experiment)
-    if source.on_policy and experiment.engine.precision == "bfloat16":
-        raise ValueError(
-            "engine.precision=bfloat16: rollouts act in float32, so that the policies judged would "
-            "not be those that acted; use float32, or float64"
-        )
+    refuse_conflicts(experiment)
     refuse_impure(experiment)
     stacked = one_task(experiment, max(1, experiment.learner.steps), 0)
     support, query, key = map_tensors(
@@ -186,50 +173,6 @@ def resolve_engine(experiment: Experiment, meta: Params, device: str) -> Engine:
         on_policy=experiment.task.on_policy,
         peak=None if experiment.task.on_policy and experiment.learner.zeroth_order else peak,
     )
-
-
-def refuse_unused_settings(experiment: Experiment) -> None:
-    """Raise ValueError where a setting does nothing here; of new runs, since old ones may go on."""
-    source, outer = experiment.task, experiment.outer
-    for name in ("rollout_workers", "max_parallel_envs"):
-        value = getattr(experiment, name)
-        if not source.on_policy and value != getattr(Experiment, name):
-            raise ValueError(
-                f"{name}={value}: task={type(source).__name__} has no rollouts; leave {name} out"
-            )
-    if isinstance(source, Rollouts):
-        gradient = source.policy_gradient
-        if gradient.clip != PolicyGradient.clip and gradient.outer_surrogate != "clipped":
-            raise ValueError(
-                f"task.policy_gradient.clip={gradient.clip}: does nothing with "
-                f"outer_surrogate={gradient.outer_surrogate}; use clipped, or {PolicyGradient.clip}"
-            )
-    once = not outer.multi_round or isinstance(outer, TrustRegion)  # a single gradient an iteration
-    if source.on_policy and source.penalty and once and not experiment.learner.zeroth_order:
-        raise ValueError(
-            f"task.policy_gradient.penalty={source.penalty}: does nothing in a first epoch, where "
-            "the policy is the one that acted; use outer.epochs=2 or more, or 0"
-        )
-
-
-def _refuse_derivatives(experiment: Experiment) -> None:
-    """Of policies that a learner knows by their returns alone."""
-    outer, kind = experiment.outer, type(experiment.learner).__name__
-    if outer.on_policy:
-        raise ValueError(
-            f"outer={type(outer).__name__}: needs derivatives of the policies, and learner={kind} "
-            "takes none; use maml_dist.core.outer.optimizers.Adam"
-        )
-    if outer.epochs > 1:
-        raise ValueError(
-            f"outer.epochs={outer.epochs}: must be 1 with learner={kind}, which has no episodes to "
-            "use again"
-        )
-    if experiment.task.penalty:
-        raise ValueError(
-            f"task.policy_gradient.penalty={experiment.task.penalty}: must be 0 with "
-            f"learner={kind}, which takes no derivatives of the policies"
-        )
 
 
 def _way_out(probe: Probe) -> str:

@@ -77,7 +77,7 @@ def training(drawn: Sequence[PlottedRun]) -> Picture | None:
 
 
 def validation(drawn: Sequence[PlottedRun]) -> Picture | None:
-    """The validation score, by which checkpoints are judged."""
+    """The validation score, by which checkpoints are chosen."""
     source = drawn[0].run.experiment.task
     name = f"val/{source.metric}/path"
     if not _known(drawn, name):

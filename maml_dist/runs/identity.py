@@ -5,6 +5,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from maml_dist.config.aliases import updated
 from maml_dist.config.experiment import Experiment
 from maml_dist.config.recipe import Config
 from maml_dist.core.schema import checked
@@ -16,11 +17,12 @@ SAME = ("seed", "model", "learner", "outer", "task")  # what decides the weights
 
 
 def complete(config: Config, path: Path) -> Config:
-    """The recipe of a run; of one of before a key was there, with the key's default.
+    """The recipe of a run in the words of this version; a key that it was made without, by default.
 
     Raises:
         ValueError: a key is missing, or its value is of another type.
     """
+    config = updated(config)
     defaults = {item.name: item.default for item in fields(Experiment)}
     lacks = [name for name in defaults if name not in config and defaults[name] is MISSING]
     if lacks:
@@ -54,13 +56,14 @@ def refuse_other(config: Config, metadata: Metadata) -> None:
 
     Paths and names may have changed, and a key that only one of them has is of another version.
     """
+    there, here = updated(metadata.recipe), updated(config)
     for key in SAME:
-        theirs, ours = (dict(_leaves(each.get(key), key)) for each in (metadata.recipe, config))
+        theirs, ours = (dict(_leaves(each.get(key), key)) for each in (there, here))
         for name in sorted(theirs.keys() & ours.keys()):
-            there, here = theirs[name], ours[name]
-            text = isinstance(there, str) and isinstance(here, str)
-            if there != here and not (text and not name.endswith(".class_path")):
-                raise ValueError(f"it is of another run: {name} is {there!r} there, {here!r} here")
+            one, other = theirs[name], ours[name]
+            text = isinstance(one, str) and isinstance(other, str)
+            if one != other and not (text and not name.endswith(".class_path")):
+                raise ValueError(f"it is of another run: {name} is {one!r} there, {other!r} here")
 
 
 def _leaves(node: Any, name: str) -> Iterator[tuple[str, Any]]:

@@ -93,7 +93,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def scores(rows: Iterable[dict[str, Any]]) -> dict[int, float | None]:
-    """Of the iterations that were validated, the score by which checkpoints are judged."""
+    """Of the iterations that were validated, the score by which checkpoints are chosen."""
     return {
         row["iteration"]: score
         for row in rows

@@ -10,15 +10,17 @@ from maml_dist.core.outer.optimizers import OuterOptimizer, Response, State, Upd
 from maml_dist.runtime.messages import Contribution
 from maml_dist.runtime.remote import remote, remote_pair
 
-Saved = tuple[int, np.ndarray, dict[str, np.ndarray]]  # iteration, meta [size], the rule's state
+# iteration, meta [size], the outer optimizer's state
+Saved = tuple[int, np.ndarray, dict[str, np.ndarray]]
 
 
 class ParameterServer:
     """Holds one flat vector [size], and the outer optimizer's state.
 
-    The vector's first `learned` elements are the meta-parameters, which the rule updates; the rest
-    is kept (running statistics) and becomes the mean of what the tasks return. Where the rule
-    averages, the whole vector is averaged: statistics belong to the weights that they are of.
+    The vector's first `learned` elements are the meta-parameters, which the optimizer updates; the
+    rest is kept (running statistics) and becomes the mean of what the tasks return. Where the
+    optimizer averages, the whole vector is averaged: statistics belong to the weights that they are
+    of.
     """
 
     def __init__(
@@ -42,7 +44,7 @@ class ParameterServer:
 
     @remote
     def eval_parameters(self) -> np.ndarray:
-        """What is validated [size]: `meta`, averaged where the rule averages."""
+        """What is validated [size]: `meta`, averaged where the optimizer averages."""
         return self._state.get("average", self._meta).numpy()
 
     @remote_pair
@@ -104,7 +106,7 @@ class ParameterServer:
         return self.meta(), self._metrics
 
     def _take(self, meta: torch.Tensor, kept: torch.Tensor, state: State) -> None:
-        """Put the new meta-parameters, what is kept, and the rule's state in place."""
+        """Put the new meta-parameters, what is kept, and the optimizer's state in place."""
         self._meta = torch.cat([meta, kept]) if len(kept) else meta
         if "average" in self._state:
             average = self._state["average"]

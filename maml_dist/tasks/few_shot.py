@@ -1,7 +1,8 @@
 """N-way K-shot classification (arXiv 1703.03400, section 5.2) over any data indexed by class.
 
 A task draws `ways` classes, in a random order that gives their labels, and from each of them
-`shots` examples to adapt on and `query` others to be judged by. The loss is the mean cross entropy.
+`shots` examples to adapt on and `query` others to be evaluated on. The loss is the mean cross
+entropy.
 
 Legend: task = tasks stacked in front, n = ways * shots (support) or ways * query.
 """

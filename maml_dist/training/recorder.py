@@ -149,7 +149,7 @@ def keep(
 
 
 def _scored(run: Run, actors: ActorGroup, validate: Validate, row: Row) -> float:
-    """Put the scores into the row; returns the one by which checkpoints are judged."""
+    """Put the scores into the row; returns the one by which checkpoints are chosen."""
     metric = run.experiment.task.metric
     try:
         parts = [part for part in actors.get(validate()) if part]
@@ -161,7 +161,7 @@ def _scored(run: Run, actors: ActorGroup, validate: Validate, row: Row) -> float
         ) from error
     row |= {f"val/{name}": float(by[:, -1].mean()) for name, by in scores.items()}
     row[f"val/{metric}/before"] = float(scores[metric][:, 0].mean())
-    # Judged over the whole path, so that a good last step hides no bad first one.
+    # Over the whole path, so that a good last step hides no bad first one.
     path = float(scores[metric][:, -run.experiment.test_steps :].mean())
     row[f"val/{metric}/path"] = path
     return path

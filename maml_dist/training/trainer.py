@@ -11,7 +11,8 @@ from maml_dist.config.plain_yaml import check_path
 from maml_dist.config.trust import Trust, allow
 from maml_dist.config.user_code import Sources
 from maml_dist.core.params import flatten
-from maml_dist.preflight.check import check, check_engine, refuse_unused_settings, resolve_engine
+from maml_dist.preflight.check import check, check_engine, resolve_engine
+from maml_dist.preflight.settings import refuse_unused_settings
 from maml_dist.runs.run import Run
 from maml_dist.runs.run_folder import refuse_used, run_folder
 from maml_dist.runtime.local_backend import LocalBackend

@@ -1,7 +1,7 @@
 """Ray Tune over a recipe.
 
 Each trial is the real distributed run, its shards and its parameter server in a placement group of
-their own; it is judged by the best of its validations so far.
+their own; it is ranked by the best of its validations so far.
 """
 
 import logging
@@ -102,7 +102,7 @@ def _try(plan: Search, config: Config) -> Experiment:
 
 
 def _judge(experiment: Experiment) -> str:
-    """The metric by which trials are judged: the one by which a run judges its checkpoints."""
+    """The metric by which trials are ranked: the one by which a run chooses its checkpoint."""
     return f"val/{experiment.task.metric}/path"
 
 

@@ -119,7 +119,7 @@ def test_a_name_that_is_none_is_refused(tmp_path):
         (["--recipe", "navigation"], "must be a half-cheetah's, with task.profile=paper"),
         (["task.profile=gymnasium"], "must be a half-cheetah's, with task.profile=paper"),
         (
-            ["outer.class_path=maml_dist.core.outer.optimizers.Adam"],
+            ["outer.class_path=Adam"],
             "outer=Adam: must be a TrustRegion",
         ),
         (["task.horizn=3"], "horizn"),

@@ -22,9 +22,9 @@ from maml_dist.training.trainer import execute, prepare
 
 pytestmark = pytest.mark.ray
 
-RECIPE = {"iterations": 50, "checkpoint_every": 20, "log_every": 10}
+RECIPE = {"iterations": 30, "checkpoint_every": 10, "log_every": 10}
 RECIPE |= {"validation_tasks": 10, "test_steps": 2, "test_tasks": 10}
-RECIPE |= {"engine.running": "traced"}  # each number of shards would be compiled anew
+RECIPE |= {"engine.running": "eager"}  # test_learners has a traced one
 SMALL = {**RECIPE, "progress": False}
 
 
@@ -46,7 +46,9 @@ def local(tmp_path_factory):
     }
 
 
-@pytest.mark.parametrize("shards", [1, 2, 4])
+@pytest.mark.parametrize(
+    "shards", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(4, marks=pytest.mark.slow)]
+)
 def test_ray_and_this_process_give_the_same_bits(tmp_path, ray_here, local, shards):
     run = maml_dist.meta_train("sinusoid", run=tmp_path / "run", shards=shards, **SMALL)
     assert np.array_equal(weights(run), local[shards])
@@ -60,7 +62,7 @@ def test_any_number_of_shards_agrees_to_rounding(local, shards):
 
 def test_a_killed_shard_is_restarted_and_nothing_changes(tmp_path, ray_here, local, monkeypatch):
     crews = []
-    launch = RayBackend.actors
+    launch = RayBackend.start
 
     def keep_hold(place, *work, **options):
         crews.append(launch(place, *work, **options))
@@ -70,7 +72,7 @@ def test_a_killed_shard_is_restarted_and_nothing_changes(tmp_path, ray_here, loc
         if row["iteration"] == 20:
             ray_here.kill(crews[0].shards[0], no_restart=False)
 
-    monkeypatch.setattr(RayBackend, "actors", keep_hold)
+    monkeypatch.setattr(RayBackend, "start", keep_hold)
     run = maml_dist.meta_train(
         "sinusoid",
         run=tmp_path / "run",
@@ -152,7 +154,7 @@ class Deadly(Sinusoid):
 
 
 def test_a_task_that_kills_its_process_ends_the_run(tmp_path, ray_here, monkeypatch):
-    run = prepare("sinusoid", {**RECIPE, "shards": 2}, run=tmp_path / "run")
+    run = prepare("sinusoid", {**RECIPE, "shards": 1}, run=tmp_path / "run")
     deadly = replace(run.experiment, task=Deadly(driver=os.getpid()))
     monkeypatch.setattr(Run, "experiment", deadly)
     ray_here.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # `tests` may be another's
@@ -188,13 +190,13 @@ def test_a_users_files_travel_to_where_they_are_not(tmp_path, ray_here, monkeypa
     (mine / "mine.yaml").write_text(yaml.safe_dump(recipe))
     settings = {**SMALL, "iterations": 3, "shards": 2}
     local = maml_dist.meta_train(mine / "mine.yaml", run=tmp_path / "local", local=True, **settings)
-    launch = RayBackend.actors
+    launch = RayBackend.start
 
     def elsewhere(place, *work, **options):
         mine.rename(tmp_path / "gone")
         return launch(place, *work, **options)
 
-    monkeypatch.setattr(RayBackend, "actors", elsewhere)
+    monkeypatch.setattr(RayBackend, "start", elsewhere)
     run = maml_dist.meta_train(mine / "mine.yaml", run=tmp_path / "run", **settings)
     assert np.array_equal(weights(run), weights(local))
 
@@ -211,7 +213,7 @@ def test_more_gpus_than_there_are_is_an_error_before_anything_is_written(tmp_pat
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("delay", [0.0, 2.0])
+@pytest.mark.parametrize("delay", [pytest.param(0.0, marks=pytest.mark.slow), 2.0])
 def test_a_killed_driver_resumes_to_the_same_bits(tmp_path, command, local, delay):
     """Killed with SIGKILL as soon as the run is there, and later."""
     settings = [f"{name}={value}" for name, value in RECIPE.items()]
@@ -229,7 +231,8 @@ def test_a_killed_driver_resumes_to_the_same_bits(tmp_path, command, local, dela
 def test_ctrl_c_leaves_a_checkpoint_and_the_working_directory_hides_nothing(tmp_path, command):
     for name in ("torch", "typing", "random"):  # from the command, and from the actors
         (tmp_path / f"{name}.py").write_text("raise RuntimeError('not this one')")
-    driver = command("train", "sinusoid", "iterations=1000000", "--run", "run", "shards=1")
+    words = ["iterations=1000000", "engine.running=eager", "--run", "run", "shards=1"]
+    driver = command("train", "sinusoid", *words)
     metrics = tmp_path / "run" / "metrics.jsonl"
     deadline = time.monotonic() + 180  # of a busy machine
     while not (metrics.exists() and metrics.read_text()):

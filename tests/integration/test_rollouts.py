@@ -1,16 +1,22 @@
 """Policy search on Ray and in this process, undisturbed and disturbed: the same weights."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
 
 import maml_dist
+from maml_dist import train
+from maml_dist.cli import guarded
 from maml_dist.runtime.ray_backend import RayBackend
 
 pytestmark = pytest.mark.ray
 
 SMALL = {"iterations": 3, "meta_batch": 6, "checkpoint_every": 1, "validation_tasks": 4}
 SMALL |= {"test_steps": 2, "task.episodes": 4, "task.horizon": 10, "progress": False, "seed": 3}
+SMALL |= {"engine.running": "eager", "engine.batching": "vmap"}
+TRUSTED = {**SMALL, "outer.iterations": 3}  # few products with the curvature
 EVOLVED = {**SMALL, "iterations": 2, "num_perturbations": 3, "num_inner_perturbations": 2}
 EVOLVED |= {"hidden": [9]}
 
@@ -25,7 +31,7 @@ def local(tmp_path_factory):
     return {
         shards: weights(
             maml_dist.meta_train(
-                "navigation", run=folder / str(shards), shards=shards, local=True, **SMALL
+                "navigation", run=folder / str(shards), shards=shards, local=True, **TRUSTED
             )
         )
         for shards in (1, 2)
@@ -59,15 +65,11 @@ def test_evolution_in_few_environments_killed_and_resumed_gives_the_same_bits(tm
 
 def test_any_number_of_shards_agrees_to_rounding(tmp_path):
     """In float64, and with few products: conjugate gradient magnifies rounding."""
+    exact = {**TRUSTED, "engine.precision": "float64"}
     found = [
         weights(
             maml_dist.meta_train(
-                "navigation",
-                run=tmp_path / str(shards),
-                shards=shards,
-                local=True,
-                **SMALL,
-                **{"engine.precision": "float64", "outer.iterations": 3},
+                "navigation", run=tmp_path / str(shards), shards=shards, local=True, **exact
             )
         )
         for shards in (1, 3)
@@ -75,23 +77,26 @@ def test_any_number_of_shards_agrees_to_rounding(tmp_path):
     assert np.linalg.norm(found[1] - found[0]) <= 1e-5 * np.linalg.norm(found[0])
 
 
-@pytest.mark.parametrize(("shards", "workers"), [(2, 0), (1, 1), (1, 3)])
+@pytest.mark.parametrize(
+    ("shards", "workers"),
+    [(2, 0), *(pytest.param(1, workers, marks=pytest.mark.slow) for workers in (1, 3))],
+)
 def test_ray_and_this_process_give_the_same_bits(tmp_path, ray_here, local, shards, workers):
     run = maml_dist.meta_train(
-        "navigation", run=tmp_path / "run", shards=shards, rollout_workers=workers, **SMALL
+        "navigation", run=tmp_path / "run", shards=shards, rollout_workers=workers, **TRUSTED
     )
     assert np.array_equal(weights(run), local[shards])
 
 
 def test_few_environments_at_once_change_nothing(tmp_path, local):
     run = maml_dist.meta_train(
-        "navigation", run=tmp_path / "run", shards=1, local=True, max_parallel_envs=4, **SMALL
+        "navigation", run=tmp_path / "run", shards=1, local=True, max_parallel_envs=4, **TRUSTED
     )
     assert np.array_equal(weights(run), local[1])
 
 
 def test_a_killed_run_ends_with_the_same_bits(tmp_path, local):
-    some = {**SMALL, "iterations": 2}
+    some = {**TRUSTED, "iterations": 2}
     run = maml_dist.meta_train("navigation", run=tmp_path / "run", shards=1, local=True, **some)
     rest = {"rollout_workers": 3, "cpus_per_worker": 2, "max_parallel_envs": 8}  # change nothing
     run = maml_dist.meta_train(resume=run.path, iterations=3, local=True, progress=False, **rest)
@@ -100,7 +105,7 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path, local):
 
 def test_killed_workers_and_shards_change_nothing(tmp_path, ray_here, local, monkeypatch):
     crews = []
-    launch = RayBackend.actors
+    launch = RayBackend.start
 
     def keep_hold(place, *work, **options):
         crews.append(launch(place, *work, **options))
@@ -111,7 +116,7 @@ def test_killed_workers_and_shards_change_nothing(tmp_path, ray_here, local, mon
         lost = actors.workers[0] if row["iteration"] == 1 else actors.shards[0]
         ray_here.kill(lost, no_restart=False)
 
-    monkeypatch.setattr(RayBackend, "actors", keep_hold)
+    monkeypatch.setattr(RayBackend, "start", keep_hold)
     run = maml_dist.meta_train(
         "navigation",
         run=tmp_path / "run",
@@ -119,28 +124,35 @@ def test_killed_workers_and_shards_change_nothing(tmp_path, ray_here, local, mon
         rollout_workers=2,
         on_validation=kill,
         pipeline_depth=1,
-        **SMALL,
+        **TRUSTED,
     )
     assert np.array_equal(weights(run), local[1])
 
 
 def test_other_updates_and_surrogates_run(tmp_path):
-    adam = {"outer.class_path": "maml_dist.core.outer.optimizers.Adam"}
+    adam = {"outer.class_path": "Adam"}
     proximal = adam | {"outer.epochs": 3}
     proximal |= {
         "task.policy_gradient.outer_surrogate": "clipped",
         "task.policy_gradient.penalty": 0.0005,
     }
+    start = maml_dist.meta_train(
+        "navigation", run=tmp_path / "start", local=True, **{**SMALL, "iterations": 0}
+    )
     for name, settings in (
         ("proximal", {**proximal, "task.policy_gradient.inner_surrogate": "ratio"}),
         ("plain", adam),
-        ("share", {"outer.share": 0.5, "task.policy_gradient.inner_surrogate": "dice"}),
+        (
+            "share",
+            {
+                "outer.share": 0.5,
+                "outer.iterations": 3,
+                "task.policy_gradient.inner_surrogate": "dice",
+            },
+        ),
     ):
         run = maml_dist.meta_train(
             "navigation", run=tmp_path / name, local=True, **SMALL, **settings
-        )
-        start = maml_dist.meta_train(
-            "navigation", run=tmp_path / f"{name}-0", local=True, **{**SMALL, "iterations": 0}
         )
         assert np.isfinite(weights(run)).all() and not np.array_equal(weights(run), weights(start))
         apart = [row["kl"] for row in run.metrics if "return/after" in row and "kl" in row]
@@ -185,13 +197,13 @@ class Reach(gymnasium.Env):
 
 REACH = """
 task:
-  class_path: maml_dist.tasks.gym.GymTasks
+  class_path: GymTasks
   init_args: {{env: reach.Reach, settings: {{wrong: {wrong}}}, horizon: 5, episodes: 2}}
 model:
-  class_path: maml_dist.models.gaussian_policy.GaussianPolicy
+  class_path: GaussianPolicy
   init_args: {{obs_dim: 2, action_dim: 2, hidden: [4]}}
-learner: {{class_path: maml_dist.learners.maml.MAML, init_args: {{alpha: 0.1, steps: 1}}}}
-outer: {{class_path: maml_dist.core.outer.trust_region.TrustRegion, init_args: {{bound: 0.01}}}}
+learner: {{class_path: MAML, init_args: {{alpha: 0.1, steps: 1}}}}
+outer: {{class_path: TrustRegion, init_args: {{bound: 0.01}}}}
 iterations: 6
 meta_batch: 6
 validation_tasks: 2
@@ -204,17 +216,53 @@ SAID = {
     "reward": "rewards are not finite",
     "shape": "an observation's shape is (1,), not (2,)",
 }
-ON_RAY = [(wrong, ["shards=1", "rollout_workers=1"]) for wrong in ("raises", "nan")]
+ON_RAY = ["shards=1", "rollout_workers=1"]
 
 
-@pytest.mark.parametrize(("wrong", "how"), [*((wrong, ["--local"]) for wrong in SAID), *ON_RAY])
-def test_an_environment_that_fails_in_mid_run_is_one_clear_line(command, tmp_path, wrong, how):
-    (tmp_path / "reach.py").write_text(WORLD)
-    (tmp_path / "mine.yaml").write_text(REACH.format(wrong=wrong))
-    process = command("train", "mine.yaml", *how)
-    out, err = process.communicate(timeout=120)
+@pytest.fixture
+def reach(tmp_path):
+    """Writes the recipe of an environment that goes wrong, and gives its name."""
+
+    def written(wrong):
+        (tmp_path / "reach.py").write_text(WORLD)
+        (tmp_path / "mine.yaml").write_text(REACH.format(wrong=wrong))
+        return "mine.yaml"
+
+    return written
+
+
+def assert_one_clear_line(wrong, status, out, err):
     lines = [line for line in err.splitlines() if " E " not in line]  # of Ray's own
-    assert process.returncode == 2 and out == "" and "Traceback" not in err
+    assert status == 2 and out == "" and "Traceback" not in err
     assert lines[-1].startswith("error: task 0 of iteration 2, goal (")
     assert lines[-1].endswith(f"), after 0 adaptation steps, step 2: {SAID[wrong]}")
     assert len(lines) == 1
+
+
+def failing(reach, monkeypatch, capfd, wrong, how):
+    recipe = reach(wrong)
+    quick = ["engine.running=eager", "engine.batching=vmap", "outer.iterations=3"]
+    monkeypatch.setattr(sys, "argv", ["train", recipe, *how, *quick])
+    status = guarded(train.main)
+    assert_one_clear_line(wrong, status, *capfd.readouterr())
+
+
+@pytest.mark.parametrize("wrong", SAID)
+def test_an_environment_that_fails_in_mid_run_is_one_clear_line(
+    tmp_path, reach, monkeypatch, capfd, wrong
+):
+    monkeypatch.chdir(tmp_path)
+    failing(reach, monkeypatch, capfd, wrong, ["--local"])
+
+
+def test_and_on_ray(tmp_path, ray_here, reach, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    failing(reach, monkeypatch, capfd, "raises", ON_RAY)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [["--local"], ON_RAY], ids=["local", "on Ray"])
+def test_and_of_the_command_as_a_user_starts_it(command, reach, how):
+    process = command("train", reach("nan"), *how)
+    out, err = process.communicate(timeout=120)
+    assert_one_clear_line("nan", process.returncode, out, err)

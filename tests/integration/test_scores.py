@@ -60,12 +60,12 @@ def trained(tmp_path, monkeypatch):
         model = {"outputs": 3, "channels": 1, "filters": 4}
         recipe = {
             "task": {"class_path": f"stripes_scored.{kind}", "init_args": own},
-            "model": {"class_path": "maml_dist.models.conv4.Conv4", "init_args": model},
+            "model": {"class_path": "Conv4", "init_args": model},
             "learner": {
-                "class_path": "maml_dist.learners.maml.MAML",
+                "class_path": "MAML",
                 "init_args": {"alpha": 0.4, "steps": 1},
             },
-            "outer": {"class_path": "maml_dist.core.outer.optimizers.Adam"},
+            "outer": {"class_path": "Adam"},
         }
         small = {"iterations": 4, "meta_batch": 2, "checkpoint_every": 2, "validation_tasks": 8}
         small |= {"test_tasks": 8, "test_steps": 2, "local": True, "progress": False}

@@ -47,7 +47,13 @@ def all_resources_are_free(ray):
     return True
 
 
-@pytest.mark.parametrize("file", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "file",
+    [
+        pytest.param(path, id=path.stem, marks=[] if path.stem == "sinusoid" else pytest.mark.slow)
+        for path in CONFIGS
+    ],
+)
 def test_every_search_runs(tmp_path, monkeypatch, ray_here, omniglot, file):
     words = [f"path={omniglot}", "filters=4"] if "omniglot" in file.stem else []
     assert tune(monkeypatch, file, *words, "--run", str(tmp_path / "search")) == 0

@@ -22,7 +22,7 @@ from maml_dist.core.params import Params
 from maml_dist.core.validation import check_decays, check_positive, check_share
 
 Loss = Callable[[Params, Batch], Tensor]  # scalar loss of one task
-State = Any  # what a rule carries from step to step: a tree of floating-point tensors
+State = Any  # what an optimizer carries from step to step: a tree of floating-point tensors
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ class Episode(NamedTuple):
     """The data of one task, or of many stacked along a leading task axis.
 
     `support` holds one batch for each inner step (in supervised learning the same one again),
-    `query` the batch on which the adapted parameters are judged.
+    `query` the batch on which the adapted parameters are evaluated.
     """
 
     support: tuple[Batch, ...]

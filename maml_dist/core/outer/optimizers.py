@@ -4,8 +4,9 @@
     average = average + (meta - average) * (1 - d) / (1 - d^count)    bias-corrected moving average,
                                       of the server's whole vector, so of running statistics too
 
-A rule's state is a dict of tensors, so that it can be saved without pickling. An update of a small
-model is bound by dispatch: few operations, in place on tensors made here, and scalars in Python.
+An optimizer's state is a dict of tensors, so that it can be saved without pickling. An update of a
+small model is bound by dispatch: few operations, in place on tensors made here, and scalars in
+Python.
 """
 
 from abc import ABC, abstractmethod
@@ -50,7 +51,7 @@ UpdateRounds = Generator[
 
 @dataclass(frozen=True)
 class OuterOptimizer(ABC):
-    """An outer optimiser: a pure rule on the flat meta-parameters [size]."""
+    """An outer optimiser: a pure function of the flat meta-parameters [size]."""
 
     on_policy: ClassVar[bool] = False  # whether it asks what only rollouts can answer
 
@@ -58,7 +59,7 @@ class OuterOptimizer(ABC):
     schedule: Schedule = Constant()  # of the outer rate
     clip: float | None = None  # each element of the meta-gradient is clipped at ± this
     clip_norm: float | None = None  # then the meta-gradient is scaled down to this norm
-    average: float | None = None  # decay d of the averaged weights that are judged; null: none
+    average: float | None = None  # decay d of the averaged weights that are validated; null: none
     epochs: int = 1  # updates a meta-iteration, each at a new meta-gradient on the same episodes
 
     def __post_init__(self) -> None:
@@ -68,7 +69,7 @@ class OuterOptimizer(ABC):
 
     @abstractmethod
     def moments(self, meta: Tensor) -> State:
-        """What the rule remembers of the gradients, before the first."""
+        """What the optimizer remembers of the gradients, before the first."""
 
     @abstractmethod
     def step(
@@ -80,7 +81,7 @@ class OuterOptimizer(ABC):
         """The state before the first update.
 
         Returns:
-            `count` [] float64 of the updates made, and the rule's moments.
+            `count` [] float64 of the updates made, and the moments.
         """
         return {"count": torch.tensor(0.0, dtype=torch.float64), **self.moments(meta)}
 
@@ -98,7 +99,7 @@ class OuterOptimizer(ABC):
             meta: the meta-parameters [size] with which the episodes were collected.
             gradient: the mean meta-gradient [size] there.
             scalars: the means of the tasks' metrics, `loss/after` among them.
-            state: the rule's state.
+            state: the optimizer's state.
         """
         meta, state = self.update(meta, gradient, state)
         for _ in range(1, self.epochs):

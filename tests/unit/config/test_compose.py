@@ -28,12 +28,14 @@ def test_a_configuration_composed_again_is_itself():
 
 
 def test_a_class_can_be_exchanged_with_its_arguments():
-    changes = {"outer.class_path": "maml_dist.core.outer.optimizers.SGD", "outer.beta": 0.5}
+    changes = {"outer.class_path": "SGD", "outer.beta": 0.5}
     assert build(compose("sinusoid", changes)).outer == SGD(beta=0.5)
 
 
 @pytest.mark.parametrize("inner", ["inner", "learner.inner", "learner.inner.class_path"])
-@pytest.mark.parametrize("named", ["Adam", "maml_dist.core.adaptation.inner_optimizers.Adam"])
+@pytest.mark.parametrize(
+    "named", ["Adam", "maml_dist.InnerAdam", "maml_dist.core.adaptation.inner_optimizers.Adam"]
+)
 def test_a_class_within_a_class_too_by_its_name_or_path(inner, named):
     words = [f"{inner}={named}", f"{inner.removesuffix('.class_path')}.eps=0.1", "alpha=0.3"]
     assert build(compose("sinusoid", parse_overrides(words))).learner == MAML(
@@ -58,7 +60,7 @@ def test_a_recipe_may_name_the_packages_classes_alone(tmp_path):
     )
     config = compose(tmp_path / "mine.yaml")
     assert build(config).learner == MAML(inner=inner_rules.Adam())
-    assert config["task"]["class_path"] == "maml_dist.tasks.sinusoid.Sinusoid"
+    assert config["task"]["class_path"] == "Sinusoid"
 
 
 def test_the_seed_decides_the_initial_weights():
@@ -200,7 +202,7 @@ def test_what_may_be_null_and_has_no_default_is_null_where_left_out(tmp_path):
 
 def test_a_class_is_exchanged_together_with_what_it_requires():
     changed = {
-        "outer.schedule.class_path": "maml_dist.core.outer.schedules.Linear",
+        "outer.schedule.class_path": "Linear",
         "outer.schedule.until": 50,
         "outer.beta": 0.01,
         "alpha": 0.2,

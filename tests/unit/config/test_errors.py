@@ -84,7 +84,11 @@ def folder(tmp_path, monkeypatch):
         ("sinusoid init=nowhere", "nowhere is not a run"),
         ("sinusoid --address 127.0.0.1:1", "no Ray cluster at 127.0.0.1:1"),
         ("sinusoid --address nonsense", "nonsense"),
-        ("sinusoid gpus_per_shard=8 shards=2", "need 16 GPUs; there are 0"),
+        pytest.param(  # starts a Ray
+            "sinusoid gpus_per_shard=8 shards=2",
+            "need 16 GPUs; there are 0",
+            marks=pytest.mark.slow,
+        ),
         ("sinusoid --local gpus_per_shard=1", "gpus_per_shard=1: this machine has no GPU"),
         ("sinusoid --local engine.precision=tf32", "engine.precision=tf32: is a GPU's"),
         ("sinusoid checkpoints=gopher://x", "checkpoints=gopher://x"),

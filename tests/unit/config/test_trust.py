@@ -100,11 +100,11 @@ def strangers(tmp_path, monkeypatch, mark, trained):
 def env(name, **settings):
     return {
         "task": {
-            "class_path": "maml_dist.tasks.gym.GymTasks",
+            "class_path": "GymTasks",
             "init_args": {"env": name, "settings": settings, "horizon": 2},
         },
         "model": {
-            "class_path": "maml_dist.models.gaussian_policy.GaussianPolicy",
+            "class_path": "GaussianPolicy",
             "init_args": {"obs_dim": 2, "action_dim": 2},
         },
     }
@@ -185,7 +185,7 @@ INSTALLED = {
     ),
     "function": (lambda mark: {"model": spec("torch.hub.load", repo_or_dir=mark)}, "torch.hub"),
     "ours": (
-        lambda mark: {"model": spec("maml_dist.inference.adaptable.load", run=mark)},
+        lambda mark: {"model": spec("maml_dist.inference.load.load", run=mark)},
         "is refused",
     ),
     "our file": (
@@ -225,7 +225,15 @@ def test_a_strangers_modules(strangers, trained, mark, monkeypatch, capsys, atta
 
 
 @pytest.mark.parametrize(
-    ("attack", "way"), each(INSTALLED, ["evaluate", "train"], dict.fromkeys(["Popen", "any"], WAYS))
+    ("attack", "way"),
+    [
+        *each(INSTALLED, ["evaluate"], dict.fromkeys(["Popen", "any"], WAYS)),
+        *(
+            pytest.param(attack, "train", marks=pytest.mark.slow)
+            for attack in INSTALLED
+            if attack not in ("Popen", "any")
+        ),
+    ],
 )
 def test_what_is_installed_is_called_only_if_it_is_of_the_kind(
     strangers, trained, mark, monkeypatch, capsys, attack, way

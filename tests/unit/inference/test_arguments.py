@@ -10,6 +10,7 @@ from maml_dist.tasks.few_shot import FewShot
 from maml_dist.tasks.sinusoid import Sinusoid
 
 UNTRAINED = {"iterations": 0, "engine.running": "eager", "local": True, "progress": False}
+UNTRAINED |= {"validation_tasks": 2}
 X, Y = torch.linspace(-1, 1, 5)[:, None], torch.ones(5, 1)
 
 
@@ -28,7 +29,7 @@ def model(trained):
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory):
     run = tmp_path_factory.mktemp("run") / "navigation"
-    small = {"episodes": 1, "horizon": 3, "test_tasks": 2, "validation_tasks": 2}
+    small = {"episodes": 1, "horizon": 3, "test_tasks": 2}
     return maml_dist.load(maml_dist.meta_train("navigation", run=run, **UNTRAINED, **small).path)
 
 
@@ -141,8 +142,8 @@ def test_classes_are_whole_numbers_from_0(model, monkeypatch):
 @pytest.mark.parametrize(
     ("obs", "said"),
     [
-        ([0.0] * 3, r"act\(obs \[3\]\): must be \[2\], or \[n, 2\]"),
-        (np.zeros((1, 1, 2)), r"act\(obs \[1, 1, 2\]\)"),
+        ([0.0] * 3, r"act\(obs \[3\]\): must be \[2\], or \[n, …, 2\]"),
+        (np.zeros((1, 2, 1)), r"act\(obs \[1, 2, 1\]\)"),
         (1.0, r"act\(obs \[\]\)"),
         ("ab", "obs must be an array"),
         (None, "obs must be an array"),

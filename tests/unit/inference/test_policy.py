@@ -15,14 +15,15 @@ from maml_dist.runs.run import Run
 SMALL = {"iterations": 2, "meta_batch": 3, "checkpoint_every": 1, "validation_tasks": 2}
 SMALL |= {"test_steps": 2, "test_tasks": 4, "task.episodes": 3, "task.horizon": 8}
 SMALL |= {"local": True, "progress": False, "engine.running": "eager"}
-
+SMALL |= {"engine.batching": "vmap"}
 
 EVOLVED = {**SMALL, "num_perturbations": 2, "num_inner_perturbations": 3}
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return maml_dist.meta_train("navigation", run=tmp_path_factory.mktemp("runs") / "n", **SMALL)
+    folder, few = tmp_path_factory.mktemp("runs"), {"outer.iterations": 3}
+    return maml_dist.meta_train("navigation", run=folder / "n", **SMALL, **few)
 
 
 @pytest.fixture(scope="module")
@@ -92,9 +93,9 @@ def slopes_of(policy, source, rolled):
 
 @pytest.mark.parametrize("precision", ["float32", "float64"])
 def test_what_the_inner_rule_carries_is_carried_over_the_steps(tmp_path, precision):
-    momentum = {"learner.inner.class_path": "maml_dist.core.adaptation.inner_optimizers.Momentum"}
+    momentum = {"learner.inner.class_path": "Momentum"}
     momentum |= {"learner.inner.decay": 0.5, "learner.alpha": 0.1, "engine.precision": precision}
-    settings = {**SMALL, **momentum, "iterations": 1}
+    settings = {**SMALL, **momentum, "iterations": 0}
     run = maml_dist.meta_train("navigation", run=tmp_path / "run", **settings)
     policy, source, task = maml_dist.load(run.path), run.experiment.task, goal(run)
 
@@ -253,7 +254,7 @@ def test_the_walks_are_drawn_to_the_goal(run):
         ("grid", {"model.action_dim": 4}, "gives 4 numbers for an action; the tasks need 5 logits"),
         (
             "navigation",
-            {"learner.class_path": "maml_dist.learners.evolution.ESMAML"},
+            {"learner.class_path": "ESMAML"},
             "outer=TrustRegion: needs derivatives of the policies, and learner=ESMAML takes none",
         ),
         (
@@ -280,7 +281,7 @@ def test_the_walks_are_drawn_to_the_goal(run):
         ),
         (
             "sinusoid",
-            {"outer.class_path": "maml_dist.core.outer.trust_region.TrustRegion"},
+            {"outer.class_path": "TrustRegion"},
             "outer=TrustRegion: needs the policies of rollouts, and task=Sinusoid has none",
         ),
     ],

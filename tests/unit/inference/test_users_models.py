@@ -118,9 +118,9 @@ def trained(tmp_path_factory):
         if name not in runs:
             recipe = {
                 "model": {"class_path": f"users_models.{kind}"},
-                "task": {"class_path": "maml_dist.tasks.sinusoid.Sinusoid"},
-                "learner": {"class_path": "maml_dist.learners.maml.MAML"},
-                "outer": {"class_path": "maml_dist.core.outer.optimizers.Adam"},
+                "task": {"class_path": "Sinusoid"},
+                "learner": {"class_path": "MAML"},
+                "outer": {"class_path": "Adam"},
             }
             (folder / f"{name}.yaml").write_text(yaml.safe_dump(recipe))
             runs[name] = maml_dist.meta_train(

@@ -179,6 +179,18 @@ ENGINES = [
 ]
 
 
+def engines(*quick):
+    """All engines; all but these, by their place, are slow."""
+    return [
+        pytest.param(
+            each,
+            id=f"{each.batching}-{each.running}",
+            marks=[] if place in quick else pytest.mark.slow,
+        )
+        for place, each in enumerate(ENGINES)
+    ]
+
+
 def refused(probe, device="cpu"):
     """The one line that refuses it."""
     with pytest.raises(ValueError) as caught:
@@ -187,7 +199,7 @@ def refused(probe, device="cpu"):
     return str(caught.value)
 
 
-@pytest.mark.parametrize("engine", ENGINES, ids=lambda each: f"{each.batching}-{each.running}")
+@pytest.mark.parametrize("engine", engines(0, 3))
 @pytest.mark.parametrize(
     ("function", "said"),
     [
@@ -273,7 +285,7 @@ def test_custom_functions_that_mean_what_they_do_pass(kind):
     checked(experiment(lambda _, h: kind.apply(h.relu()), engine=engine))
 
 
-@pytest.mark.parametrize("engine", ENGINES, ids=lambda each: f"{each.batching}-{each.running}")
+@pytest.mark.parametrize("engine", engines(0, 3))
 def test_what_can_be_meta_learned_passes(engine):
     def stopped(_, h):
         attended = F.scaled_dot_product_attention(h[None], h[None], h[None])[0]
@@ -293,7 +305,7 @@ def convolutional():
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("engine", ENGINES, ids=lambda each: f"{each.batching}-{each.running}")
+@pytest.mark.parametrize("engine", engines(1))
 def test_rounding_to_bfloat16_is_not_taken_for_a_wrong_trace(engine):
     checked(experiment(convolutional(), engine=replace(engine, precision="bfloat16")))
 
@@ -460,15 +472,19 @@ class Slowing(Learner):
 BY_NUMBERS = "it reads a tensor as a number"
 
 
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     ("changed", "part", "said"),
     [
         ({"learner": ByAutograd()}, "the learner", "use torch.func.grad"),
-        ({"learner": ByAutograd(steps=3)}, "the learner", "use torch.func.grad"),
+        slow({"learner": ByAutograd(steps=3)}, "the learner", "use torch.func.grad"),
         ({"learner": Slowing(lambda it: 0.01 / (1 + float(it)))}, "the learner", BY_NUMBERS),
-        ({"learner": Slowing(lambda it: 0.01 if it < 9 else 0.1)}, "the learner", BY_NUMBERS),
-        ({"learner": Slowing(lambda it: float(np.asarray(it)))}, "the learner", "to numpy"),
-        (
+        slow({"learner": Slowing(lambda it: 0.01 if it < 9 else 0.1)}, "the learner", BY_NUMBERS),
+        slow({"learner": Slowing(lambda it: float(np.asarray(it)))}, "the learner", "to numpy"),
+        slow(
             {"task": task(loss=lambda o, b: F.mse_loss(o, b.y) * float(b.y.var()))},
             "the loss",
             BY_NUMBERS,
@@ -518,7 +534,7 @@ def traced_otherwise(kept=2):
 @pytest.mark.parametrize(
     ("changed", "part"),
     [
-        ({"model": lambda _, h: h * traced_otherwise()}, "the model"),
+        slow({"model": lambda _, h: h * traced_otherwise()}, "the model"),
         ({"task": task(loss=lambda o, b: F.mse_loss(o, b.y) * traced_otherwise())}, "the loss"),
         ({"learner": Slowing(lambda it: 0.01 * traced_otherwise())}, "the learner"),
     ],
@@ -565,9 +581,9 @@ TABLE = torch.linspace(-1, 1, 64).reshape(8, 8)
     [
         lambda _, h: h.float().relu(),
         lambda _, h: (h @ TABLE).relu(),  # no buffer: stays in float32
-        lambda _, h: torch.cat([h[:, :4], torch.zeros(len(h), 4)], 1),
+        slow(lambda _, h: torch.cat([h[:, :4], torch.zeros(len(h), 4)], 1)),
         lambda _, h: Narrow.apply(h).relu(),
-        lambda _, h: F.linear(h, torch.eye(8, dtype=torch.float32)),
+        slow(lambda _, h: F.linear(h, torch.eye(8, dtype=torch.float32))),
     ],
     ids=["float()", "attribute", "zeros", "kernel", "linear"],
 )
@@ -575,7 +591,9 @@ def test_what_computes_in_float32_alone_passes(function):
     checked(experiment(function, engine=Engine("task", running="traced")))
 
 
-@pytest.mark.parametrize("function", [lambda _, h: h.float(), lambda _, h: (h @ TABLE).relu()])
+@pytest.mark.parametrize(
+    "function", [slow(lambda _, h: h.float()), lambda _, h: (h @ TABLE).relu()]
+)
 def test_a_straying_trace_is_found_in_float32_too(function):
     probe = experiment(lambda m, h: function(m, h) * traced_otherwise())
     assert "the trace of the model, made with one task" in refused(probe)
@@ -598,7 +616,7 @@ def test_the_model_is_afterwards_what_it_was(engine):
 
 @pytest.mark.parametrize(
     ("batching", "value"),
-    [("task", 0.0), ("task", 1.0), pytest.param("vmap", 1.0, marks=pytest.mark.slow)],
+    [slow("task", 0.0), ("task", 1.0), slow("vmap", 1.0)],
 )
 def test_constant_images_are_not_blamed(batching, value):
     images = {split: [np.full((4, 1, 12, 12), value, np.float32)] * 3 for split in SPLITS}

@@ -15,7 +15,7 @@ SMALL = {"iterations": 0, "test_tasks": 2, "test_steps": 1, "episodes": 2, "hori
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "cheetah"
-    small = {**SMALL, "local": True, "progress": False}
+    small = {**SMALL, "local": True, "progress": False, "engine.running": "eager"}
     run = Run.open(maml_dist.meta_train("half-cheetah-direction", run=folder, **small).path)
     return [PlottedRun("cheetah", run, maml_dist.meta_test(run), *STYLES[0])]
 
@@ -30,7 +30,7 @@ def test_a_film_shows_both_directions_before_and_after(drawn, monkeypatch):
 
     monkeypatch.setattr(video, "_rendered", rendered)
     (drawn[0].run.path / "figures").mkdir()
-    picture = video.films(drawn)
+    picture = video.video(drawn)
     (poses,) = given
     assert poses.shape == (4, 9, 9)  # two tasks before and after, time, qpos
     assert not np.array_equal(poses[0], poses[1]) and not np.array_equal(poses[0], poses[2])
@@ -45,6 +45,6 @@ def test_a_film_shows_both_directions_before_and_after(drawn, monkeypatch):
 
 def test_where_nothing_can_draw_that_is_said_and_no_film_made(drawn, monkeypatch, capsys):
     monkeypatch.setenv("MUJOCO_GL", "disabled")
-    assert video.films(drawn) is None
+    assert video.video(drawn) is None
     (said,) = capsys.readouterr().err.splitlines()
     assert said.startswith("no film: MuJoCo finds no way to draw here")

@@ -19,7 +19,7 @@ def files(folder):
 
 
 def test_the_last_few_and_the_best_are_kept(tmp_path):
-    checkpoints = Checkpoints(tmp_path, keep_checkpoints=2)
+    checkpoints = Checkpoints(tmp_path, keep=2)
     for iteration, score in ((1, 3.0), (2, 1.0), (3, 2.0), (4, 2.5)):
         write(checkpoints, iteration, score)
     assert files(tmp_path) == [
@@ -45,7 +45,7 @@ def test_what_diverged_is_never_the_best(tmp_path):
 
 
 def test_a_run_that_goes_back_writes_over_what_came_later(tmp_path):
-    checkpoints = Checkpoints(tmp_path, keep_checkpoints=5)
+    checkpoints = Checkpoints(tmp_path, keep=5)
     for iteration in (1, 2, 3, 2):
         write(checkpoints, iteration)
     assert [entry.iteration for entry in checkpoints.entries] == [1, 2]
@@ -110,7 +110,7 @@ def spoil(path):
 
 def four(folder, **options):
     """Checkpoints of iterations 1 to 4, the second of them the best."""
-    checkpoints = Checkpoints(folder, keep_checkpoints=3, **options)
+    checkpoints = Checkpoints(folder, keep=3, **options)
     for iteration, score in ((1, 4.0), (2, 1.0), (3, 3.0), (4, 2.0)):
         write(checkpoints, iteration, score)
     return checkpoints
@@ -219,7 +219,7 @@ def test_an_index_of_another_form_deletes_and_reads_nothing_else(tmp_path, capsy
     victim = tmp_path / "victim.txt"
     victim.write_text("mine")
     (folder / "index.json").write_text(json.dumps(index))
-    again = Checkpoints(folder, keep_checkpoints=1, scores=lambda: SCORES)
+    again = Checkpoints(folder, keep=1, scores=lambda: SCORES)
     said = capsys.readouterr().err
     assert "index.json is damaged (" in said and said.count("\n") == 1 and len(said) < 600
     write(again, 5, 0.5)

@@ -127,13 +127,15 @@ def test_a_run_whose_policy_diverges_keeps_what_it_had(wild, tmp_path):
 @pytest.mark.parametrize("recipe", ["navigation", "navigation-promp"])
 def test_or_it_goes_on_without_the_tasks_on_which_it_does(wild, tmp_path, recipe):
     wild(lambda key: key.split == "train" and key.it >= 1 and key.index == 2)
-    settings = {key: value for key, value in RUN.items() if key != "outer.iterations"}
+    settings = {**RUN, "engine.batching": "vmap"}
+    if recipe == "navigation-promp":
+        del settings["outer.iterations"]
     run = maml_dist.meta_train(recipe, run=tmp_path / "run", on_divergence="skip", **settings)
     assert [row.get("skipped/tasks") for row in run.metrics] == [None, "1:2", "2:2"]
     assert all(np.isfinite(row["return/after"]) for row in run.metrics)
-    start = maml_dist.meta_train(recipe, run=tmp_path / "0", **{**settings, "iterations": 0})
-    weights = [flatten(each.weights("last")[0]) for each in (run, start)]
-    assert weights[0].isfinite().all() and not torch.equal(*weights)
+    weights = run.weights("last")[0]
+    assert flatten(weights).isfinite().all()
+    assert not all(torch.equal(run.initial[name], value) for name, value in weights.items())
 
 
 def test_held_out_tasks_on_which_it_diverges_have_no_score(wild, tmp_path):

@@ -185,9 +185,9 @@ def test_an_environment_of_ones_own_by_its_id_or_its_class(tmp_path, named):
         f"{inspect.getsource(Walk).replace('class Walk', 'class World')}"
     )
     (tmp_path / "ids.py").write_text(REGISTERS.format(module="inner.world"))
-    task = {"class_path": "maml_dist.tasks.gym.GymTasks", "init_args": {"env": named}}
+    task = {"class_path": "GymTasks", "init_args": {"env": named}}
     sizes = {"obs_dim": 3, "action_dim": 2}
-    model = {"class_path": "maml_dist.models.gaussian_policy.GaussianPolicy", "init_args": sizes}
+    model = {"class_path": "GaussianPolicy", "init_args": sizes}
     recipe = {**compose("navigation"), "task": task, "model": model}
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(recipe))
     config = compose(tmp_path / "mine.yaml")
@@ -202,7 +202,7 @@ def test_an_environment_of_ones_own_by_its_id_or_its_class(tmp_path, named):
 
 def test_an_id_that_it_does_not_register_is_said_as_it_was_named(tmp_path):
     (tmp_path / "ids.py").write_text("")
-    task = {"class_path": "maml_dist.tasks.gym.GymTasks", "init_args": {"env": "ids:Mine"}}
+    task = {"class_path": "GymTasks", "init_args": {"env": "ids:Mine"}}
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump({**compose("navigation"), "task": task}))
     with pytest.raises(ValueError, match="^task.env=ids:Mine: [^_]*Mine"):
         build(compose(tmp_path / "mine.yaml"))
@@ -380,29 +380,29 @@ def test_settings_that_are_not(settings, says):
 
 
 @pytest.mark.parametrize(
-    ("world", "model", "observations", "task"),
+    ("world", "model", "obs_dim", "task"),
     [
-        (Coin, "categorical_policy.CategoricalPolicy", 4, 1),
-        (Walk, "gaussian_policy.GaussianPolicy", 3, {"length": 3}),
+        (Coin, "CategoricalPolicy", 4, 1),
+        (Walk, "GaussianPolicy", 3, {"length": 3}),
     ],
 )
 def test_a_trained_policy_adapts_in_the_environment_and_is_reported(
-    tmp_path, world, model, observations, task
+    tmp_path, world, model, obs_dim, task
 ):
     """Dict observations, discrete actions that count from 5, tasks that are dicts."""
     small = {"iterations": 1, "meta_batch": 2, "validation_tasks": 2, "test_tasks": 2}
     small |= {"test_steps": 1, "episodes": 2, "horizon": 4, "local": True, "progress": False}
-    small |= {"running": "eager"}
-    env, sizes = f"worlds.{world.__name__}", {"obs_dim": observations, "action_dim": 2}
+    small |= {"running": "eager", "batching": "vmap", "outer.iterations": 3}
+    env, sizes = f"worlds.{world.__name__}", {"obs_dim": obs_dim, "action_dim": 2}
     (tmp_path / "worlds.py").write_text(
         "import random\nimport gymnasium\nimport numpy as np\n"
         f"from gymnasium.spaces import Box, Dict, Discrete\n{inspect.getsource(world)}"
     )
     recipe = {
-        "task": {"class_path": "maml_dist.tasks.gym.GymTasks", "init_args": {"env": env}},
-        "model": {"class_path": f"maml_dist.models.{model}", "init_args": sizes},
-        "learner": {"class_path": "maml_dist.learners.maml.MAML"},
-        "outer": {"class_path": "maml_dist.core.outer.trust_region.TrustRegion"},
+        "task": {"class_path": "GymTasks", "init_args": {"env": env}},
+        "model": {"class_path": model, "init_args": sizes},
+        "learner": {"class_path": "MAML"},
+        "outer": {"class_path": "TrustRegion"},
     }
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(recipe))
     run = maml_dist.meta_train(tmp_path / "own.yaml", run=tmp_path / "run", **small)

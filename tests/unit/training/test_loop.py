@@ -54,7 +54,7 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("at", [1, 3])
+@pytest.mark.parametrize("at", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_killed_and_resumed_is_undisturbed(tmp_path, undisturbed, monkeypatch, at):
     from maml_dist.runtime.server import ParameterServer
 
@@ -173,12 +173,11 @@ def test_frozen_parameters_stay_and_a_users_buffers_and_masks_work(tmp_path, mon
     (tmp_path / "masked.py").write_text(MASKED)
     (tmp_path / "masked.yaml").write_text(
         "model: {class_path: masked.Masked}\n"
-        "task: {class_path: maml_dist.tasks.sinusoid.Sinusoid}\n"
-        "learner: {class_path: maml_dist.learners.maml.MAML}\n"
-        "outer: {class_path: maml_dist.core.outer.optimizers.Adam}\n"
+        "task: {class_path: Sinusoid}\n"
+        "learner: {class_path: MAML}\n"
+        "outer: {class_path: Adam}\n"
     )
-    settings = {**SMALL, "engine.running": "traced"}
-    run = maml_dist.meta_train(tmp_path / "masked.yaml", run=tmp_path / "run", **settings)
+    run = maml_dist.meta_train(tmp_path / "masked.yaml", run=tmp_path / "run", **SMALL)
     before, after = run.experiment.model, maml_dist.load(run.path, checkpoint="last")
     assert torch.equal(before.frozen.weight, after.frozen.weight)
     assert set(run.weights()[0]) == {"head.weight", "head.bias"}

@@ -57,12 +57,12 @@ def run(tmp_path, monkeypatch):
     (tmp_path / "users_rehearsed.py").write_text(USERS)
     monkeypatch.syspath_prepend(str(tmp_path))
 
-    def make(model="Plain", task="maml_dist.tasks.sinusoid.Sinusoid", **settings):
+    def make(model="Plain", task="Sinusoid", **settings):
         classes = {
             "model": f"users_rehearsed.{model}",
             "task": task,
-            "learner": "maml_dist.learners.maml.MAML",
-            "outer": "maml_dist.core.outer.optimizers.Adam",
+            "learner": "MAML",
+            "outer": "Adam",
         }
         recipe = tmp_path / "mine.yaml"
         recipe.write_text(yaml.safe_dump({k: {"class_path": v} for k, v in classes.items()}))

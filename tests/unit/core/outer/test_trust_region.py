@@ -1,4 +1,4 @@
-"""The trust region's talk: answered by hand, in float64."""
+"""The trust region's rounds: answered by hand, in float64."""
 
 import math
 
@@ -19,14 +19,14 @@ def quadratic():
     return slope, root @ root.T + 0.1 * torch.eye(SIZE)
 
 
-def talk(rule, *, meta, slope, metric, worse=lambda moved: 0.0):
+def rounds(rule, *, meta, slope, metric, worse=lambda moved: 0.0):
     """Let the rule ask; returns its result and the questions."""
     state, asked = rule.init(meta), []
-    talk = rule.update_in_rounds(meta, slope, {"loss/after": 0.0}, state)
+    update = rule.update_in_rounds(meta, slope, {"loss/after": 0.0}, state)
     answer = None
     while True:
         try:
-            question = talk.send(answer)
+            question = update.send(answer)
         except StopIteration as end:
             return (*end.value, asked)
         asked.append(question)
@@ -43,7 +43,7 @@ def test_the_step_is_the_natural_gradient_to_the_bound():
     slope, metric = quadratic()
     meta = torch.ones(SIZE, dtype=torch.float64)
     rule = TrustRegion(bound=0.02, iterations=SIZE + 2, damping=0.0)
-    new, state, told, asked = talk(rule, meta=meta, slope=slope, metric=metric)
+    new, state, told, asked = rounds(rule, meta=meta, slope=slope, metric=metric)
     natural = torch.linalg.solve(metric, slope)
     length = math.sqrt(2 * 0.02 / float(slope @ natural))
     if told["tries"] == 2:  # the first lay at the bound, but for rounding
@@ -58,7 +58,7 @@ def test_damping_and_few_iterations_equal_conjugate_gradient_by_hand():
     slope, metric = quadratic()
     meta = torch.zeros(SIZE, dtype=torch.float64)
     rule = TrustRegion(bound=0.01, iterations=3, damping=0.3)
-    new, *_ = talk(rule, meta=meta, slope=slope, metric=metric)
+    new, *_ = rounds(rule, meta=meta, slope=slope, metric=metric)
     damped = metric + 0.3 * torch.eye(SIZE)
     krylov = torch.stack([torch.linalg.matrix_power(damped, k) @ slope for k in range(3)], 1)
     x = krylov @ torch.linalg.solve(krylov.T @ damped @ krylov, krylov.T @ slope)
@@ -69,7 +69,7 @@ def test_a_loss_that_does_not_fall_leaves_all_as_it_was():
     slope, metric = quadratic()
     meta = torch.ones(SIZE, dtype=torch.float64)
     rule = TrustRegion(tries=4)
-    new, state, told, asked = talk(
+    new, state, told, asked = rounds(
         rule, meta=meta, slope=slope, metric=metric, worse=lambda moved: 1.0
     )
     assert torch.equal(new, meta) and told["accepted"] == 0
@@ -81,12 +81,12 @@ def test_the_steps_tried_shrink_until_the_loss_falls():
     slope, metric = quadratic()
     meta = torch.zeros(SIZE, dtype=torch.float64)
     far = TrustRegion(damping=0.0, iterations=8, shrink=0.5)
-    *_, asked = talk(far, meta=meta, slope=slope, metric=metric, worse=lambda moved: 1.0)
+    *_, asked = rounds(far, meta=meta, slope=slope, metric=metric, worse=lambda moved: 1.0)
     steps = [question.at for question in asked if question.what == "objective"]
     for one, two in zip(steps, steps[1:], strict=False):
         assert torch.allclose(two, 0.5 * one)
     cubic = 40 * float(slope.norm())
-    new, _, told, _ = talk(
+    new, _, told, _ = rounds(
         far, meta=meta, slope=slope, metric=metric, worse=lambda m: cubic * float(m @ m) ** 1.5
     )
     assert told["accepted"] == 1 and told["tries"] > 1 and not torch.equal(new, meta)
@@ -115,7 +115,7 @@ def test_what_is_not_finite_is_no_step(name, wrong):
 def test_no_gradient_asks_nothing_of_the_line():
     _, metric = quadratic()
     meta, zero = torch.ones(SIZE, dtype=torch.float64), torch.zeros(SIZE, dtype=torch.float64)
-    new, _, told, asked = talk(TrustRegion(), meta=meta, slope=zero, metric=metric)
+    new, _, told, asked = rounds(TrustRegion(), meta=meta, slope=zero, metric=metric)
     assert torch.equal(new, meta) and not asked and told["accepted"] == 0
 
 

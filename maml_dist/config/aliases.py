@@ -1,0 +1,111 @@
+"""Aliases: what recipes and runs of earlier versions call classes and keys that have moved since.
+
+The only place that knows of them. A class or key that a later version moves or renames gets a line
+here, and every recipe, run and checkpoint of before opens as if it had been written today.
+"""
+
+from typing import Any
+
+from maml_dist.config.names import PUBLIC, ROOMS
+
+# The class paths of 0.1.0, which wrote them in full -> the public names.
+CLASSES = {
+    "maml_dist.core.baseline.Linear": "LinearBaseline",
+    "maml_dist.core.engine.Engine": "Engine",
+    "maml_dist.core.inner.Adam": "InnerAdam",
+    "maml_dist.core.inner.Descent": "InnerSGD",
+    "maml_dist.core.inner.Momentum": "InnerMomentum",
+    "maml_dist.core.outer.Adam": "OuterAdam",
+    "maml_dist.core.outer.SGD": "OuterSGD",
+    "maml_dist.core.policy_gradient.PolicyGradient": "PolicyGradient",
+    "maml_dist.core.schedule.Constant": "ConstantSchedule",
+    "maml_dist.core.schedule.Cosine": "CosineSchedule",
+    "maml_dist.core.schedule.Linear": "LinearSchedule",
+    "maml_dist.core.trust_region.TrustRegion": "TrustRegion",
+    "maml_dist.learners.evolution.ESMAML": "ESMAML",
+    "maml_dist.learners.imaml.IMAML": "IMAML",
+    "maml_dist.learners.maml.MAML": "MAML",
+    "maml_dist.learners.maml_plus_plus.MAMLPlusPlus": "MAMLPlusPlus",
+    "maml_dist.learners.meta_sgd.MetaSGD": "MetaSGD",
+    "maml_dist.learners.reptile.Reptile": "Reptile",
+    "maml_dist.models.categorical_policy.CategoricalPolicy": "CategoricalPolicy",
+    "maml_dist.models.conv4.Conv4": "Conv4",
+    "maml_dist.models.gaussian_policy.GaussianPolicy": "GaussianPolicy",
+    "maml_dist.models.mlp.MLP": "MLP",
+    "maml_dist.tasks.ant.Ant": "Ant",
+    "maml_dist.tasks.few_shot.Arrays": "Arrays",
+    "maml_dist.tasks.few_shot.FewShot": "FewShot",
+    "maml_dist.tasks.grid.Grid": "Grid",
+    "maml_dist.tasks.gym.GymTasks": "GymTasks",
+    "maml_dist.tasks.half_cheetah.HalfCheetah": "HalfCheetah",
+    "maml_dist.tasks.image_folder.ImageFolder": "ImageFolder",
+    "maml_dist.tasks.knapsack.Knapsack": "Knapsack",
+    "maml_dist.tasks.mini_imagenet.MiniImagenet": "MiniImagenet",
+    "maml_dist.tasks.navigation.Navigation": "Navigation",
+    "maml_dist.tasks.omniglot.Omniglot": "Omniglot",
+    "maml_dist.tasks.records.Records": "Records",
+    "maml_dist.tasks.sinusoid.Sinusoid": "Sinusoid",
+}
+
+# Keys of 0.1.0 that have other names now, of a recipe itself ("") or of one of its classes.
+KEYS = {
+    "": {
+        "ahead": "pipeline_depth",
+        "diverged": "on_divergence",
+        "environments": "max_parallel_envs",
+        "keep": "keep_checkpoints",
+    },
+    "CategoricalPolicy": {"observations": "obs_dim", "actions": "action_dim"},
+    "GaussianPolicy": {"observations": "obs_dim", "actions": "action_dim"},
+    "PolicyGradient": {"decay": "gae_lambda"},
+}
+
+# Keys of 0.1.0 that are gone, of its classes, and the value by which it did what is done now.
+GONE = {"ESMAML": {"shaping": "none"}}
+
+_UNNAMED = {"policy_gradient": "PolicyGradient"}  # arguments of one class, which recipes leave out
+_MADE_OF = {name: path for name, path in PUBLIC.items() if path.startswith(ROOMS)}
+_PATHS = {
+    **{path: name for name, path in _MADE_OF.items()},
+    **{f"maml_dist.{name}": name for name in _MADE_OF},
+    **CLASSES,
+}
+
+
+def updated(recipe: dict[str, Any]) -> dict[str, Any]:
+    """A recipe of any version in the words of this one, the package's classes by short names."""
+    return {key: _updated(value, key) for key, value in _renamed(recipe, "").items()}
+
+
+def short_name(path: str) -> str:
+    """The short name of a class of the package, of this version or before; others as they are."""
+    return PUBLIC[_PATHS[path]].rpartition(".")[2] if path in _PATHS else path
+
+
+def key_now(key: str) -> str | None:
+    """What a key of an earlier version is called, by its last part; None where it is not one."""
+    last = key.rpartition(".")[2]
+    return next((keys[last] for keys in KEYS.values() if last in keys), None)
+
+
+def _updated(value: Any, key: Any = "") -> Any:
+    if isinstance(value, str):
+        return short_name(value)
+    if isinstance(value, list | tuple):
+        return type(value)(map(_updated, value))
+    if not isinstance(value, dict):
+        return value
+    kind = value.get("class_path", _UNNAMED.get(key))
+    if isinstance(value.get("init_args"), dict):
+        value = value | {"init_args": _renamed(value["init_args"], kind)}
+    elif "class_path" not in value:
+        value = _renamed(value, kind)
+    return {name: _updated(own, name) for name, own in value.items()}
+
+
+def _renamed(arguments: dict[str, Any], kind: Any) -> dict[str, Any]:
+    """The arguments of a class under their names of now; one that stands there too is kept."""
+    name = short_name(kind) if isinstance(kind, str) else "-"
+    gone = GONE.get(name, {}).items()
+    names = {old: new for old, new in KEYS.get(name, {}).items() if new not in arguments}
+    return {names.get(key, key): own for key, own in arguments.items() if (key, own) not in gone}
