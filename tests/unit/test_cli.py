@@ -44,7 +44,7 @@ def raising(error):
         (ValueError("wrong"), 2, "error: wrong"),
         (ValueError("two\n  lines"), 2, "error: two lines"),
         (FileNotFoundError(2, "None", "x"), 2, "error: [Errno 2] None: 'x'"),
-        (FloatingPointError("on_divergence"), 1, "error: diverged"),
+        (FloatingPointError("diverged"), 1, "error: diverged"),
         (ChildProcessError("died"), 1, "error: died"),
         (MemoryError(), 1, "error: not enough memory."),
         (RuntimeError("CUDA out of memory. Tried"), 1, "error: not enough memory. CUDA out of"),

@@ -37,9 +37,9 @@ def fenced(page: str, *languages: str) -> list[str]:
     return re.findall(rf"^```(?:{'|'.join(languages)})\n(.*?)^```", PAGES[page], flags=re.M | re.S)
 
 
-def inline(page: str) -> set[str]:
+def inline(page: str) -> list[str]:
     prose = re.sub(r"^```.*?^```", "", PAGES[page], flags=re.M | re.S)
-    return {" ".join(code.split()) for code in re.findall(r"`([^`]+)`", prose)}
+    return sorted({" ".join(code.split()) for code in re.findall(r"`([^`]+)`", prose)})
 
 
 def files(page: str) -> dict[str, str]:

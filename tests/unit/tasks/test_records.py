@@ -277,7 +277,7 @@ def test_a_task_in_two_places_is_named(tmp_path: Path, groups: Groups) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
-@pytest.mark.parametrize("keep_checkpoints", [0, 100, -20])
+@pytest.mark.parametrize("keep", [0, 100, -20])
 def test_a_truncated_file_is_named(tmp_path: Path, suffix: str, keep: int) -> None:
     path = write(tmp_path / f"part{suffix}", tables(TEN))
     path.write_bytes(path.read_bytes()[:keep])
