@@ -72,7 +72,9 @@ def main() -> None:
     except (ValueError, OSError) as error:
         sys.exit(str(error))
     if not (isinstance(source, HalfCheetah) and source.profile == "paper"):
-        sys.exit(f"--recipe {options.recipe}: must be a half-cheetah's, with task.profile=paper")
+        sys.exit(
+            f"--recipe {options.recipe}: must be a half-cheetah's, with trequest.profile=paper"
+        )
     outer = run.experiment.outer
     if not isinstance(outer, TrustRegion):
         sys.exit(f"outer={type(outer).__name__}: must be a TrustRegion, whose update is measured")
@@ -146,16 +148,15 @@ def shares(text: str) -> dict[str, dict[str, float]]:
 
 def case(run: Run, shares: dict[str, float]) -> Callable[[int], dict[str, float]]:
     """Does a meta-iteration, and tells the seconds of its parts."""
-    work, outer = run.shard_spec, run.experiment.outer
+    spec, outer = run.shard_spec, run.experiment.outer
     meta = flatten(run.initial)
-    worker = RolloutWorker(work.source, work.model)
+    worker = RolloutWorker(spec.source, spec.model)
     clock = Clock()
     worker._outputs = clock.timed("policy", worker._outputs)  # type: ignore[assignment]
-    shard = TaskShard(work, rank=0, shards=1, roll=clock.timed("simulation", worker.here))
-    shard._adapted.policies = clock.timed(  # type: ignore[method-assign]
-        "adaptation", shard._adapted.policies
-    )
-    credit = PolicyGradient.credit
+    shard = TaskShard(spec, rank=0, shards=1, roll=clock.timed("simulation", worker.here))
+    terms = shard._policy_terms
+    terms.policies = clock.timed("adaptation", terms.policies)  # type: ignore[method-assign]
+    baseline = PolicyGradient.compute_advantages
     fewer = {"curvature": shares}
     methods = {"curvature": shard.curvature, "objective": shard.objective}
     names = {"curvature": "curvature", "objective": "line search"}
@@ -163,22 +164,26 @@ def case(run: Run, shares: dict[str, float]) -> Callable[[int], dict[str, float]
     def iterate(it: int) -> dict[str, float]:
         nonlocal meta
         clock.seconds.clear()
-        PolicyGradient.credit = clock.timed("baseline", credit)  # type: ignore[method-assign]
+        timed = clock.timed("baseline", baseline)
+        PolicyGradient.compute_advantages = timed  # type: ignore[method-assign]
         here, begun = meta.numpy(), time.process_time()
         found = clock.timed("gradient", shard.gradient)(here, it)
-        PolicyGradient.credit = credit  # type: ignore[method-assign]
+        PolicyGradient.compute_advantages = baseline  # type: ignore[method-assign]
         means = {name: value / found.tasks for name, value in found.metrics.items()}
         state = outer.init(meta)
-        talk = outer.update_in_rounds(
+        rounds = outer.update_in_rounds(
             meta, torch.tensor(found.gradient) / found.tasks, means, state
         )
         answer = None
         try:
             while True:
-                ask = talk.send(answer)  # type: ignore[arg-type]
-                method = clock.timed(names[ask.what], methods[ask.what])
+                request = rounds.send(answer)  # type: ignore[arg-type]
+                method = clock.timed(names[request.what], methods[request.what])
                 told = method(
-                    here, it, ask.at.numpy(), **{**ask.options, **fewer.get(ask.what, {})}
+                    here,
+                    it,
+                    request.at.numpy(),
+                    **{**request.options, **fewer.get(request.what, {})},
                 )
                 sums = {name: value / told.tasks for name, value in told.metrics.items()}
                 answer = Response(torch.tensor(told.gradient) / told.tasks, sums)
