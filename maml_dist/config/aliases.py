@@ -4,6 +4,7 @@ The only place that knows of them. A class or key that a later version moves or 
 here, and every recipe, run and checkpoint of before opens as if it had been written today.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from maml_dist.config.names import PUBLIC, ROOMS
@@ -63,18 +64,22 @@ KEYS = {
 # Keys of 0.1.0 that are gone, of its classes, and the value by which it did what is done now.
 GONE = {"ESMAML": {"shaping": "none"}}
 
-_UNNAMED = {"policy_gradient": "PolicyGradient"}  # arguments of one class, which recipes leave out
+_UNNAMED = {"policy_gradient": "PolicyGradient"}  # arguments of our classes, of one class
 _MADE_OF = {name: path for name, path in PUBLIC.items() if path.startswith(ROOMS)}
 _PATHS = {
     **{path: name for name, path in _MADE_OF.items()},
     **{f"maml_dist.{name}": name for name in _MADE_OF},
     **CLASSES,
 }
+_SHORT = {path.rpartition(".")[2] for path in _MADE_OF.values()}
 
 
 def updated(recipe: dict[str, Any]) -> dict[str, Any]:
-    """A recipe of any version in the words of this one, the package's classes by short names."""
-    return {key: _updated(value, key) for key, value in _renamed(recipe, "").items()}
+    """A recipe of any version in the words of this one, the package's classes by short names.
+
+    What a class of one's own is given stays as it is, but for the package's classes in it.
+    """
+    return {key: _updated(value) for key, value in _renamed(recipe, "").items()}
 
 
 def short_name(path: str) -> str:
@@ -82,30 +87,44 @@ def short_name(path: str) -> str:
     return PUBLIC[_PATHS[path]].rpartition(".")[2] if path in _PATHS else path
 
 
-def key_now(key: str) -> str | None:
-    """What a key of an earlier version is called, by its last part; None where it is not one."""
-    last = key.rpartition(".")[2]
-    return next((keys[last] for keys in KEYS.values() if last in keys), None)
+def key_now(key: str, known: Sequence[str]) -> str | None:
+    """Which of the keys `known` a key of an earlier version is now; None where it is none."""
+    owner, dot, last = key.rpartition(".")
+    now = next((keys[last] for keys in KEYS.values() if last in keys), None)
+    ending = f".{owner}{dot}{now}"
+    return next((each for each in known if now and f".{each}".endswith(ending)), None)
 
 
-def _updated(value: Any, key: Any = "") -> Any:
-    if isinstance(value, str):
-        return short_name(value)
+def _updated(value: Any, unnamed: str | None = None) -> Any:
+    """A value; `unnamed` is the class of ours that its keys are arguments of, if it names none."""
     if isinstance(value, list | tuple):
         return type(value)(map(_updated, value))
     if not isinstance(value, dict):
         return value
-    kind = value.get("class_path", _UNNAMED.get(key))
-    if isinstance(value.get("init_args"), dict):
-        value = value | {"init_args": _renamed(value["init_args"], kind)}
-    elif "class_path" not in value:
-        value = _renamed(value, kind)
-    return {name: _updated(own, name) for name, own in value.items()}
+    if not _names_class(value):
+        return _arguments(value, unnamed)
+    kind = short_name(value["class_path"])
+    own = {"class_path": kind, "init_args": _arguments(value.get("init_args"), kind)}
+    return {name: own.get(name, given) for name, given in value.items()}
 
 
-def _renamed(arguments: dict[str, Any], kind: Any) -> dict[str, Any]:
+def _names_class(value: dict[Any, Any]) -> bool:
+    known = value.keys() <= {"class_path", "init_args", "dict_kwargs"}
+    return known and isinstance(value.get("class_path"), str)
+
+
+def _arguments(arguments: Any, kind: str | None) -> Any:
+    """What a class is given, by short name; of a class that is none of ours the values alone."""
+    if not isinstance(arguments, dict):
+        return arguments
+    if kind not in _SHORT:
+        return {key: _updated(value) for key, value in arguments.items()}
+    renamed = _renamed(arguments, kind)
+    return {key: _updated(value, _UNNAMED.get(key)) for key, value in renamed.items()}
+
+
+def _renamed(arguments: dict[str, Any], kind: str) -> dict[str, Any]:
     """The arguments of a class under their names of now; one that stands there too is kept."""
-    name = short_name(kind) if isinstance(kind, str) else "-"
-    gone = GONE.get(name, {}).items()
-    names = {old: new for old, new in KEYS.get(name, {}).items() if new not in arguments}
+    gone = GONE.get(kind, {}).items()
+    names = {old: new for old, new in KEYS.get(kind, {}).items() if new not in arguments}
     return {names.get(key, key): own for key, own in arguments.items() if (key, own) not in gone}

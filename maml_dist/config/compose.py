@@ -106,7 +106,7 @@ def build(config: Config) -> Experiment:
 def _maker(names: Names) -> Callable[..., Any]:
     """Makes the objects; what one of them will import itself is looked up before."""
 
-    def make(kind: type, *rest: Any, **arguments: Any) -> Any:
+    def make(kind: type, /, *rest: Any, **arguments: Any) -> Any:
         with_modules = getattr(kind, "with_modules", None)
         with noted():
             arguments = with_modules(arguments, names.loaded) if with_modules else arguments

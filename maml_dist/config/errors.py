@@ -119,6 +119,7 @@ def _last(path: str) -> str:
     return path.rpartition(".")[2]
 
 
+assert _by_imports.__name__ in jsonargparse_typehints.adapt_typehints.__code__.co_names
 jsonargparse_typehints.resolve_class_path_by_name = _full_path  # it has no setting for it either
 
 

@@ -72,10 +72,9 @@ def _shipped(name: str) -> str:
 
 def nearest(name: str, names: Sequence[str]) -> str:
     """`; did you mean 'x'?` for what `name` is called now, else the nearest; or nothing."""
-    now = key_now(name)
-    renamed = [known for known in names if now and f".{known}".endswith(f".{now}")]
-    close = renamed or difflib.get_close_matches(name[:200], names, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    close = difflib.get_close_matches(name[:200], names, n=1, cutoff=0.5)
+    meant = key_now(name, names) or next(iter(close), None)
+    return f"; did you mean {meant!r}?" if meant else ""
 
 
 def parse_overrides(words: Sequence[str]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from maml_dist.config.aliases import key_now
 from maml_dist.config.compose import compose, override
 from maml_dist.config.plain_yaml import check_path
 from maml_dist.config.trust import Trust, allow
@@ -103,6 +104,9 @@ def prepare(
         before.refuse_lost()
         fixed = sorted(overrides.keys() - RESUMABLE)
         if fixed:
+            meant = key_now(fixed[0], RESUMABLE)
+            if meant:
+                raise ValueError(f"unknown key {fixed[0]!r}; did you mean {meant!r}?")
             raise ValueError(
                 f"a resumed run keeps its {fixed[0]!r}; {', '.join(RESUMABLE)} can change"
             )

@@ -19,7 +19,7 @@ model:
   init_args: {observations: 2, actions: 2, hidden: [5]}
 learner:
   class_path: maml_dist.learners.maml.MAML
-  init_args: {inner: maml_dist.core.inner.Descent}
+  init_args: {inner: {class_path: maml_dist.core.inner.Descent}}
 outer: {class_path: maml_dist.core.trust_region.TrustRegion, init_args: {bound: 0.02}}
 ahead: 3
 keep: 2
@@ -31,7 +31,7 @@ task:
   class_path: Navigation
   init_args: {policy_gradient: {gae_lambda: 0.9, baseline: {class_path: Linear}}}
 model: {class_path: GaussianPolicy, init_args: {obs_dim: 2, action_dim: 2, hidden: [5]}}
-learner: {class_path: MAML, init_args: {inner: SGD}}
+learner: {class_path: MAML, init_args: {inner: {class_path: SGD}}}
 outer: {class_path: TrustRegion, init_args: {bound: 0.02}}
 pipeline_depth: 3
 keep_checkpoints: 2
@@ -67,6 +67,37 @@ def test_a_key_of_the_users_own_class_is_not_renamed():
     assert updated({"ahead": 1, "pipeline_depth": 2}) == {"ahead": 1, "pipeline_depth": 2}
 
 
+SIREN = """
+from torch import nn
+
+class Siren(nn.Sequential):
+    def __init__(self, policy_gradient: dict, first: nn.Module, kind: str = "maml_dist.MLP"):
+        super().__init__(nn.Linear(1, 1))
+        self.given = policy_gradient, kind
+"""
+
+
+def test_what_a_class_of_ones_own_is_given_is_not_changed(tmp_path):
+    (tmp_path / "mine.py").write_text(SIREN)
+    own = {"decay": 0.3, "kind": "maml_dist.learners.maml.MAML", "class_path": "maml_dist.MLP"}
+    gaussian = {"observations": 2, "actions": 2}
+    path = "maml_dist.models.gaussian_policy.GaussianPolicy"
+    given = {
+        "policy_gradient": own,
+        "first": {"class_path": path, "init_args": gaussian},
+        "kind": "maml_dist.learners.maml.MAML",
+    }
+    recipe = compose("sinusoid")
+    recipe |= {"model": {"class_path": "mine.Siren", "init_args": given}}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(recipe))
+    config = compose(tmp_path / "own.yaml")
+    there = config["model"]["init_args"]
+    assert (there["policy_gradient"], there["kind"]) == (own, given["kind"])
+    first = there["first"]
+    assert first["class_path"] == "GaussianPolicy" and first["init_args"]["obs_dim"] == 2
+    assert build(config).model.given == (own, given["kind"])
+
+
 def test_a_key_that_is_gone_is_left_out_where_nothing_has_changed():
     def recipe(kind, **arguments):
         return {"learner": {"class_path": kind, "init_args": arguments}}
@@ -98,6 +129,14 @@ def test_what_is_no_recipe_is_left_to_the_checks_that_follow(odd):
 def test_on_the_command_line_the_error_names_the_key_of_today(word, now):
     with pytest.raises(ValueError, match=f"unknown key .*; did you mean '{now}'"):
         compose("navigation", parse_overrides([word]))
+
+
+@pytest.mark.parametrize("word", ["outer.decay=0.9", "task.keep=1", "learner.observations=1"])
+def test_but_not_the_key_of_another(word):
+    with pytest.raises(ValueError, match="unknown key") as caught:
+        compose("navigation", parse_overrides([word]))
+    said = str(caught.value)
+    assert "gae_lambda" not in said and "keep_checkpoints" not in said and "obs_dim" not in said
 
 
 def test_an_old_class_path_is_understood_there():

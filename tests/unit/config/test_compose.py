@@ -212,3 +212,16 @@ def test_a_class_is_exchanged_together_with_what_it_requires():
     assert (experiment.outer.beta, experiment.learner.alpha) == (0.01, 0.2)
     with pytest.raises(ValueError, match="unknown key 'outer.schedule.untill'"):
         compose("sinusoid", {**changed, "outer.schedule.untill": 3})
+
+
+def test_a_class_of_ones_own_may_call_its_argument_kind(tmp_path):
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n\n"
+        "class Net(nn.Linear):\n"
+        "    def __init__(self, kind: str):\n"
+        "        super().__init__(1, 1)\n"
+        "        self.kind = kind\n"
+    )
+    model = {"class_path": "net.Net", "init_args": {"kind": "a"}}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump({**compose("sinusoid"), "model": model}))
+    assert build(compose(tmp_path / "own.yaml")).model.kind == "a"

@@ -106,6 +106,8 @@ def test_a_finished_run_is_left_alone(undisturbed):
 def test_a_run_is_not_written_over_and_keeps_its_settings(undisturbed):
     with pytest.raises(ValueError, match="already holds a run"):
         maml_dist.meta_train("sinusoid", run=undisturbed.path, **SMALL)
+    with pytest.raises(ValueError, match="key 'diverged'; did you mean 'on_divergence'"):
+        maml_dist.meta_train(resume=undisturbed.path, diverged="skip")
     with pytest.raises(ValueError, match="a resumed run keeps its 'alpha'"):
         maml_dist.meta_train(resume=undisturbed.path, alpha=0.5)
     with pytest.raises(ValueError, match="is not a run"):
