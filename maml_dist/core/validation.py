@@ -45,12 +45,18 @@ def check_range(owner: object, key: str, **ranges: tuple[float, float]) -> None:
             raise _refused(owner, key, name, allowed)
 
 
-def check_share(owner: object, key: str, *names: str, zero: bool = False) -> None:
-    """Raise ValueError where a field of `owner`, the recipe's `key`, is out of (0, 1) or [0, 1)."""
+def check_share(
+    owner: object, key: str, *names: str, zero: bool = False, most: float | None = None
+) -> None:
+    """Raise ValueError where a field of `owner`, the recipe's `key`, is out of (0, 1).
+
+    With `zero` it may be 0 too; with `most` up to this, it included.
+    """
     for name in names:
-        allowed = f"in {'[' if zero else '('}0, 1)"
+        allowed = f"in {'[' if zero else '('}0, {'1)' if most is None else f'{most}]'}"
         value = _number(owner, key, name, allowed)
-        if value is not None and not (0 < value < 1 or (zero and value == 0)):
+        low = value is None or value > 0 or (zero and value == 0)
+        if value is not None and not (low and (value < 1 if most is None else value <= most)):
             raise _refused(owner, key, name, allowed)
 
 

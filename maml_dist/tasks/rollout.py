@@ -21,9 +21,17 @@ from maml_dist.core.data.episode import Batch, Episode
 from maml_dist.core.data.simulator import EnvironmentFault, Simulator
 from maml_dist.core.data.task_source import Adapt, TaskKey, TaskSource
 from maml_dist.core.data.trajectories import Trajectories
+from maml_dist.core.renamed import refuse_renamed
 from maml_dist.core.rl.distribution import Categorical, Distribution, Gaussian
 from maml_dist.core.rl.policy_gradient import PolicyGradient, stacked
 from maml_dist.core.validation import check_minimum, check_size
+
+_RENAMED = {
+    "sensed": "state_dim",
+    "observations": "obs_dim",
+    "actions": "action_dim",
+    "goals": "goal_dim",
+}
 
 Policy = Callable[[Tensor], Tensor]  # [task, episode, obs] float32 -> [task, episode, out]
 
@@ -47,6 +55,15 @@ class Rollouts(TaskSource):
     episodes: int = 20  # a task and stage
     oracle: bool = False  # the goal is part of the observation
     policy_gradient: PolicyGradient = field(default_factory=PolicyGradient)  # what episodes teach
+
+    def __init_subclass__(cls) -> None:
+        """Refuse what was written for 0.1.0, and what `TaskSource` refuses.
+
+        Raises:
+            ValueError: in one line.
+        """
+        super().__init_subclass__()
+        refuse_renamed(cls, _RENAMED, fields=False)
 
     def __post_init__(self) -> None:
         check_minimum(self, "task", horizon=1, episodes=1)

@@ -10,6 +10,7 @@ A learner's fields are its hyperparameters. It sees one task: no function here h
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from inspect import isfunction, signature
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ from torch.func import grad_and_value
 from maml_dist.core.adaptation.inner_optimizers import Loss, State
 from maml_dist.core.data.episode import Batch, Episode, all_keyed, keyed
 from maml_dist.core.params import Params
+from maml_dist.core.renamed import refuse_renamed
 from maml_dist.core.validation import STEPS, check_range
 
 # On-policy: candidates of stacked tasks, each value [task, …, *its shape], and the stage (steps
@@ -33,6 +35,15 @@ _NEEDS: dict[Differentiation, frozenset[str]] = {
     "backprop": frozenset(),
     "from_adapted": frozenset({"gradient_from_adapted"}),
     "zeroth_order": frozenset({"es_gradient", "zeroth_order_path"}),
+}
+_RENAMED = {
+    "judged": "step_loss_weights",
+    "at_end": "gradient_from_adapted",
+    "keeps_steps": "per_step_statistics",
+    "differentiates": "differentiation",
+    "by_scores": "zeroth_order",
+    "path_by_scores": "zeroth_order_path",
+    "gradient_by_scores": "es_gradient",
 }
 
 
@@ -58,10 +69,14 @@ class Learner(ABC):
     def __init_subclass__(cls) -> None:
         """Refuse a class that overrides what it does not declare, or declares what it lacks.
 
+        So is one that was written for 0.1.0.
+
         Raises:
             ValueError: in one line.
         """
         super().__init_subclass__()
+        refuse_renamed(cls, _RENAMED)
+        _check_step(cls)
         how = cls.differentiation
         if how not in _NEEDS:
             raise ValueError(
@@ -241,3 +256,17 @@ class Learner(ABC):
         unseen = keyed(episode.support[0], key, counts[0]) if episode.support else queries[0]
         before = loss(self.start_weights(meta, counts[0]), unseen)
         return gradient, {"loss/before": before, "loss/after": after}
+
+
+def _check_step(cls: type[Learner]) -> None:
+    """Raise ValueError where a class's `step` cannot be called as it is."""
+    if not isfunction(cls.step):
+        return
+    takes = signature(cls.step)
+    try:
+        takes.bind("self", "phi", "state", "context")
+    except TypeError:
+        raise ValueError(
+            f"{cls.__name__}.step{takes}: must be step(self, phi, state, context) since 0.2.0, "
+            "where context has loss, meta, batch, k and it"
+        ) from None

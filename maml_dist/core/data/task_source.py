@@ -19,6 +19,7 @@ from torch import Tensor
 from maml_dist.core.data.episode import Batch, Episode
 from maml_dist.core.data.trajectories import Trajectories
 from maml_dist.core.random import keys_by_group
+from maml_dist.core.renamed import refuse_renamed
 
 # The support sets so far -> what each task's policy, adapted to them, does next.
 Adapt = Callable[[tuple[Batch, ...]], Trajectories]
@@ -64,10 +65,13 @@ class TaskSource(ABC):
     def __init_subclass__(cls) -> None:
         """Refuse a class that has a `kl` and is not declared on-policy, or the other way round.
 
+        So is one that was written for 0.1.0.
+
         Raises:
             ValueError: in one line.
         """
         super().__init_subclass__()
+        refuse_renamed(cls, {"divergence": "kl"})
         if cls.on_policy != (cls.kl is not TaskSource.kl):
             raise ValueError(
                 f"{cls.__name__}.on_policy={cls.on_policy}: a task source overrides kl where it is "

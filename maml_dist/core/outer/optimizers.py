@@ -19,12 +19,8 @@ from torch import Tensor
 from torch.nn.functional import hardshrink
 
 from maml_dist.core.outer.schedules import Constant, Schedule
-from maml_dist.core.validation import (
-    check_decays,
-    check_minimum,
-    check_positive,
-    check_share,
-)
+from maml_dist.core.renamed import refuse_renamed
+from maml_dist.core.validation import check_decays, check_minimum, check_positive, check_share
 
 State = dict[str, Tensor]
 
@@ -61,6 +57,15 @@ class OuterOptimizer(ABC):
     clip_norm: float | None = None  # then the meta-gradient is scaled down to this norm
     average: float | None = None  # decay d of the averaged weights that are validated; null: none
     epochs: int = 1  # updates a meta-iteration, each at a new meta-gradient on the same episodes
+
+    def __init_subclass__(cls) -> None:
+        """Refuse a class that was written for 0.1.0.
+
+        Raises:
+            ValueError: in one line.
+        """
+        super().__init_subclass__()
+        refuse_renamed(cls, {"asks": "multi_round", "propose": "update_in_rounds"})
 
     def __post_init__(self) -> None:
         check_positive(self, "outer", "beta", "clip", "clip_norm")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from maml_dist.core.conjugate_gradient import first_iterate, next_iterate
 from maml_dist.core.outer.optimizers import OuterOptimizer, Request, State, UpdateRounds
-from maml_dist.core.validation import check_minimum, check_positive, check_range
+from maml_dist.core.validation import check_minimum, check_positive, check_share
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,10 @@ class TrustRegion(OuterOptimizer):
         super().__post_init__()
         if self.epochs != 1:
             raise ValueError(f"outer.epochs={self.epochs}: a trust region makes one update")
-        check_positive(self, "outer", "bound", "share", "support_share", "shrink")
+        check_positive(self, "outer", "bound")
         check_minimum(self, "outer", iterations=1, tries=1, damping=0)
-        check_range(self, "outer", share=(0, 1), support_share=(0, 1), shrink=(0, 0.999))
+        check_share(self, "outer", "share", "support_share", most=1)
+        check_share(self, "outer", "shrink", most=0.999)
 
     @property
     def multi_round(self) -> bool:
