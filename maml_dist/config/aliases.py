@@ -4,7 +4,7 @@ The only place that knows of them. A class or key that a later version moves or 
 here, and every recipe, run and checkpoint of before opens as if it had been written today.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from maml_dist.config.names import PUBLIC, ROOMS
@@ -46,6 +46,7 @@ CLASSES = {
     "maml_dist.tasks.omniglot.Omniglot": "Omniglot",
     "maml_dist.tasks.records.Records": "Records",
     "maml_dist.tasks.sinusoid.Sinusoid": "Sinusoid",
+    "Descent": "InnerSGD",  # its short name
 }
 
 # Keys of 0.1.0 that have other names now, of a recipe itself ("") or of one of its classes.
@@ -59,6 +60,28 @@ KEYS = {
     "CategoricalPolicy": {"observations": "obs_dim", "actions": "action_dim"},
     "GaussianPolicy": {"observations": "obs_dim", "actions": "action_dim"},
     "PolicyGradient": {"decay": "gae_lambda"},
+}
+
+# Classes and keys of 0.1.0 that were removed -> what stood, and stands, beside them.
+REMOVED = {
+    "maml_dist.core.baseline.Network": "Linear",
+    "maml_dist.core.baseline.Nothing": "Linear",
+    "shaping": "num_perturbations",
+}
+
+# What the modules of 0.1.0 held that users' own code imported, beside CLASSES.
+_HELD = {
+    "maml_dist.adaptable": ("load",),
+    "maml_dist.core.baseline": ("Baseline",),
+    "maml_dist.core.episode": ("Batch", "Episode", "supervised"),
+    "maml_dist.core.inner": ("InnerOptimizer",),
+    "maml_dist.core.learner": ("Learner", "StepContext"),
+    "maml_dist.core.outer": ("OuterOptimizer",),
+    "maml_dist.core.schedule": ("Schedule",),
+    "maml_dist.core.simulator": ("EnvironmentFault", "Simulator", "StepResult"),
+    "maml_dist.core.source": ("Adapt", "TaskKey", "TaskSource"),
+    "maml_dist.run": ("Run",),
+    "maml_dist.session": ("meta_train",),
 }
 
 # Keys of 0.1.0 that are gone, of its classes, and the value by which it did what is done now.
@@ -89,10 +112,27 @@ def short_name(path: str) -> str:
 
 def key_now(key: str, known: Sequence[str]) -> str | None:
     """Which of the keys `known` a key of an earlier version is now; None where it is none."""
+    return _beside(key, {old: now for keys in KEYS.values() for old, now in keys.items()}, known)
+
+
+def removed(name: str, known: Sequence[str]) -> bool:
+    """Whether a key or a class of an earlier version was removed from among those `known`."""
+    beside = {old.rpartition(".")[2]: there for old, there in REMOVED.items()}
+    return _beside(name, beside, known) is not None
+
+
+def import_now(module: str | None) -> str | None:
+    """How to import what a module of 0.1.0 held; None where it was none, or is where it was."""
+    found = {name for path, name in CLASSES.items() if path.rpartition(".")[0] == module}
+    found.update(_HELD.get(module or "", ()))
+    return f"from maml_dist import {', '.join(sorted(found))}" if found else None
+
+
+def _beside(key: str, table: Mapping[str, str], known: Sequence[str]) -> str | None:
+    """Which of `known` is what the table gives for the last part of a key, under the same owner."""
     owner, dot, last = key.rpartition(".")
-    now = next((keys[last] for keys in KEYS.values() if last in keys), None)
-    ending = f".{owner}{dot}{now}"
-    return next((each for each in known if now and f".{each}".endswith(ending)), None)
+    ending = f".{owner}{dot}{table.get(last)}"
+    return next((each for each in known if last in table and f".{each}".endswith(ending)), None)
 
 
 def _updated(value: Any, unnamed: str | None = None) -> Any:

@@ -16,7 +16,7 @@ from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 from jsonargparse._common import denying_import_path_entry
 from torch import nn
 
-from maml_dist.config.aliases import CLASSES
+from maml_dist.config.aliases import CLASSES, REMOVED
 from maml_dist.config.names import PUBLIC, ROOMS
 from maml_dist.config.recipe import nearest
 from maml_dist.config.trust import Names
@@ -94,16 +94,21 @@ jsonargparse_util.__import__ = _imported  # type: ignore[attr-defined]  # it has
 
 
 def _full_path(cls: Any, name: str) -> str:
-    """The path of the package's `cls` that has this short name, or had this path; else the name.
+    """The path of the `cls` that has this short name, or had this path; else the name.
 
-    jsonargparse would look through all classes that are imported, whosever they are.
+    It is the package's, else torch.nn's: jsonargparse would look through all classes that are
+    imported, whosever they are.
     """
     if _names.get() is None:
         full: str = _by_imports(cls, name)
         return full
     if name in CLASSES:
         return PUBLIC[CLASSES[name]]
+    if name in REMOVED:
+        return _last(name)  # there is no such class
     meant = [path for path in PUBLIC.values() if path.startswith(ROOMS) and _last(path) == name]
+    if _fits(cls, nn.Module) and _fits(getattr(nn, name, None), cls):
+        meant.append(f"torch.nn.{name}")
     return next((path for path in meant if _fits(_public(path), cls)), name)
 
 
@@ -188,7 +193,7 @@ def _one_line(message: str, root: type) -> str:
     if no_name:
         name = no_name.group(1)
         owner = class_named(within[-1]) if within else root
-        known = _classes(owner, where.rpartition(".")[2])
+        known = _classes(owner, where)
         return (
             f"{where}: there is no class {name!r}{nearest(name, known)} "
             "(a class of your own is named module.Class)"
@@ -216,8 +221,16 @@ def _arguments(kind: type) -> list[str]:
     return sorted(parser.add_class_arguments(kind, fail_untyped=False))
 
 
-def _classes(owner: Any, argument: str) -> list[str]:
-    """The short names of the package's classes that an argument can be."""
-    kind = get_type_hints(owner.__init__).get(argument)
+def _classes(owner: Any, where: str) -> list[str]:
+    """The short names of the package's classes, and torch.nn's, that an argument can be.
+
+    It is an argument of the class `owner`, or of one that stands there without a class path.
+    """
+    kind = owner
+    for part in where.split("."):
+        kind = get_type_hints(kind.__init__).get(part, kind) if isclass(kind) else None
+    if kind is owner:
+        return []
     found = [_public(path) for path in PUBLIC.values() if path.startswith(ROOMS)]
+    found += vars(nn).values() if _fits(kind, nn.Module) else ()
     return sorted({each.__name__ for each in found if _fits(each, kind) and not isabstract(each)})

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from maml_dist.config import plain_yaml
-from maml_dist.config.aliases import key_now, updated
+from maml_dist.config.aliases import key_now, removed, updated
 from maml_dist.config.trust import Names, own
 
 Config = dict[str, Any]
@@ -71,8 +71,14 @@ def _shipped(name: str) -> str:
 
 
 def nearest(name: str, names: Sequence[str]) -> str:
-    """`; did you mean 'x'?` for what `name` is called now, else the nearest; or nothing."""
-    close = difflib.get_close_matches(name[:200], names, n=1, cutoff=0.5)
+    """`; did you mean 'x'?` for what `name` is called now, else the nearest; or nothing.
+
+    Of what was removed it says so.
+    """
+    if removed(name, names):
+        return "; it was removed in 0.2.0"
+    close = [known for known in names if known.lower() == name.lower()]
+    close += difflib.get_close_matches(name[:200], names, n=1, cutoff=0.5)
     meant = key_now(name, names) or next(iter(close), None)
     return f"; did you mean {meant!r}?" if meant else ""
 

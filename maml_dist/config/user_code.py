@@ -29,6 +29,8 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
 
+from maml_dist.config.aliases import import_now
+
 __path__: list[str] = []  # makes a package of this module, so that there can be modules in it
 
 # What one's own modules are written against stays what it is, whatever lies beside them.
@@ -113,7 +115,8 @@ def raised_told(before: str = "") -> Iterator[None]:
         where, said = own[-1] if own else "", str(error)
         if isinstance(error, SyntaxError) and error.filename:
             where, said = f"{error.filename}, line {error.lineno}: ", error.msg
-        said = f": {said}" if said else ""
+        now = import_now(error.name) if isinstance(error, ImportError) else None
+        said = (f": {said}" if said else "") + (f" (since 0.2.0: {now})" if now else "")
         raise OwnCodeError(spelled(f"{before}{where}{type(error).__name__}{said}")) from error
 
 

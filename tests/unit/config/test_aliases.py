@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 import maml_dist
-from maml_dist.config.aliases import CLASSES, KEYS, updated
+from maml_dist.config.aliases import _HELD, CLASSES, KEYS, import_now, updated
 from maml_dist.config.compose import build, compose
 from maml_dist.config.names import PUBLIC
 from maml_dist.config.recipe import parse_overrides
@@ -142,3 +142,57 @@ def test_but_not_the_key_of_another(word):
 def test_an_old_class_path_is_understood_there():
     config = compose("sinusoid", {"outer": "maml_dist.core.outer.SGD"})
     assert config["outer"]["class_path"] == "SGD"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "key", "value", "said"),
+    [
+        ("navigation", "baseline", "Nothing", "there is no class 'Nothing'"),
+        ("navigation", "baseline", "maml_dist.core.baseline.Network", "no class 'Network'"),
+        ("sinusoid-es", "shaping", "ranks", "unknown key 'shaping'"),
+        ("sinusoid-es", "learner.shaping", "ranks", "unknown key 'learner.shaping'"),
+    ],
+)
+def test_what_was_removed_is_said_to_be(recipe, key, value, said):
+    with pytest.raises(ValueError, match=f"{said}; it was removed in 0.2.0"):
+        compose(recipe, {key: value})
+
+
+def test_in_a_file_too(tmp_path):
+    recipes = {"ES": compose("sinusoid-es"), "RL": compose("navigation")}
+    recipes["ES"]["learner"]["init_args"]["shaping"] = "ranks"
+    policy_gradient = recipes["RL"]["task"]["init_args"]["policy_gradient"]
+    policy_gradient["baseline"] = {"class_path": "maml_dist.core.baseline.Nothing"}
+    for name, recipe in recipes.items():
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(recipe))
+        with pytest.raises(ValueError, match="; it was removed in 0.2.0"):
+            compose(tmp_path / f"{name}.yaml")
+
+
+def test_an_old_short_name_is_understood_too():
+    config = compose("sinusoid", {"learner.inner": "Descent"})
+    assert config["learner"]["init_args"]["inner"] == {"class_path": "SGD", "init_args": {}}
+
+
+@pytest.mark.parametrize(
+    ("line", "now"),
+    [
+        ("from maml_dist.core.source import TaskSource", "Adapt, TaskKey, TaskSource"),
+        ("from maml_dist.core.outer import Outer", "OuterAdam, OuterOptimizer, OuterSGD"),
+        ("from maml_dist.tasks.ant import Ant", "Ant"),
+    ],
+)
+def test_code_that_imports_from_where_a_class_was_is_told_how_now(tmp_path, line, now):
+    (tmp_path / "before.py").write_text(f"{line}\n")
+    recipe = {**compose("sinusoid"), "task": {"class_path": "before.Task"}}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(recipe))
+    with pytest.raises(ValueError, match=rf"\(since 0.2.0: from maml_dist import {now}\)$"):
+        compose(tmp_path / "own.yaml")
+
+
+def test_what_is_imported_now_is_there():
+    for module in {path.rpartition(".")[0] for path in CLASSES} | _HELD.keys():
+        if module:
+            names = import_now(module).removeprefix("from maml_dist import ").split(", ")
+            assert all(hasattr(maml_dist, name) for name in names)
+    assert import_now("maml_dist.core.params") is None and import_now(None) is None

@@ -4,6 +4,7 @@ from inspect import isabstract, isclass
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 import maml_dist
@@ -55,6 +56,12 @@ def test_a_path_of_the_package_is_written_down_as_its_short_name(path):
     assert "maml_dist" not in yaml.safe_dump(config) and override(config, {}) == config
 
 
+def test_a_model_may_be_torchs_by_its_name():
+    config = compose("sinusoid", {"model": "Identity"})
+    assert config["model"]["class_path"] == "torch.nn.Identity"
+    assert type(build(config).model) is torch.nn.Identity
+
+
 def test_a_strangers_class_of_the_same_name_is_never_meant(tmp_path):
     class MLP(maml_dist.MLP):  # as if a module of theirs had been imported
         pass
@@ -80,7 +87,8 @@ def test_a_strangers_class_of_the_same_name_is_never_meant(tmp_path):
         ({"outer": "MAML"}, "outer: there is no class 'MAML'"),
         ({"outer": "OuterAdam"}, "no class 'OuterAdam'; did you mean 'Adam'?"),
         ({"model": "load"}, "model: there is no class 'load'"),
-        ({"model": "Identity"}, "model: there is no class 'Identity'"),  # torch's, by its path
+        ({"model": "ReLu"}, "model: there is no class 'ReLu'; did you mean 'ReLU'?"),
+        ({"outer": "Identity"}, "outer: there is no class 'Identity'"),
         ({"model": "maml_dist.load"}, "maml_dist.inference.load.load is refused"),
     ],
 )
