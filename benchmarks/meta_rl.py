@@ -73,7 +73,7 @@ def main() -> None:
         sys.exit(str(error))
     if not (isinstance(source, HalfCheetah) and source.profile == "paper"):
         sys.exit(
-            f"--recipe {options.recipe}: must be a half-cheetah's, with trequest.profile=paper"
+            f"--recipe {options.recipe}: must be a half-cheetah's, with task.profile=paper"
         )
     outer = run.experiment.outer
     if not isinstance(outer, TrustRegion):
