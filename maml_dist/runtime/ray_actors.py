@@ -57,7 +57,7 @@ class RayShard(TaskShard):
             contribution = super().gradient(meta, it, at)
         self._listens = False
         texts = (str(warning.message) for warning in caught)
-        return contribution._replace(said=tuple(t for t in texts if t.startswith("engine.")))
+        return contribution._replace(warnings=tuple(t for t in texts if t.startswith("engine.")))
 
 
 class RayWorker(RolloutWorker):
