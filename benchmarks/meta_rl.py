@@ -72,9 +72,7 @@ def main() -> None:
     except (ValueError, OSError) as error:
         sys.exit(str(error))
     if not (isinstance(source, HalfCheetah) and source.profile == "paper"):
-        sys.exit(
-            f"--recipe {options.recipe}: must be a half-cheetah's, with trequest.profile=paper"
-        )
+        sys.exit(f"--recipe {options.recipe}: must be a half-cheetah's, with task.profile=paper")
     outer = run.experiment.outer
     if not isinstance(outer, TrustRegion):
         sys.exit(f"outer={type(outer).__name__}: must be a TrustRegion, whose update is measured")

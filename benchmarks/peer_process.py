@@ -120,7 +120,7 @@ class Process:
         self._process.start()
         there.close()
 
-    def next_request(self, what: str, *arguments: Any) -> Any:
+    def ask(self, what: str, *arguments: Any) -> Any:
         """Have a request done.
 
         Raises:

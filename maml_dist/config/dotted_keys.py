@@ -12,6 +12,11 @@ def candidates(key: str, known: Iterable[str]) -> list[str]:
 
 
 def full_key(key: str, known: Sequence[str]) -> str:
+    """The key of `known` that `key` stands for.
+
+    Raises:
+        ValueError: there is none, or there are several; names them, or the nearest.
+    """
     meant = candidates(key, known)
     if len(meant) == 1:
         return meant[0]
@@ -39,6 +44,7 @@ def _walk(node: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
 
 
 def set_key(config: Config, dotted: str, value: Any) -> None:
+    """Put a value in its place in a configuration, under `init_args` where there is a class."""
     *path, last = dotted.split(".")
     node = config
     for key in path:

@@ -1,4 +1,4 @@
-"""Generators: torch's, numpy's and Python's global ones, from which constructors draw."""
+"""The global random generators, torch's, numpy's and Python's, from which constructors draw."""
 
 import random
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""Bounds of hyperparameters: what is out of them is refused by the key under which it is set.
+"""Validation of hyperparameters: what is out of them is refused by the key under which it is set.
 
 Every number is finite and no truth value; a whole one is below 2^31, a seed below 2^64. A task
 holds at most 2^28 numbers and a model of the package 2^30 weights (1 and 4 GiB in float32): more

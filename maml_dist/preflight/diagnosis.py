@@ -1,4 +1,4 @@
-"""Blame: which part of an experiment is at fault, found by trying each alone."""
+"""Diagnosis: which part of an experiment is at fault, found by trying each alone."""
 
 from collections.abc import Callable
 from contextlib import suppress

@@ -1,4 +1,4 @@
-"""Guards: while a model computes, it draws nothing that nothing seeds, and changes nothing.
+"""Purity: while a model computes, it draws nothing that nothing seeds, and changes nothing.
 
 A task source gives the same task for the same key, whatever the global generators hold.
 """

@@ -1,4 +1,4 @@
-"""Walks: where the policies of 2-D navigation go, before and after adapting."""
+"""Navigation: where the policies of 2-D navigation go, before and after adapting."""
 
 from collections.abc import Sequence
 

@@ -53,6 +53,7 @@ def plain(axes: Axes) -> None:
 
 
 def chart(across: str, up: str) -> tuple[Figure, Axes]:
+    """A figure with one pair of axes, and their labels."""
     figure = Figure((5.2, 3.7), layout="constrained")
     axes = figure.add_subplot(xlabel=across, ylabel=up)
     plain(axes)

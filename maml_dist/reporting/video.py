@@ -1,4 +1,4 @@
-"""Films: a body that runs, before and after adapting; a strip for the report and a GIF.
+"""Video: a body that runs, before and after adapting; a strip for the report and a GIF.
 
 What is seen is drawn by MuJoCo's offscreen renderer in a process of its own, because the way to
 draw (egl, osmesa) must be chosen before MuJoCo is imported, and may be missing.

@@ -1,4 +1,4 @@
-"""Header: what a safetensors file says of itself, read and checked before its tensors are.
+"""Checkpoint header: what a safetensors file says of itself, checked before its tensors are read.
 
 A file starts with the length of a JSON object and that object: each tensor's dtype, shape and place
 and, as texts, our metadata. With the metadata goes a digest of it and of all tensors.

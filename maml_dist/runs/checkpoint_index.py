@@ -1,4 +1,4 @@
-"""Index: which checkpoints a run has, the last few and the best, with their scores."""
+"""Checkpoint index: which checkpoints a run has, the last few and the best, with their scores."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""State: what the parameter server holds, as the named tensors of a checkpoint and back."""
+"""Server state: what the parameter server holds, as the named tensors of a checkpoint and back."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""Events: scalars for TensorBoard, written by the thread that logs them.
+"""Scalars for TensorBoard, written by the thread that logs them.
 
 tensorboardX's own writer has a thread and a queue: where the disk is full the thread dies, and the
 queue is waited for ever after.

@@ -1,4 +1,4 @@
-"""Memory: what is freed is kept for the next task, and what lives on is not looked at again."""
+"""Memory that is freed is kept for the next task; what lives on is spared garbage collection."""
 
 import ctypes
 import gc

@@ -1,4 +1,4 @@
-"""Collectors: how a shard comes by the episodes of its tasks.
+"""Collectors: how a shard comes by the episodes of its tasks, and by what is made of them.
 
     SupervisedCollector   of stored examples, some iterations at once and ahead
     OnPolicyCollector     of policies that adapt as they act, once an iteration
@@ -9,7 +9,7 @@ What they remember can all be collected again, to the same bits.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +18,10 @@ from torch import Tensor
 from maml_dist.core.data.episode import Batch, Episode, Tree, chosen, map_tensors, split
 from maml_dist.core.data.task_source import TaskKey, keys_of
 from maml_dist.core.data.trajectories import Trajectories
+from maml_dist.core.engine.gradient_sum import GradientSum
+from maml_dist.core.engine.meta_gradient import MetaGradient, PathScores
 from maml_dist.core.engine.policy_terms import PolicyTerms
+from maml_dist.core.model.objective import Mode
 from maml_dist.runtime.messages import ShardSpec
 from maml_dist.runtime.prefetch import EpisodePrefetcher
 from maml_dist.runtime.rollout_worker import Roll
@@ -63,9 +66,13 @@ class Share(NamedTuple):
 class Collector(ABC):
     """The episodes of a shard's tasks; and of an iteration's tasks, which of them count."""
 
-    def __init__(self, spec: ShardSpec, share: Share, placement: Placement) -> None:
+    def __init__(
+        self, spec: ShardSpec, share: Share, placement: Placement, gradient: MetaGradient
+    ) -> None:
+        """`gradient` differentiates episodes."""
         self._spec = spec
         self._placement = placement
+        self._gradient = gradient
         self.tasks = share.of(spec.meta_batch)  # of every meta-batch
         self._left_out: tuple[int, np.ndarray, tuple[int, ...]] | None = None  # at (it, meta)
         self._counted: tuple[int, np.ndarray, Episode] | None = None
@@ -77,6 +84,22 @@ class Collector(ABC):
     @abstractmethod
     def episodes(self, it: int, meta: np.ndarray) -> Episode:
         """The stacked episodes of the tasks of `it`; on-policy those of the policies of `meta`."""
+
+    @abstractmethod
+    def scores(
+        self, meta: Tensor, keys: Sequence[TaskKey], it: int, *, steps: int, mode: Mode
+    ) -> list[dict[str, Tensor]]:
+        """Each score [task, step] of held-out tasks at meta [size], some tasks at once."""
+
+    def gradient(self, meta: np.ndarray, it: int) -> tuple[GradientSum, Episode]:
+        """The summed meta-gradient of the tasks of `it` at meta [size], and their episodes."""
+        self._counted = None  # makes room for new episodes
+        episodes = self.episodes(it, meta)
+        return self.gradient_at(self._placement.vector(meta), episodes, it), episodes
+
+    def gradient_at(self, point: Tensor, episodes: Episode, it: int) -> GradientSum:
+        """The summed meta-gradient of episodes at `point` [size]."""
+        return self._gradient(point, episodes, self._placement.number(it))
 
     def leave_out(self, it: int, meta: np.ndarray, tasks: tuple[int, ...]) -> None:
         """Remember which tasks of `it` had no finite gradient at `meta`."""
@@ -110,15 +133,28 @@ class Collector(ABC):
 class SupervisedCollector(Collector):
     """Stored examples: whatever the parameters, a task has the same episode."""
 
-    def __init__(self, spec: ShardSpec, share: Share, placement: Placement) -> None:
-        super().__init__(spec, share, placement)
+    def __init__(self, *given: Any, scores: PathScores) -> None:
+        """What every collector is given, and what scores episodes."""
+        super().__init__(*given)
+        self._scores = scores
         self._prefetcher = EpisodePrefetcher(self._block)
 
     def episodes(self, it: int, meta: np.ndarray) -> Episode:
         """The stacked episodes of the tasks of `it`."""
         return self._prefetcher.of(it)
 
-    def held_out(self, keys: Sequence[TaskKey], *, steps: int) -> Iterator[Episode]:
+    def scores(
+        self, meta: Tensor, keys: Sequence[TaskKey], it: int, *, steps: int, mode: Mode
+    ) -> list[dict[str, Tensor]]:
+        """Each score [task, step] of held-out tasks at meta [size], some tasks at once."""
+        some, number = max(1, steps), self._placement.number(it)
+        return [  # the inductive score needs a support set, adapted to or not
+            {name: by[:, : steps + 1] for name, by in scores.items()}
+            for episodes in self._held_out(keys, steps=some)
+            for scores in [self._scores(meta, episodes, number, mode=mode)]
+        ]
+
+    def _held_out(self, keys: Sequence[TaskKey], *, steps: int) -> Iterator[Episode]:
         """The episodes of held-out tasks, as many at once as memory allows."""
         source = self._spec.source
         one = source.collect([source.sample(keys[0])], steps=steps)
@@ -138,19 +174,26 @@ class SupervisedCollector(Collector):
         return self._placement.data(episodes._replace(key=keys_of(keys)))
 
 
-class OnPolicyCollector(Collector):
+class ActingCollector(Collector):
+    """Of episodes that depend on the parameters: policies act, and so their scores come about."""
+
+    @abstractmethod
+    def collect(self, meta: Tensor, keys: Sequence[TaskKey], it: int, *, steps: int) -> Episode:
+        """Episodes of policies that start at meta [size], before and after each of their steps."""
+
+    def scores(
+        self, meta: Tensor, keys: Sequence[TaskKey], it: int, *, steps: int, mode: Mode
+    ) -> list[dict[str, Tensor]]:
+        """Each score [task, step] of held-out tasks at meta [size], of their policies' episodes."""
+        return [self.collect(meta, keys, it, steps=steps).scores or {}]
+
+
+class OnPolicyCollector(ActingCollector):
     """Policies that act in their tasks' environments and adapt to that, stage by stage."""
 
-    def __init__(
-        self,
-        spec: ShardSpec,
-        share: Share,
-        placement: Placement,
-        *,
-        terms: PolicyTerms,
-        roll: Roll,
-    ) -> None:
-        super().__init__(spec, share, placement)
+    def __init__(self, *given: Any, terms: PolicyTerms, roll: Roll) -> None:
+        """What every collector is given; what adapts policies, and what acts by them."""
+        super().__init__(*given)
         self._terms = terms
         self._roll = roll
         self._last: tuple[int, np.ndarray, Episode] | None = None

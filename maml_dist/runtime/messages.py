@@ -18,7 +18,7 @@ class Contribution(NamedTuple):
     tasks: int  # that were summed
     metrics: dict[str, float]  # summed
     skipped: tuple[int, ...] = ()  # tasks left out: their loss or gradient is not finite
-    said: tuple[str, ...] = ()  # by the engine, to the user
+    warnings: tuple[str, ...] = ()  # of the engine, for the user
 
 
 class ShardSpec(NamedTuple):

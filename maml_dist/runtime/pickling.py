@@ -1,4 +1,4 @@
-"""Pickled: whether a value can travel to Ray's actors, and what in it cannot."""
+"""Pickling: whether a value can travel to Ray's actors, and what in it cannot."""
 
 import pickle
 from collections.abc import Iterator, Mapping

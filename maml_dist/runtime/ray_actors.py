@@ -9,20 +9,39 @@ import numpy as np
 import torch
 
 from maml_dist.core.data.trajectories import Trajectories
+from maml_dist.core.outer.optimizers import OuterOptimizer
 from maml_dist.core.params import Params
 from maml_dist.runtime.messages import Contribution, ShardSpec
 from maml_dist.runtime.remote import remote
 from maml_dist.runtime.rollout_worker import RolloutWorker, Weights
+from maml_dist.runtime.server import ParameterServer
 from maml_dist.runtime.shard import TaskShard
 
 
-class RayShard(TaskShard):
-    """A shard that fetches its spec itself, so that Ray need not repeat it at a restart."""
+class RayServer(ParameterServer):
+    """A parameter server that holds a reference to what the shards of the run are given.
+
+    They ask for it: of a reference in the constructor of what is restarted Ray warns each time.
+    """
 
     def __init__(
-        self, reference: bytes, *, rank: int, shards: int, device: str, workers: list[Any]
+        self, meta: np.ndarray, outer: OuterOptimizer, *, learned: int, spec: list[Any]
     ) -> None:
-        given = _fetched(reference)
+        super().__init__(meta, outer, learned=learned)
+        self._spec = spec
+
+    def spec(self) -> list[Any]:
+        """The reference, in a list: Ray hands it over as it is."""
+        return self._spec
+
+
+class RayShard(TaskShard):
+    """A shard that asks for its spec itself, at each start."""
+
+    def __init__(
+        self, server: Any, *, rank: int, shards: int, device: str, workers: list[Any]
+    ) -> None:
+        given = _spec_of(server)
         roll = partial(roll_on, workers) if workers else None
         returns = partial(returns_on, workers) if workers else None
         super().__init__(given, rank=rank, shards=shards, device=device, roll=roll, returns=returns)
@@ -38,22 +57,23 @@ class RayShard(TaskShard):
             contribution = super().gradient(meta, it, at)
         self._listens = False
         texts = (str(warning.message) for warning in caught)
-        return contribution._replace(said=tuple(t for t in texts if t.startswith("engine.")))
+        return contribution._replace(warnings=tuple(t for t in texts if t.startswith("engine.")))
 
 
 class RayWorker(RolloutWorker):
     """A rollout worker that fetches the spec of its shard itself."""
 
-    def __init__(self, reference: bytes) -> None:
-        given = _fetched(reference)
+    def __init__(self, server: Any) -> None:
+        given = _spec_of(server)
         super().__init__(given.source, given.model, max_parallel_envs=given.max_parallel_envs)
 
 
-def _fetched(reference: bytes) -> ShardSpec:
-    """The spec that the driver holds, by its pickled reference."""
+def _spec_of(server: Any) -> ShardSpec:
+    """What the shards of the run are given: the server knows where it lies."""
     import ray
 
-    spec: ShardSpec = ray.get(ray.cloudpickle.loads(reference))
+    (reference,) = ray.get(server.spec.remote())
+    spec: ShardSpec = ray.get(reference)
     return spec
 
 

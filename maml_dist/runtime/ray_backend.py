@@ -12,7 +12,7 @@ from maml_dist.core.outer.optimizers import OuterOptimizer
 from maml_dist.runtime.backend import ActorGroup, ResourceRequest, Resources
 from maml_dist.runtime.messages import ShardSpec
 from maml_dist.runtime.private_ray import own_ray
-from maml_dist.runtime.ray_actors import RayShard, RayWorker
+from maml_dist.runtime.ray_actors import RayServer, RayShard, RayWorker
 from maml_dist.runtime.ray_cluster import join
 from maml_dist.runtime.rollout_worker import RolloutWorker
 from maml_dist.runtime.server import ParameterServer
@@ -93,9 +93,19 @@ class RayBackend:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         shared = ray.put(_With(modules, spec))
-        # As bytes: Ray warns of references in the constructor of what is restarted, since they may
-        # be lost by then; `close` below holds this one.
-        reference = ray.cloudpickle.dumps(shared)
+        for method in (
+            ParameterServer.update,
+            ParameterServer.next_request,
+            ParameterServer.finish_update,
+        ):
+            ray.method(num_returns=2)(cast(Any, method))
+        # The server stays beside the driver: they live and die together, shards come and go.
+        beside = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        server = (
+            ray.remote(RayServer)
+            .options(num_cpus=0, scheduling_strategy=beside)
+            .remote(meta, _With(modules, outer), learned=spec.learned, spec=[shared])
+        )
         # A shard can always compute its part again: a lost one is restarted, its call repeated.
         shard_actor = ray.remote(RayShard).options(
             num_cpus=resources.cpus,
@@ -107,12 +117,12 @@ class RayBackend:
             num_cpus=resources.worker_cpus, max_restarts=-1, max_task_retries=RETRIES
         )
         workers = [
-            [worker_actor.remote(reference) for _ in range(resources.workers)]
+            [worker_actor.remote(server) for _ in range(resources.workers)]
             for _ in range(resources.shards)
         ]
         shards = [
             shard_actor.remote(
-                reference,
+                server,
                 rank=rank,
                 shards=resources.shards,
                 device=resources.device,
@@ -120,23 +130,10 @@ class RayBackend:
             )
             for rank in range(resources.shards)
         ]
-        for method in (
-            ParameterServer.update,
-            ParameterServer.next_request,
-            ParameterServer.finish_update,
-        ):
-            ray.method(num_returns=2)(cast(Any, method))
-        # The server stays beside the driver: they live and die together, shards come and go.
-        beside = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-        server = (
-            ray.remote(ParameterServer)
-            .options(num_cpus=0, scheduling_strategy=beside)
-            .remote(meta, _With(modules, outer), learned=spec.learned)
-        )
         rolling = [worker for own in workers for worker in own]
         actors: list[Any] = [*shards, *rolling, server]
 
-        def close(_needed_by_restarted_shards: Any = shared) -> None:
+        def close() -> None:
             for actor in actors:
                 ray.kill(actor)
 

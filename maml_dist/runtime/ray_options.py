@@ -1,4 +1,4 @@
-"""Job: the options of `ray.init` with which actors import from where this process does.
+"""The options of `ray.init` with which actors import from where this process does.
 
 By itself Ray puts the working directory first for them, whose files may hide others: those that
 came with a stranger's run, say.

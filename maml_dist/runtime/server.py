@@ -131,7 +131,9 @@ class ParameterServer:
         }
         skipped = [f"{self._it}:{task}" for part in contributions for task in part.skipped]
         metrics["skipped/tasks"] = " ".join(skipped)
-        metrics["said"] = "\n".join({text: None for part in contributions for text in part.said})
+        metrics["warnings"] = "\n".join(
+            {text: None for part in contributions for text in part.warnings}
+        )
         return total / tasks if tasks else None, metrics
 
     @remote

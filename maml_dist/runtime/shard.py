@@ -18,7 +18,14 @@ from maml_dist.core.engine.meta_gradient import MetaGradient, PathScores
 from maml_dist.core.engine.policy_terms import PolicyTerms
 from maml_dist.core.model.objective import Mode, Objective
 from maml_dist.runtime.allocator import keep_freed
-from maml_dist.runtime.collectors import OnPolicyCollector, Placement, Share, SupervisedCollector
+from maml_dist.runtime.collectors import (
+    ActingCollector,
+    Collector,
+    OnPolicyCollector,
+    Placement,
+    Share,
+    SupervisedCollector,
+)
 from maml_dist.runtime.messages import Contribution, ShardSpec
 from maml_dist.runtime.remote import remote
 from maml_dist.runtime.rollout_worker import Returns, Roll, RolloutWorker
@@ -51,20 +58,24 @@ class TaskShard:
         engine.set_rounding()
         self._placement = Placement(torch.device(device), engine.dtype)
         objective = Objective(model, spec.source, bfloat16=engine.precision == "bfloat16")
-        self._gradient = MetaGradient(engine, spec.learner, objective, into=spec.layout)
+        gradient = MetaGradient(engine, spec.learner, objective, into=spec.layout)
         self._scores = PathScores(engine, spec.learner, objective, into=spec.layout)
         self._policy_terms = PolicyTerms(engine, spec.learner, objective, into=spec.layout)
-        self._collector = self._collects(objective, roll, returns)
+        self._collector = self._collects(gradient, objective, roll, returns)
         self._product: tuple[Episode, Shares, Callable[[Tensor], Tensor]] | None = None
 
     def _collects(
-        self, objective: Objective, roll: Roll | None, returns: Returns | None
-    ) -> SupervisedCollector | OnPolicyCollector | ZerothOrderCollector:
+        self,
+        gradient: MetaGradient,
+        objective: Objective,
+        roll: Roll | None,
+        returns: Returns | None,
+    ) -> Collector:
         """What collects the episodes of these tasks for this learner."""
         spec = self._spec
-        given = spec, self._share, self._placement
+        given = spec, self._share, self._placement, gradient
         if not spec.source.on_policy:
-            return SupervisedCollector(*given)
+            return SupervisedCollector(*given, scores=self._scores)
         alone = RolloutWorker(spec.source, spec.model, max_parallel_envs=spec.max_parallel_envs)
         roll, returns = roll or alone.here, returns or alone.returns
         if spec.learner.zeroth_order:
@@ -86,19 +97,20 @@ class TaskShard:
         """
         if at is None:
             self._product = None  # what it holds makes room for new episodes
-            point, tasks = self._placement.vector(meta), list(self._collector.tasks)
-            summed, episodes = self._differentiated(point, it, meta)
+            tasks = list(self._collector.tasks)
+            summed, episodes = self._collector.gradient(meta, it)
         else:
-            point, (episodes, tasks) = self._placement.vector(at), self._counted(it, meta)
+            episodes, tasks = self._counted(it, meta)
             if not tasks:
                 return Contribution(np.zeros_like(meta), 0, {})
-            summed = self._gradient(point, episodes, self._placement.number(it))
+            summed = self._collector.gradient_at(self._placement.vector(at), episodes, it)
         skipped = self._skipped(it, tasks, summed)
         if at is None:
             self._collector.leave_out(it, meta, skipped)
         gradient = summed.gradient
         if self._spec.source.penalty and len(skipped) < len(tasks):
-            gradient = gradient + self._penalty(point, it, chosen(episodes, summed.finite))
+            counted = chosen(episodes, summed.finite)
+            gradient = gradient + self._penalty(meta if at is None else at, it, counted)
         metrics = summed.metrics
         if episodes.scores:
             metrics = metrics | self._placement.data(ends(episodes))
@@ -149,7 +161,7 @@ class TaskShard:
 
     def collect(self, meta: np.ndarray, keys: Sequence[TaskKey], it: int, *, steps: int) -> Episode:
         """On-policy: episodes of policies that adapt to them, stage by stage, at meta [size]."""
-        assert not isinstance(self._collector, SupervisedCollector)
+        assert isinstance(self._collector, ActingCollector)
         return self._collector.collect(self._placement.vector(meta), keys, it, steps=steps)
 
     @remote
@@ -175,31 +187,16 @@ class TaskShard:
         keys = [TaskKey(self._spec.seed, split, 0, task) for task in self._share.of(tasks)]
         if not keys:
             return {}
-        point, number = self._placement.vector(meta), self._placement.number(it)
-        if isinstance(self._collector, SupervisedCollector):
-            # The inductive score needs a support set, adapted to or not.
-            held_out = self._collector.held_out(keys, steps=max(1, steps))
-            parts = [self._scores(point, some, number, mode=mode) for some in held_out]
-        else:
-            parts = [self._collector.collect(point, keys, it, steps=steps).scores or {}]
+        point = self._placement.vector(meta)
+        parts = self._collector.scores(point, keys, it, steps=steps, mode=mode)
         return {
-            name: np.concatenate([part[name][:, : steps + 1].cpu().numpy() for part in parts])
-            for name in parts[0]
+            name: np.concatenate([part[name].cpu().numpy() for part in parts]) for name in parts[0]
         }
 
     @remote
     def ping(self) -> int:
         """The rank: an answer when the actor is up."""
         return self._share.rank
-
-    def _differentiated(
-        self, point: Tensor, it: int, meta: np.ndarray
-    ) -> tuple[GradientSum, Episode]:
-        """The gradient at meta, which is `point` on this shard's device, and of which episodes."""
-        if isinstance(self._collector, ZerothOrderCollector):
-            return self._collector.gradient(point, self._collector.keys(it))
-        episodes = self._collector.episodes(it, meta)
-        return self._gradient(point, episodes, self._placement.number(it)), episodes
 
     def _counted(self, it: int, meta: np.ndarray) -> tuple[Episode, list[int]]:
         """The episodes of the tasks that count at meta, and whose they are."""
@@ -216,9 +213,9 @@ class TaskShard:
             )
         return skipped
 
-    def _penalty(self, point: Tensor, it: int, episodes: Episode) -> Tensor:
+    def _penalty(self, at: np.ndarray, it: int, episodes: Episode) -> Tensor:
         """The gradient [size] of the weighted KL divergence from the policies that acted first."""
-        number = self._placement.number(it)
+        point, number = self._placement.vector(at), self._placement.number(it)
         gradient = self._policy_terms.kl_penalty_gradient(point, episodes, number)
         gradient = self._spec.source.penalty * gradient
         if not gradient.isfinite().all():

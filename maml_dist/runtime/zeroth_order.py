@@ -18,8 +18,7 @@ from maml_dist.core.data.task_source import TaskKey, keys_of
 from maml_dist.core.data.trajectories import Trajectories
 from maml_dist.core.engine.gradient_sum import GradientSum, sum_gradients
 from maml_dist.core.params import Layout, Params, unflatten
-from maml_dist.runtime.collectors import Collector, Placement, Share
-from maml_dist.runtime.messages import ShardSpec
+from maml_dist.runtime.collectors import ActingCollector
 from maml_dist.runtime.rollout_worker import Returns, Roll
 
 GATHERED = 50_000_000  # numbers of candidates' weights gathered at once; bounds memory
@@ -50,22 +49,14 @@ class Scoring:
         return -earned.reshape(lead).to(value.device, value.dtype)
 
 
-class ZerothOrderCollector(Collector):
+class ZerothOrderCollector(ActingCollector):
     """Candidates that act, for a learner that is given their returns; and its meta-gradient."""
 
-    def __init__(
-        self,
-        spec: ShardSpec,
-        share: Share,
-        placement: Placement,
-        *,
-        roll: Roll,
-        returns: Returns,
-        kept: Sequence[str] = (),
-    ) -> None:
+    def __init__(self, *given: Any, roll: Roll, returns: Returns, kept: Sequence[str] = ()) -> None:
         """`kept` names what the flat vector holds that is not learned."""
-        super().__init__(spec, share, placement)
-        self._source, self._learner, self._into = spec.source, spec.learner, spec.layout
+        super().__init__(*given)
+        self._source, self._learner = self._spec.source, self._spec.learner
+        self._into = self._spec.layout
         self._roll = roll
         self._returns = returns
         self._kept = kept
@@ -87,17 +78,18 @@ class ZerothOrderCollector(Collector):
         episodes, _ = self._lived(score.tasks, path, torch.stack(lived, 1))
         return episodes._replace(key=key)
 
-    def gradient(self, meta: Tensor, keys: Sequence[TaskKey]) -> tuple[GradientSum, Episode]:
+    def gradient(self, meta: np.ndarray, it: int) -> tuple[GradientSum, Episode]:
         """The summed meta-gradient at meta [size], and the episodes of what meta adapts to."""
-        (params, kept), score = self._split(meta), self._score(keys)
-        key = keys_of(keys).to(meta.device)
+        keys, start = self.keys(it), self._placement.vector(meta)
+        (params, kept), score = self._split(start), self._score(keys)
+        key = keys_of(keys).to(start.device)
         slopes, path = self._learner.es_gradient(score, params, key)
         slopes |= {name: value.expand(len(keys), *value.shape) for name, value in kept.items()}
         gradients = torch.cat([slopes[name].flatten(1) for name in self._into.names], 1)
         lived = torch.zeros(len(keys), len(path))
         lived[:, -1] = score.lived
         episodes, losses = self._lived(score.tasks, path, lived)
-        losses = losses.to(meta.device, meta.dtype)
+        losses = losses.to(start.device, start.dtype)
         metrics = {"loss/before": losses[:, 0], "loss/after": losses[:, -1]}
         return sum_gradients(gradients, metrics), episodes
 

@@ -96,7 +96,7 @@ class Rollouts(TaskSource):
 
     @property
     def penalty(self) -> float:  # type: ignore[override]  # a field of the policy gradient's
-        """Weight of the unadapted policy's divergence."""
+        """Weight of the unadapted policy's KL divergence."""
         return self.policy_gradient.penalty
 
     @property

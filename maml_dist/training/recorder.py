@@ -45,7 +45,7 @@ def record(
     counted, clock = 0, time.monotonic()
     told = {""}
     for batch, read in _read(actors, batches):
-        for said in {metrics.get("said", "") for metrics in read} - told:
+        for said in {metrics.get("warnings", "") for metrics in read} - told:
             print(said, file=sys.stderr)
             told.add(said)
         counted += len(batch)

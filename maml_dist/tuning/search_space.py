@@ -1,4 +1,4 @@
-"""A search as plain data: what is searched and how, read from a file, and the table of trials.
+"""A search as plain data: what is searched and how, read from a file.
 
 recipe: sinusoid
 search:

@@ -61,16 +61,16 @@ def test_any_number_of_shards_agrees_to_rounding(local, shards):
 
 
 def test_a_killed_shard_is_restarted_and_nothing_changes(tmp_path, ray_here, local, monkeypatch):
-    crews = []
-    launch = RayBackend.start
+    groups = []
+    start = RayBackend.start
 
     def keep_hold(place, *work, **options):
-        crews.append(launch(place, *work, **options))
-        return crews[0]
+        groups.append(start(place, *work, **options))
+        return groups[0]
 
     def kill_a_shard(row):
         if row["iteration"] == 20:
-            ray_here.kill(crews[0].shards[0], no_restart=False)
+            ray_here.kill(groups[0].shards[0], no_restart=False)
 
     monkeypatch.setattr(RayBackend, "start", keep_hold)
     run = maml_dist.meta_train(
@@ -183,18 +183,18 @@ def test_a_users_files_travel_to_where_they_are_not(tmp_path, ray_here, monkeypa
     (mine / "later.py").write_text("def scaled(value, factor): return value * factor\n")
     (mine / "users_task.py").write_text(TWICE)
     (mine / "rule.py").write_text(
-        "from dataclasses import dataclass\nfrom maml_dist.core.outer.optimizers import SGD\n\n\n"
-        "@dataclass(frozen=True)\nclass InnerOptimizer(SGD):\n    beta: float = 0.1\n"
+        "from dataclasses import dataclass\nfrom maml_dist import OuterSGD\n\n\n"
+        "@dataclass(frozen=True)\nclass Rule(OuterSGD):\n    beta: float = 0.1\n"
     )
-    recipe = {**read_recipe("sinusoid"), "task": "users_task.Twice", "outer": "rule.InnerOptimizer"}
+    recipe = {**read_recipe("sinusoid"), "task": "users_task.Twice", "outer": "rule.Rule"}
     (mine / "mine.yaml").write_text(yaml.safe_dump(recipe))
     settings = {**SMALL, "iterations": 3, "shards": 2}
     local = maml_dist.meta_train(mine / "mine.yaml", run=tmp_path / "local", local=True, **settings)
-    launch = RayBackend.start
+    start = RayBackend.start
 
     def elsewhere(place, *work, **options):
         mine.rename(tmp_path / "gone")
-        return launch(place, *work, **options)
+        return start(place, *work, **options)
 
     monkeypatch.setattr(RayBackend, "start", elsewhere)
     run = maml_dist.meta_train(mine / "mine.yaml", run=tmp_path / "run", **settings)

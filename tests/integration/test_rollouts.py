@@ -104,15 +104,15 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path, local):
 
 
 def test_killed_workers_and_shards_change_nothing(tmp_path, ray_here, local, monkeypatch):
-    crews = []
-    launch = RayBackend.start
+    groups = []
+    start = RayBackend.start
 
     def keep_hold(place, *work, **options):
-        crews.append(launch(place, *work, **options))
-        return crews[0]
+        groups.append(start(place, *work, **options))
+        return groups[0]
 
     def kill(row):
-        actors = crews[0]
+        actors = groups[0]
         lost = actors.workers[0] if row["iteration"] == 1 else actors.shards[0]
         ray_here.kill(lost, no_restart=False)
 

@@ -59,7 +59,7 @@ def test_what_is_raised_is_a_line_and_a_status(capsys, monkeypatch, error, statu
 
 def test_a_mistake_of_ours_is_one_line_that_says_so(capsys, monkeypatch):
     status, err = ended(capsys, monkeypatch, lambda arguments: {}["x"])  # a file of tests: a user's
-    assert status == 2 and "test_command.py, line" in err and "KeyError: 'x'" in err
+    assert status == 2 and "test_cli.py, line" in err and "KeyError: 'x'" in err
     main = raising(KeyError("x"))
     status, err = ended(capsys, monkeypatch, main)
     assert status == 70 and err.count("\n") == 1

@@ -1,4 +1,4 @@
-"""Inner update rules: phi_{k+1} = phi_k - alpha * direction(gradient), all differentiable.
+"""Inner optimizers: phi_{k+1} = phi_k - alpha * direction(gradient), all differentiable.
 
     gradient descent   direction = g
     momentum           v <- decay * v + g,  direction = v          (Nesterov: g + decay * v)

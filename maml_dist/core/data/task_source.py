@@ -60,7 +60,7 @@ class TaskSource(ABC):
     maximize: ClassVar[bool] = False  # whether more of it is better
     on_policy: ClassVar[bool] = False  # what is collected depends on the parameters; has a `kl`
     classifies: bool = False  # whether y [n] are classes, whole numbers from 0
-    penalty: float = 0.0  # on-policy: weight of phi_0's divergence on the support
+    penalty: float = 0.0  # on-policy: weight of phi_0's KL divergence on the support
 
     def __init_subclass__(cls) -> None:
         """Refuse a class that has a `kl` and is not declared on-policy, or the other way round.

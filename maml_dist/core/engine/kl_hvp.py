@@ -54,10 +54,10 @@ def linearised(
 
     push = vjp(transposed, torch.zeros_like(at))[1]
 
-    def divergence_of(new: Tensor) -> Tensor:
+    def kl_of(new: Tensor) -> Tensor:
         return kl(at, new)
 
-    fisher = vjp(grad(divergence_of), at)[1]  # F is symmetric
+    fisher = vjp(grad(kl_of), at)[1]  # F is symmetric
 
     def product(vector: Params) -> Params:
         along = push({name: vector[name] for name in meta})[0]

@@ -1,9 +1,9 @@
 """What is asked of the adapted policies of a batch of tasks, beside the meta-gradient.
 
     policies     phi_K of each task, to act with
-    objective    the outer loss and the divergence, at other meta-parameters than acted
-    curvature    (d phi_K / d meta)^T F (d phi_K / d meta) v, F the Hessian of the divergence
-    kl_penalty_gradient    the gradient of the divergence of phi_0 from the policy that acted first
+    objective    the outer loss and the KL divergence, at other meta-parameters than acted
+    curvature    (d phi_K / d meta)^T F (d phi_K / d meta) v, F the Hessian of the KL
+    kl_penalty_gradient  of the KL divergence of phi_0 from the policy that acted first
 
 Legend: task = stacked tasks, size = elements of the flat meta-parameters.
 """
@@ -54,7 +54,7 @@ class PolicyTerms:
         return self._over(one, Episode(support, support[-1], key), meta, it)
 
     def objective(self, meta: Tensor, episodes: Episode, it: Tensor) -> Params:
-        """`loss/after` and `divergence` of each task [task], at meta [size]."""
+        """`loss/after` and `kl` of each task [task], at meta [size]."""
 
         def one(spec: EpisodeSpec, meta: Params, it: Tensor, *tensors: Tensor) -> Params:
             phi, query = self._adapt(spec, meta, it, tensors)
@@ -100,7 +100,7 @@ class PolicyTerms:
         return summed
 
     def kl_penalty_gradient(self, meta: Tensor, episodes: Episode, it: Tensor) -> Tensor:
-        """The gradient [size] of the divergence on what phi_0 lived through, summed over tasks."""
+        """The gradient [size] of the KL on what phi_0 lived through, summed over tasks."""
 
         def one(spec: EpisodeSpec, meta: Params, it: Tensor, *tensors: Tensor) -> Params:
             episode = unflatten_episode(spec, tensors)

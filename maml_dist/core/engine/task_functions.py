@@ -143,7 +143,7 @@ class TaskFunctions:
             asked = (*leaves(episode.query), tensors[-1])
             counts = torch.arange(steps + 1, device=it.device).unbind()
             carry, before = over["start"](vector, it, counts[0], *(batches or [asked])[0])
-            carries = StepCheckpoints(
+            checkpoints = StepCheckpoints(
                 lambda k, carry: over["step"](vector, it, counts[k], carry, *batches[k]),
                 carry,
                 steps,
@@ -152,14 +152,14 @@ class TaskFunctions:
             )
             del carry
             if not through:
-                gradient, after = over["end"](vector, it, counts[-1], carries[steps], *tensors)
+                gradient, after = over["end"](vector, it, counts[-1], checkpoints[steps], *tensors)
             else:
                 shares = _shares(learner.step_loss_weights(it), steps)
-                ended = carries[steps]
+                ended = checkpoints[steps]
                 gradient, along, after = over["query"](vector, it, counts[-1], ended, *asked)
                 gradient, along = shares[-1] * gradient, shares[-1] * along
                 for number, batch in reversed([*enumerate(batches)]):
-                    at = (vector, it, counts[number], carries.pop(number))
+                    at = (vector, it, counts[number], checkpoints.pop(number))
                     of_meta, along = over["pull"](*at, along, *batch)
                     gradient = gradient + of_meta
                     if shares[number]:
@@ -171,7 +171,7 @@ class TaskFunctions:
                 axis = int(engine.batching == "vmap")
                 rows = self._rows(
                     [
-                        over["statistics"](vector, it, counts[k], carries[k], *asked)
+                        over["statistics"](vector, it, counts[k], checkpoints[k], *asked)
                         for k in self._kept_steps(steps)
                     ],
                     axis=axis,

@@ -1,4 +1,4 @@
-"""Fixed: what predicts beside the meta-parameters and the running statistics, and never changes.
+"""Frozen state: what predicts beside meta-parameters and running statistics, and never changes.
 
 Frozen parameters, buffers (persistent or not), and the tensors and arrays that the module's parts
 hold as plain attributes, alone, in lists, tuples and dicts, or in modules that are hidden there. A

@@ -1,4 +1,4 @@
-"""Stateless: a module that computes with given parameters, and is left as it was.
+"""Functional call: a module that computes with given parameters, and is left as it was.
 
 What `torch.func.functional_call` gives back are parameters, and not those of a module that is
 registered twice. Here all that computing leaves in a module is taken back, in every module: modes,

@@ -1,4 +1,4 @@
-"""Forward: how a module's layers compute while it is meta-learned, whoever wrote the module.
+"""Functional rules: how a module's layers compute while it is meta-learned, whoever wrote it.
 
     batch norm   normalises with the current batch, or as told (`Normalise`); changes no buffer
     dropout      drawn from the task's random key; without a key nothing is dropped

@@ -1,8 +1,8 @@
 """TRPO's update (Schulman et al., arXiv 1502.05477), asked of the tasks and applied here.
 
-(A + damping I) d = gradient                       A: the divergence's curvature, by products
+(A + damping I) d = gradient                       A: the KL's curvature, by products
 meta <- meta - shrink^j beta sqrt(2 bound / d^T A d) d      for the first j at which
-the loss falls and the mean divergence is at most `bound`;  meta stays where there is none
+the loss falls and the mean KL is at most `bound`;  meta stays where there is none
 """
 
 import math

@@ -1,4 +1,4 @@
-"""What a policy's output says of its actions, and the divergence between two policies.
+"""What a policy's output says of its actions, and the KL divergence between two policies.
 
     Gaussian      output = (mean, log_std),  a = mean + exp(log_std) * noise      (diagonal)
     Categorical   output = logits,           P(a) = softmax(logits)_a

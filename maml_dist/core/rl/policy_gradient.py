@@ -2,7 +2,7 @@
 
     loss        the inner surrogate on the batch that the policy itself collected
     query loss  the outer surrogate at the adapted policy
-    divergence  the mean KL divergence from the policy that acted
+    kl          the mean KL divergence from the policy that acted
 
 Legend: task, episode, time, obs, out.
 """
@@ -41,7 +41,7 @@ class PolicyGradient:
     )
     outer_surrogate: Literal["ratio", "clipped"] = "ratio"  # of the meta-gradient
     clip: float = 0.3  # of the clipped surrogate: the ratio stays within 1 ± this
-    penalty: float = 0.0  # weight of the unadapted policy's divergence (ProMP: 0.0005)
+    penalty: float = 0.0  # weight of the unadapted policy's KL (ProMP: 0.0005)
 
     def __post_init__(self) -> None:
         check_range(self, "task.policy_gradient", gamma=(0, 1), gae_lambda=(0, 1))

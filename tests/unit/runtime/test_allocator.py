@@ -27,7 +27,8 @@ def test_the_collector_is_spared_inside_alone():
         seen.append(piece)
     assert seen == ["a", "b", "c"] and len(kept) == 5000
     assert 0 < counts[0] < counts[1] - 4900  # what the first piece made is spared too
-    assert counts[1] == counts[3] and gc.get_freeze_count() == 0
+    assert counts[1] >= counts[2] >= counts[3]  # nothing is frozen again; what dies is not
+    assert gc.get_freeze_count() == 0
 
 
 def test_what_the_work_raises_ends_it_too():

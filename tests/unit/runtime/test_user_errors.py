@@ -45,11 +45,23 @@ class Forward(nn.Linear):
 @pytest.mark.parametrize(
     ("source", "model", "said"),
     [
-        (Scores(), nn.Linear(1, 1), r"the score \(test_blame.py, line \d+\) raised ZeroDivision"),
+        (
+            Scores(),
+            nn.Linear(1, 1),
+            r"the score \(test_user_errors.py, line \d+\) raised ZeroDivision",
+        ),
         (Collects(), nn.Linear(1, 1), r"the task source \(.*\) raised KeyError: 'absent'"),
         (Samples(), nn.Linear(1, 1), r"the task source \(.*\) raised RuntimeError: two lines"),
-        (Loses(), nn.Linear(1, 1), r"the loss \(test_blame.py, line \d+\) raised AttributeError"),
-        (Sinusoid(), Forward(1, 1), r"the model \(test_blame.py, line \d+\) raised TypeError: x"),
+        (
+            Loses(),
+            nn.Linear(1, 1),
+            r"the loss \(test_user_errors.py, line \d+\) raised AttributeError",
+        ),
+        (
+            Sinusoid(),
+            Forward(1, 1),
+            r"the model \(test_user_errors.py, line \d+\) raised TypeError: x",
+        ),
         (Sinusoid(), nn.Linear(3, 1), r"the model raised RuntimeError: "),
     ],
 )

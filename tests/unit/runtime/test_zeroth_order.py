@@ -14,6 +14,7 @@ from maml_dist.core.random import fold, keys, normal
 from maml_dist.learners.evolution import ESMAML
 from maml_dist.models.categorical_policy import CategoricalPolicy
 from maml_dist.models.gaussian_policy import GaussianPolicy
+from maml_dist.runtime.collectors import Placement
 from maml_dist.runtime.messages import ShardSpec
 from maml_dist.runtime.rollout_worker import RolloutWorker
 from maml_dist.runtime.shard import TaskShard
@@ -127,8 +128,13 @@ def test_what_was_lived_is_summed_where_the_losses_are(monkeypatch):
     """On a GPU these are elsewhere than the environments: all is put on the shard's device."""
     spec, meta = setting()
     shard, moved = TaskShard(spec, rank=0, shards=1), []
-    move = shard._move
-    monkeypatch.setattr(shard, "_move", lambda value: moved.append(value.clone()) or move(value))
+    move = Placement._moved
+
+    def noted(placement, value):
+        moved.append(value.clone())
+        return move(placement, value)
+
+    monkeypatch.setattr(Placement, "_moved", noted)
     sums = shard.gradient(meta, 0).metrics
     lived = {name: value for name, value in sums.items() if not name.startswith("loss/")}
     there = [float(value.double().sum()) for value in moved if value.shape == (4,)]

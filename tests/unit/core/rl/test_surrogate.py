@@ -29,7 +29,7 @@ def acted(seed=0, episodes=3, horizon=4):
         action=normal(seed, episodes, horizon, 2),
         advantage=normal(seed + 1, episodes, horizon) * mask,
         mask=mask,
-        before=normal(seed + 2, episodes, horizon, 4) / 3,
+        old_output=normal(seed + 2, episodes, horizon, 4) / 3,
     )
 
 
@@ -48,7 +48,7 @@ def written_out(term, output, data):
     terms = [
         term(
             log_density(output[e, t], data.action[e, t]),
-            log_density(data.before[e, t], data.action[e, t]),
+            log_density(data.old_output[e, t], data.action[e, t]),
             float(data.advantage[e, t]),
         )
         for e, t in product(range(3), range(4))
@@ -81,7 +81,7 @@ def test_first_gradients_agree():
     for surrogate in INNER[1:]:
         equal(grad(lambda x, of=surrogate: of(GAUSSIAN, x, data))(output), expected)
     # At the policy that acted the ratios are 1: there the outer ones have that gradient too.
-    at = data.before
+    at = data.old_output
     expected = grad(lambda x: log_likelihood(GAUSSIAN, x, data))(at)
     for surrogate in (ratio, clipped):
         equal(grad(lambda x, of=surrogate: of(GAUSSIAN, x, data))(at), expected)
@@ -93,7 +93,7 @@ def test_the_ratio_is_low_variance_with_all_its_derivatives_where_it_acted():
     def of(surrogate):
         return lambda output: surrogate(GAUSSIAN, output, data)
 
-    at, along = data.before, normal(9, 3, 4, 4)
+    at, along = data.old_output, normal(9, 3, 4, 4)
     equal(of(ratio)(at), of(low_variance)(at))
     equal(grad(of(ratio))(at), grad(of(low_variance))(at))
     equal(hessian(of(ratio))(at), hessian(of(low_variance))(at))
@@ -114,9 +114,9 @@ def test_the_ratio_is_low_variance_with_all_its_derivatives_where_it_acted():
 
 def test_clipped_gains_nothing_beyond_its_bounds():
     data = acted()
-    output = data.before + 3 * normal(7, 3, 4, 4)
+    output = data.old_output + 3 * normal(7, 3, 4, 4)
     ratios = (
-        GAUSSIAN.log_prob(output, data.action) - GAUSSIAN.log_prob(data.before, data.action)
+        GAUSSIAN.log_prob(output, data.action) - GAUSSIAN.log_prob(data.old_output, data.action)
     ).exp()
     a = data.advantage
     beyond = ((a > 0) & (ratios > 1.3)) | ((a < 0) & (ratios < 0.7))
@@ -189,7 +189,7 @@ def enumerated(theta, horizon):
         action=action,
         advantage=to_go * weights.unsqueeze(1) * mask.sum(),
         mask=mask,
-        before=theta[where].detach(),
+        old_output=theta[where].detach(),
     )
 
 
