@@ -13,7 +13,7 @@ import numbers
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -104,42 +104,41 @@ def check_engine(experiment: Experiment, meta: Params, device: str) -> None:
     if experiment.task.on_policy and experiment.learner.zeroth_order:
         return  # no derivative is taken
     probe = probe_of(experiment, meta, device)
-    try:
-        once, again = (first_of(probe, gradients) for _ in range(2))
-        strayed = strays(probe, gradients)
-    except FAILURES as error:
-        raise ValueError(
-            "the meta-gradient of one task cannot be computed, because of "
-            f"{culprit(probe, fails)}: {in_words(error)}{_way_out(probe)}"
-        ) from None
-    if once["meta-gradient"].isfinite().all() and first_apart(once, again, most=0.0):
-        raise ValueError(f"the meta-gradient {_WAVERS.format(culprit(probe, wavers))}")
-    if strayed:
-        raise ValueError(_stray(*strayed, culprit(probe, strays)))
+    _refuse_wavering(probe, "meta-gradient")
     if experiment.task.on_policy:
         if strayed := strays(probe, policy_terms):
             raise ValueError(_stray(*strayed, culprit(probe, strays)))
         return
     probe = validated(probe)
-    try:
-        once, again = (first_of(probe, scores) for _ in range(2))
-        strayed = strays(probe, scores)
-    except FAILURES as error:
-        raise ValueError(
-            "the scores of one task cannot be computed, because of "
-            f"{culprit(probe, fails, scored=True)}: {in_words(error)}"
-        ) from None
-    if apart := first_apart(once, again, most=0.0):
-        part = culprit(probe, wavers, scored=True)
-        raise ValueError(f"the score {apart[0]} {_WAVERS.format(part)}")
-    if strayed:
-        raise ValueError(_stray(*strayed, culprit(probe, strays, scored=True)))
+    _refuse_wavering(probe, "scores")
     if not follows_score(probe):
         print(
             f"note: the score of task={type(experiment.task).__name__} reads tensors as numbers or "
             "decides by them (numpy, .item(), if): it is computed task by task, as written",
             file=sys.stderr,
         )
+
+
+def _refuse_wavering(probe: Probe, what: Literal["meta-gradient", "scores"]) -> None:
+    """Raise ValueError where this cannot be computed, twice alike, and by a trace as eagerly."""
+    scored = what == "scores"
+    terms = scores if scored else gradients
+    try:
+        once, again = (first_of(probe, terms) for _ in range(2))
+        strayed = strays(probe, terms)
+    except FAILURES as error:
+        out = "" if scored else _way_out(probe)
+        raise ValueError(
+            f"the {what} of one task cannot be computed, because of "
+            f"{culprit(probe, fails, scored=scored)}: {in_words(error)}{out}"
+        ) from None
+    diverged = not scored and not once["meta-gradient"].isfinite().all()
+    if (apart := first_apart(once, again, most=0.0)) and not diverged:
+        named = f"score {apart[0]}" if scored else what
+        part = culprit(probe, wavers, scored=scored)
+        raise ValueError(f"the {named} {_WAVERS.format(part)}")
+    if strayed:
+        raise ValueError(_stray(*strayed, culprit(probe, strays, scored=scored)))
 
 
 _WAVERS = (

@@ -4,13 +4,11 @@ from threading import Thread
 from types import SimpleNamespace
 from typing import Any, ClassVar, cast
 
-import numpy as np
 import torch
 
-from maml_dist.core.outer.optimizers import OuterOptimizer
 from maml_dist.core.process_lock import EXCLUSIVE
 from maml_dist.runtime.backend import ActorGroup, ResourceRequest, Resources
-from maml_dist.runtime.messages import ShardSpec
+from maml_dist.runtime.messages import Start
 from maml_dist.runtime.remote import Get
 from maml_dist.runtime.server import ParameterServer
 from maml_dist.runtime.shard import TaskShard
@@ -50,15 +48,7 @@ class LocalBackend:
             raise ValueError(f"gpus_per_shard={gpus:g}: this machine has no GPU")
         return Resources(shards or 1, request.cpus, gpus, request.workers, request.worker_cpus)
 
-    def start(
-        self,
-        spec: ShardSpec,
-        meta: np.ndarray,
-        *,
-        outer: OuterOptimizer,
-        resources: Resources,
-        modules: object = None,
-    ) -> ActorGroup:
+    def start(self, given: Start, resources: Resources) -> ActorGroup:
         """The actors; they compute with as many threads as a shard on Ray.
 
         Raises:
@@ -75,10 +65,10 @@ class LocalBackend:
             self._own.append(threads)
             torch.set_num_threads(threads)
         shards = [
-            TaskShard(spec, rank=rank, shards=resources.shards, device=resources.device)
+            TaskShard(given.shard, rank=rank, shards=resources.shards, device=resources.device)
             for rank in range(resources.shards)
         ]
-        server = ParameterServer(meta, outer, learned=spec.learned)
+        server = ParameterServer(given.meta, given.outer, learned=given.shard.learned)
         here = [cast(TaskShard, _Here(shard)) for shard in shards]
         get = cast(Get, lambda value: value)
         return ActorGroup(here, cast(ParameterServer, _Here(server)), get, lambda: None)

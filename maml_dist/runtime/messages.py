@@ -8,6 +8,7 @@ from torch import nn
 from maml_dist.core.adaptation.learner import Learner
 from maml_dist.core.data.task_source import TaskSource
 from maml_dist.core.engine.engine import Engine
+from maml_dist.core.outer.optimizers import OuterOptimizer
 from maml_dist.core.params import Layout
 
 
@@ -34,3 +35,12 @@ class ShardSpec(NamedTuple):
     learned: int  # elements of the vector that are meta-learned; the rest is kept
     skip: bool = False  # leave a task that is not finite out, instead of stopping
     max_parallel_envs: int | None = None  # that are simulated at once at the most; null: all
+
+
+class Start(NamedTuple):
+    """What a run's actors start from."""
+
+    shard: ShardSpec
+    meta: np.ndarray  # [size]
+    outer: OuterOptimizer
+    modules: object = None  # the user's own; they are unpickled before the rest

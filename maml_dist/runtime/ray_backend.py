@@ -5,12 +5,10 @@ import os
 from contextlib import ExitStack
 from typing import Any, cast
 
-import numpy as np
 import torch
 
-from maml_dist.core.outer.optimizers import OuterOptimizer
 from maml_dist.runtime.backend import ActorGroup, ResourceRequest, Resources
-from maml_dist.runtime.messages import ShardSpec
+from maml_dist.runtime.messages import Start
 from maml_dist.runtime.private_ray import own_ray
 from maml_dist.runtime.ray_actors import RayServer, RayShard, RayWorker
 from maml_dist.runtime.ray_cluster import join
@@ -75,16 +73,8 @@ class RayBackend:
             )
         return resources
 
-    def start(
-        self,
-        spec: ShardSpec,
-        meta: np.ndarray,
-        *,
-        outer: OuterOptimizer,
-        resources: Resources,
-        modules: object = None,
-    ) -> ActorGroup:
-        """The actors, all of them up; `modules`, the user's own, are unpickled before the rest.
+    def start(self, given: Start, resources: Resources) -> ActorGroup:
+        """The actors, all of them up.
 
         Raises:
             ValueError: the cluster has no room for the actors.
@@ -92,7 +82,7 @@ class RayBackend:
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        shared = ray.put(_With(modules, spec))
+        shared = ray.put(_With(given.modules, given.shard))
         for method in (
             ParameterServer.update,
             ParameterServer.next_request,
@@ -104,7 +94,12 @@ class RayBackend:
         server = (
             ray.remote(RayServer)
             .options(num_cpus=0, scheduling_strategy=beside)
-            .remote(meta, _With(modules, outer), learned=spec.learned, spec=[shared])
+            .remote(
+                given.meta,
+                _With(given.modules, given.outer),
+                learned=given.shard.learned,
+                spec=[shared],
+            )
         )
         # A shard can always compute its part again: a lost one is restarted, its call repeated.
         shard_actor = ray.remote(RayShard).options(

@@ -17,6 +17,7 @@ from maml_dist.preflight.settings import refuse_unused_settings
 from maml_dist.runs.run import Run
 from maml_dist.runs.run_folder import refuse_used, run_folder
 from maml_dist.runtime.local_backend import LocalBackend
+from maml_dist.runtime.messages import Start
 from maml_dist.runtime.ray_backend import RayBackend
 from maml_dist.training.loop import train
 from maml_dist.training.recorder import Row
@@ -171,13 +172,8 @@ def execute(
             **{f"engine.{name}": value for name, value in asdict(engine).items()},
         }
         run = Run(run.path, override(run.config, decided))
-        actors = backend.start(
-            run.shard_spec,
-            flatten(run.initial).numpy(),
-            outer=run.experiment.outer,
-            resources=resources,
-            modules=Sources(),
-        )
+        meta, outer = flatten(run.initial).numpy(), run.experiment.outer
+        actors = backend.start(Start(run.shard_spec, meta, outer, Sources()), resources)
         held.callback(actors.close)
         if not resumed:  # a start that fails before this leaves nothing behind
             held.enter_context(run.locked())

@@ -43,8 +43,8 @@ class Constant(Schedule):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Linear(Schedule):
-    """From beta to `end` of it in a straight line."""
+class _Falling(Schedule):
+    """From beta to `end` of it."""
 
     until: int  # updates after which the rate stays at its end
     end: float = 0.0  # the final share of beta
@@ -52,38 +52,32 @@ class Linear(Schedule):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_minimum(self, "outer.schedule", end=0, until=1)
-        _check_fall(self.warm_up, self.until)
+        if self.until <= self.warm_up:
+            raise ValueError(
+                f"outer.schedule.until={self.until}: must be more than warm_up={self.warm_up}"
+            )
+
+    def _gone(self, count: float) -> float:
+        """The part of the way from the end of the warm-up to `until`."""
+        return min(1.0, max(0.0, (count - self.warm_up) / (self.until - self.warm_up)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Linear(_Falling):
+    """From beta to `end` of it in a straight line."""
 
     def factor(self, count: float) -> float:
         """The share of beta that the update after `count` others takes."""
-        gone = _gone(count, self.warm_up, self.until)
+        gone = self._gone(count)
         return self._rise(count) * (1 - (1 - self.end) * gone)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cosine(Schedule):
+class Cosine(_Falling):
     """From beta to `end` of it along half a cosine."""
-
-    until: int  # updates after which the rate stays at its end
-    end: float = 0.0  # the final share of beta
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_minimum(self, "outer.schedule", end=0, until=1)
-        _check_fall(self.warm_up, self.until)
 
     def factor(self, count: float) -> float:
         """The share of beta that the update after `count` others takes."""
-        gone = _gone(count, self.warm_up, self.until)
+        gone = self._gone(count)
         left = (1 + math.cos(math.pi * gone)) / 2
         return self._rise(count) * (self.end + (1 - self.end) * left)
-
-
-def _gone(count: float, warm_up: int, until: int) -> float:
-    """The part of the way from the end of the warm-up to `until`."""
-    return min(1.0, max(0.0, (count - warm_up) / (until - warm_up)))
-
-
-def _check_fall(warm_up: int, until: int) -> None:
-    if until <= warm_up:
-        raise ValueError(f"outer.schedule.until={until}: must be more than warm_up={warm_up}")

@@ -12,7 +12,7 @@ from maml_dist.learners.maml import MAML
 from maml_dist.models.mlp import MLP
 from maml_dist.runtime.backend import ResourceRequest
 from maml_dist.runtime.local_backend import LocalBackend
-from maml_dist.runtime.messages import ShardSpec
+from maml_dist.runtime.messages import ShardSpec, Start
 from maml_dist.tasks.sinusoid import Sinusoid
 
 
@@ -23,7 +23,7 @@ def start(place, cpus):
     engine = Engine(running="eager")
     spec = ShardSpec(Sinusoid(), model, MAML(), engine, layout(params), 0, 2, len(meta))
     resources = place.resources(1, ResourceRequest(cpus, 0), most=2)
-    place.start(spec, meta, outer=SGD(), resources=resources)
+    place.start(Start(spec, meta, SGD()), resources)
 
 
 @pytest.fixture(autouse=True)
