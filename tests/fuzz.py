@@ -119,7 +119,7 @@ def _run_of(recipe: str, folder: Path) -> Path:
 def _tried(case: Case, folder: Path) -> dict[str, Any]:
     """Make the files of a case, do what it says, look what it left."""
     Path("victim.txt").write_text("whole")
-    if any("RUN" in word or "run." in word for word in (*case.words, *case.files)):
+    if any("RUN" in word or "(run" in word for word in (*case.words, *case.files)):
         shutil.copytree(_run_of("sinusoid", folder), "RUN")
     for name, made in case.files.items():
         _make(name, made)
@@ -193,7 +193,7 @@ def _call(case: Case, folder: Path) -> int:
         names["model"] = maml_dist.load(run)
     if "policy." in text:
         names["policy"] = maml_dist.load(_run_of("navigation", folder))
-    if "run." in text:
+    if "(run" in text:
         from maml_dist.runs.run import Run
 
         names["run"] = Run.open("RUN")

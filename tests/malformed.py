@@ -388,7 +388,7 @@ def _calls(rng: random.Random) -> Iterator[Case]:
     arrays += [
         "torch.zeros(3)",
         "torch.zeros(5, 3)",
-        "torch.zeros(2, 2, 2)",
+        "torch.zeros(2, 2, 3)",
         "np.array([None] * 5)",
     ]
     arrays += [

@@ -21,7 +21,8 @@ from maml_dist.runtime.shard import TaskShard
 class RayServer(ParameterServer):
     """A parameter server that holds a reference to what the shards of the run are given.
 
-    They ask for it: of a reference in the constructor of what is restarted Ray warns each time.
+    They find it by its name, and ask: of references and actors among the arguments of what is
+    restarted Ray warns each time.
     """
 
     def __init__(
@@ -39,11 +40,14 @@ class RayShard(TaskShard):
     """A shard that asks for its spec itself, at each start."""
 
     def __init__(
-        self, server: Any, *, rank: int, shards: int, device: str, workers: list[Any]
+        self, server: str, *, rank: int, shards: int, device: str, workers: list[str]
     ) -> None:
+        import ray
+
         given = _spec_of(server)
-        roll = partial(roll_on, workers) if workers else None
-        returns = partial(returns_on, workers) if workers else None
+        rolling = [ray.get_actor(name) for name in workers]
+        roll = partial(roll_on, rolling) if workers else None
+        returns = partial(returns_on, rolling) if workers else None
         super().__init__(given, rank=rank, shards=shards, device=device, roll=roll, returns=returns)
         self._listens = True
 
@@ -61,19 +65,19 @@ class RayShard(TaskShard):
 
 
 class RayWorker(RolloutWorker):
-    """A rollout worker that fetches the spec of its shard itself."""
+    """A rollout worker that asks for the spec of its shard itself."""
 
-    def __init__(self, server: Any) -> None:
+    def __init__(self, server: str) -> None:
         given = _spec_of(server)
         super().__init__(given.source, given.model, max_parallel_envs=given.max_parallel_envs)
 
 
-def _spec_of(server: Any) -> ShardSpec:
-    """What the shards of the run are given: the server knows where it lies."""
+def _spec_of(server: str) -> ShardSpec:
+    """What the shards of the run are given: the server of this name knows where it lies."""
     import ray
 
-    (reference,) = ray.get(server.spec.remote())
-    spec: ShardSpec = ray.get(reference)
+    references: list[Any] = ray.get(ray.get_actor(server).spec.remote())
+    spec: ShardSpec = ray.get(references[0])
     return spec
 
 

@@ -4,6 +4,7 @@ import math
 import os
 from contextlib import ExitStack
 from typing import Any, cast
+from uuid import uuid4
 
 import torch
 
@@ -83,6 +84,7 @@ class RayBackend:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         shared = ray.put(_With(given.modules, given.shard))
+        name = f"maml_dist-{uuid4().hex}"  # by which the actors of this run find each other
         for method in (
             ParameterServer.update,
             ParameterServer.next_request,
@@ -93,7 +95,7 @@ class RayBackend:
         beside = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         server = (
             ray.remote(RayServer)
-            .options(num_cpus=0, scheduling_strategy=beside)
+            .options(name=name, num_cpus=0, scheduling_strategy=beside)
             .remote(
                 given.meta,
                 _With(given.modules, given.outer),
@@ -108,24 +110,31 @@ class RayBackend:
             max_restarts=-1,
             max_task_retries=RETRIES,
         )
-        worker_actor = ray.remote(RayWorker).options(
-            num_cpus=resources.worker_cpus, max_restarts=-1, max_task_retries=RETRIES
-        )
-        workers = [
-            [worker_actor.remote(server) for _ in range(resources.workers)]
-            for _ in range(resources.shards)
+        names = [
+            [f"{name}-{rank}-{number}" for number in range(resources.workers)]
+            for rank in range(resources.shards)
+        ]
+        worker_actor = ray.remote(RayWorker)
+        rolling = [
+            worker_actor.options(
+                name=each,
+                num_cpus=resources.worker_cpus,
+                max_restarts=-1,
+                max_task_retries=RETRIES,
+            ).remote(name)
+            for own in names
+            for each in own
         ]
         shards = [
             shard_actor.remote(
-                server,
+                name,
                 rank=rank,
                 shards=resources.shards,
                 device=resources.device,
-                workers=workers[rank],
+                workers=names[rank],
             )
             for rank in range(resources.shards)
         ]
-        rolling = [worker for own in workers for worker in own]
         actors: list[Any] = [*shards, *rolling, server]
 
         def close() -> None:
