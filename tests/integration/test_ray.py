@@ -242,6 +242,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_the_working_directory_hides_nothing(tmp_
     out, err = driver.communicate(timeout=60)
     assert driver.returncode == 130
     assert "go on with --resume" in out and "Traceback" not in err
+    assert "core_worker" not in err  # nor does Ray warn of how the actors are made
     assert Run.open(tmp_path / "run").checkpoints.last.iteration > 0
 
 
