@@ -13,6 +13,7 @@ from torch import Tensor
 
 from maml_dist.core.data.episode import Episode, chosen, ends, thinned
 from maml_dist.core.data.task_source import TaskKey
+from maml_dist.core.engine.engine import Engine
 from maml_dist.core.engine.gradient_sum import GradientSum
 from maml_dist.core.engine.meta_gradient import MetaGradient, PathScores
 from maml_dist.core.engine.policy_terms import PolicyTerms
@@ -58,24 +59,24 @@ class TaskShard:
         engine.set_rounding()
         self._placement = Placement(torch.device(device), engine.dtype)
         objective = Objective(model, spec.source, bfloat16=engine.precision == "bfloat16")
-        gradient = MetaGradient(engine, spec.learner, objective, into=spec.layout)
-        self._scores = PathScores(engine, spec.learner, objective, into=spec.layout)
         self._policy_terms = PolicyTerms(engine, spec.learner, objective, into=spec.layout)
-        self._collector = self._collects(gradient, objective, roll, returns)
+        self._collector = self._collects(engine, objective, roll, returns)
         self._product: tuple[Episode, Shares, Callable[[Tensor], Tensor]] | None = None
 
     def _collects(
         self,
-        gradient: MetaGradient,
+        engine: Engine,
         objective: Objective,
         roll: Roll | None,
         returns: Returns | None,
     ) -> Collector:
         """What collects the episodes of these tasks for this learner."""
         spec = self._spec
+        gradient = MetaGradient(engine, spec.learner, objective, into=spec.layout)
         given = spec, self._share, self._placement, gradient
         if not spec.source.on_policy:
-            return SupervisedCollector(*given, scores=self._scores)
+            scores = PathScores(engine, spec.learner, objective, into=spec.layout)
+            return SupervisedCollector(*given, scores=scores)
         alone = RolloutWorker(spec.source, spec.model, max_parallel_envs=spec.max_parallel_envs)
         roll, returns = roll or alone.here, returns or alone.returns
         if spec.learner.zeroth_order:
