@@ -20,7 +20,7 @@ from maml_dist.config.dotted_keys import candidates, flatten_keys, full_key, set
 from maml_dist.config.errors import (
     Parser,
     class_named,
-    explained,
+    config_errors,
     noted,
     raise_refused,
 )
@@ -92,7 +92,7 @@ def build(config: Config) -> Experiment:
     """
     _check_classes(config, "")
     names = Names(config["code"])
-    with explained(Experiment, names), global_generators() as seed:
+    with config_errors(Experiment, names), global_generators() as seed:
         parser = _parser()
         namespace = parser.parse_object(config)
         raise_refused()
@@ -123,7 +123,7 @@ def _resolve(config: Config, typed: Sequence[str] = ()) -> Config:
         raise ValueError(f"the recipe lacks {', '.join(missing)}")
     _check_classes(config, "")
     names = Names(config.get("code") or (), typed)
-    with explained(Experiment, names):
+    with config_errors(Experiment, names):
         parser = _parser()
         resolved = parser.dump(parser.parse_object(config), skip_none=False)
         # An argument that may be null and has no default is null where it is left out.

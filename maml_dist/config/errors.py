@@ -30,7 +30,7 @@ _refused: ContextVar[list[OwnCodeError]] = ContextVar("refused")
 
 
 @contextmanager
-def explained(root: type, names: Names) -> Iterator[None]:
+def config_errors(root: type, names: Names) -> Iterator[None]:
     """Inside, jsonargparse finds classes by `names`; what it says of `root` is a ValueError.
 
     Its settings are the process's, as the generator is that `build` seeds: one thread at a time.
@@ -58,14 +58,14 @@ def explained(root: type, names: Names) -> Iterator[None]:
 
 
 def raise_refused() -> None:
-    """Inside `explained`: raise what was refused, which jsonargparse may have passed over."""
+    """Inside `config_errors`: raise what was refused, which jsonargparse may have passed over."""
     for error in _refused.get():
         raise error from error.__cause__
 
 
 @contextmanager
 def noted() -> Iterator[None]:
-    """Inside `explained`: what is refused is kept, for jsonargparse may try something else."""
+    """Inside `config_errors`: what is refused is kept, for jsonargparse may try something else."""
     try:
         yield
     except OwnCodeError as error:

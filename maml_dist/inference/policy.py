@@ -16,7 +16,7 @@ from maml_dist.core.validation import SEEDS, STEPS, check_whole
 from maml_dist.inference.adaptable import Adaptable, as_numbers
 from maml_dist.runtime.rollout_worker import Returns, RolloutWorker, Weights
 from maml_dist.runtime.zeroth_order import Scoring
-from maml_dist.tasks.gym import flatten_observation, scale_action
+from maml_dist.tasks.gym_simulator import flatten_observation, scale_action
 from maml_dist.tasks.rollout import Goal, Rollouts
 
 

@@ -27,7 +27,7 @@ from maml_dist.core.engine.episode_spec import leaves
 from maml_dist.core.engine.meta_gradient import task_bytes
 from maml_dist.core.model.objective import Objective, broadcasting_refused
 from maml_dist.core.params import Params, flatten, layout
-from maml_dist.preflight.diagnosis import culprit, fails, follows_score, wavers
+from maml_dist.preflight.diagnosis import culprit, fails, follows_score, nondeterministic
 from maml_dist.preflight.double_backward import wrong_second_derivative
 from maml_dist.preflight.error_messages import FAILURES, in_words
 from maml_dist.preflight.gradient_check import (
@@ -40,7 +40,7 @@ from maml_dist.preflight.gradient_check import (
     policy_terms,
     probe_of,
     scores,
-    strays,
+    trace_deviation,
     validated,
 )
 from maml_dist.preflight.purity import Seeded, Unseeded, refuse_impure, unchanged
@@ -104,13 +104,13 @@ def check_engine(experiment: Experiment, meta: Params, device: str) -> None:
     if experiment.task.on_policy and experiment.learner.zeroth_order:
         return  # no derivative is taken
     probe = probe_of(experiment, meta, device)
-    _refuse_wavering(probe, "meta-gradient")
+    _refuse_nondeterminism(probe, "meta-gradient")
     if experiment.task.on_policy:
-        if strayed := strays(probe, policy_terms):
-            raise ValueError(_stray(*strayed, culprit(probe, strays)))
+        if deviation := trace_deviation(probe, policy_terms):
+            raise ValueError(_trace_message(*deviation, culprit(probe, trace_deviation)))
         return
     probe = validated(probe)
-    _refuse_wavering(probe, "scores")
+    _refuse_nondeterminism(probe, "scores")
     if not follows_score(probe):
         print(
             f"note: the score of task={type(experiment.task).__name__} reads tensors as numbers or "
@@ -119,13 +119,13 @@ def check_engine(experiment: Experiment, meta: Params, device: str) -> None:
         )
 
 
-def _refuse_wavering(probe: Probe, what: Literal["meta-gradient", "scores"]) -> None:
+def _refuse_nondeterminism(probe: Probe, what: Literal["meta-gradient", "scores"]) -> None:
     """Raise ValueError where this cannot be computed, twice alike, and by a trace as eagerly."""
     scored = what == "scores"
     terms = scores if scored else gradients
     try:
         once, again = (first_of(probe, terms) for _ in range(2))
-        strayed = strays(probe, terms)
+        deviation = trace_deviation(probe, terms)
     except FAILURES as error:
         out = "" if scored else _way_out(probe)
         raise ValueError(
@@ -135,19 +135,19 @@ def _refuse_wavering(probe: Probe, what: Literal["meta-gradient", "scores"]) -> 
     diverged = not scored and not once["meta-gradient"].isfinite().all()
     if (apart := first_apart(once, again, most=0.0)) and not diverged:
         named = f"score {apart[0]}" if scored else what
-        part = culprit(probe, wavers, scored=scored)
-        raise ValueError(f"the {named} {_WAVERS.format(part)}")
-    if strayed:
-        raise ValueError(_stray(*strayed, culprit(probe, strays, scored=scored)))
+        part = culprit(probe, nondeterministic, scored=scored)
+        raise ValueError(f"the {named} {_NONDETERMINISM.format(part)}")
+    if deviation:
+        raise ValueError(_trace_message(*deviation, culprit(probe, trace_deviation, scored=scored)))
 
 
-_WAVERS = (
+_NONDETERMINISM = (
     "of one task differs when computed again: {} draws random numbers, which nothing seeds, or "
     "remembers what it computed"
 )
 
 
-def _stray(name: str, off: float, part: str) -> str:
+def _trace_message(name: str, off: float, part: str) -> str:
     return (
         f"the traced {name} of a task differs from the eager one (by {off:.1%}): the trace of "
         f"{part}, made with one task, computes something else for another, as where a number is "

@@ -43,7 +43,7 @@ def fails(probe: Probe, terms: Terms) -> bool:
     return False
 
 
-def wavers(probe: Probe, terms: Terms) -> bool:
+def nondeterministic(probe: Probe, terms: Terms) -> bool:
     """Whether they differ when computed again."""
     once, again = (first_of(probe, terms) for _ in range(2))
     return first_apart(once, again, most=0.0) is not None

@@ -144,7 +144,7 @@ def first_of(probe: Probe, terms: Terms) -> Found:
     return next(iter(terms(probe.run_as("eager"))))
 
 
-def strays(probe: Probe, terms: Terms) -> tuple[str, float] | None:
+def trace_deviation(probe: Probe, terms: Terms) -> tuple[str, float] | None:
     """What the trace of the first task computes of the second otherwise, and how far off it is."""
     if probe.engine.running == "eager":
         list(terms(probe))  # the second too must be there

@@ -43,7 +43,7 @@ def navigation(drawn: Sequence[PlottedRun]) -> Picture | None:
     handles = {line.get_label(): line for axes in figure.axes for line in axes.lines}
     figure.legend(handles=handles.values(), loc="outside upper center", ncols=4, frameon=False)
     caption = f"{TASKS} test tasks: {EPISODES} episodes before and after adapting to the goal."
-    return Picture("walks", caption, figure)
+    return Picture("trajectories", caption, figure)
 
 
 def collect(run: Run, *, tasks: int, steps: int) -> Episode:

@@ -74,11 +74,11 @@ def _poses(policy: Policy, source: Rollouts, task: Goal, *, stage: int) -> np.nd
     """The positions [time, qpos] of one episode."""
     simulator = replace(source, episodes=1).simulator([task], stage=1000 + stage)
     physics = simulator.physics  # type: ignore[attr-defined]
-    told = np.array(task.value)[None, None] if source.oracle else np.zeros((1, 1, 0))
+    goal = np.array(task.value)[None, None] if source.oracle else np.zeros((1, 1, 0))
     seen, poses = simulator.reset(), []
     for _ in range(source.horizon):
         poses.append(physics.qpos[0, 0].copy())
-        actions = policy.act(np.concatenate([seen, told], -1))
+        actions = policy.act(np.concatenate([seen, goal], -1))
         seen = simulator.step(actions).observations
     return np.stack(poses)
 

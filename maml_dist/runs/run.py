@@ -23,7 +23,7 @@ from maml_dist.config.meta_parameters import MetaParameters, meta_parameters
 from maml_dist.config.plain_yaml import check_path
 from maml_dist.config.recipe import Config, read_yaml
 from maml_dist.config.trust import Trust, allow
-from maml_dist.core.model.frozen_state import Held, kept, unkept
+from maml_dist.core.model.frozen_state import FrozenState, saveable, unsaveable
 from maml_dist.core.params import Layout, Params, flatten, unflatten
 from maml_dist.runs import metrics
 from maml_dist.runs.checkpoint_header import kinds_of
@@ -103,7 +103,7 @@ class Run:
         return self._built[0]
 
     @cached_property
-    def _built(self) -> tuple[Experiment, Held]:
+    def _built(self) -> tuple[Experiment, FrozenState]:
         """The experiment, and what is fixed of its model: as it was in training, or for `init`."""
         init = self.config["init"]
         if Path(self.path, "recipe.yaml").exists() and self.checkpoints.last is not None:
@@ -210,9 +210,9 @@ class Run:
             OSError: it cannot be written; what was there before is whole.
         """
         held = self._built[1]
-        if not self.checkpoints.fixed and (fixed := kept(held)):
+        if not self.checkpoints.fixed and (fixed := saveable(held)):
             self.checkpoints.save_fixed(fixed)
-        if not self.checkpoints.entries and (names := unkept(held)):
+        if not self.checkpoints.entries and (names := unsaveable(held)):
             print(
                 f"no checkpoint holds {', '.join(names)} of the model (sparse, or borrowed "
                 "memory): its constructor must make them the same again",

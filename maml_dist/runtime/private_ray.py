@@ -34,8 +34,8 @@ def own_ray(cpus: int) -> Iterator[None]:
     """
     mode = os.environ.get("RAY_AUTH_MODE") or "token"
     if mode.lower() != "token":
-        told = f"RAY_AUTH_MODE={mode} is for a cluster of --address: this Ray asks for its token"
-        print(told, file=sys.stderr)
+        warning = f"RAY_AUTH_MODE={mode} is for a cluster of --address: this Ray asks for its token"
+        print(warning, file=sys.stderr)
     folder = Path(tempfile.mkdtemp(prefix="maml-", dir=_base()))  # of mode 0700
     token = folder / "token"
     token.touch(mode=0o600)

@@ -84,7 +84,7 @@ def _spec_of(server: str) -> ShardSpec:
 def roll_on(workers: list[Any], policies: Params, tasks: Sequence[Any], *, stage: int) -> Any:
     """What the policies do, whole tasks a worker."""
     weights = {name: value.numpy() for name, value in policies.items()}
-    parts = zip(*_asked(workers, "roll", weights, tasks, stage), strict=True)
+    parts = zip(*_fan_out(workers, "roll", weights, tasks, stage), strict=True)
     return Trajectories(*(torch.from_numpy(np.concatenate(part)) for part in parts))
 
 
@@ -92,20 +92,20 @@ def returns_on(
     workers: list[Any], weights: Weights, tasks: Sequence[Any], *, stage: int
 ) -> np.ndarray:
     """The returns of candidates, whole candidates a worker: only these and the weights travel."""
-    return np.concatenate(_asked(workers, "returns", weights, tasks, stage), 1)
+    return np.concatenate(_fan_out(workers, "returns", weights, tasks, stage), 1)
 
 
-def _asked(
+def _fan_out(
     workers: list[Any], method: str, weights: Weights, tasks: Sequence[Any], stage: int
 ) -> list[Any]:
     """The workers' answers, each for its share of the tasks."""
     import ray
 
     shares = [part for part in np.array_split(np.arange(len(tasks)), len(workers)) if len(part)]
-    asked = []
+    references = []
     for worker, share in zip(workers, shares, strict=False):
         own = {name: value[share[0] : share[-1] + 1] for name, value in weights.items()}
         call = getattr(worker, method)
-        asked.append(call.remote(own, [tasks[i] for i in share], stage=stage))
-    answers: list[Any] = ray.get(asked)
+        references.append(call.remote(own, [tasks[i] for i in share], stage=stage))
+    answers: list[Any] = ray.get(references)
     return answers

@@ -92,9 +92,9 @@ class ParameterServer:
                     Response(None if mean is None else mean[:end], metrics)
                 )
         except StopIteration as ended:
-            meta, state, told = ended.value
+            meta, state, found = ended.value
             self._take(meta, self._kept, state)
-            self._metrics |= told
+            self._metrics |= found
             return ("", {}), np.zeros(0, np.float32)
         return (question.what, question.options), torch.cat([question.at, kept]).numpy()
 

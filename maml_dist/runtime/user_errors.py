@@ -21,7 +21,7 @@ _PACKAGE, _TORCH = Path(__file__).parents[1], Path(torch.__file__).parent
 _INSIDE = (_PACKAGE / "core", _PACKAGE / "runtime", _TORCH)  # no part of the user's
 
 
-def told_where(error: BaseException) -> str:
+def located(error: BaseException) -> str:
     """`the score (f1.py, line 24) raised ValueError: …`, in one line, not without end."""
     part = ""
     for frame, line in walk_tb(error.__traceback__):
@@ -50,4 +50,4 @@ def user_errors_located() -> Iterator[None]:
         ours = Path(innermost.f_code.co_filename).is_relative_to(_PACKAGE)
         if ours and isinstance(error, ValueError):
             raise
-        raise ValueError(told_where(error)) from error
+        raise ValueError(located(error)) from error

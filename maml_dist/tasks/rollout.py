@@ -146,7 +146,7 @@ class Rollouts(TaskSource):
         running = np.ones(count, dtype=bool)
         outputs, step = seen, 0
         try:
-            with _blamed():
+            with _simulator_faults():
                 simulator = self.simulator(tasks, stage=stage)
                 senses[:] = _finite("observations", simulator.reset(), senses.shape, running)
             for step in range(self.horizon):
@@ -163,7 +163,7 @@ class Rollouts(TaskSource):
                 if not sound.all():
                     chosen = np.where(np.isfinite(chosen), chosen, 0)
                 wild = running & ~sound
-                with _blamed():
+                with _simulator_faults():
                     observed, paid, ended = simulator.step(chosen)
                     rewards[:, step] = _finite("rewards", paid, count, running & sound)
                     rewards[:, step][wild] = np.nan
@@ -266,7 +266,7 @@ def _sound(values: np.ndarray, count: tuple[int, ...]) -> np.ndarray:
 
 
 @contextmanager
-def _blamed() -> Iterator[None]:
+def _simulator_faults() -> Iterator[None]:
     """Inside, whatever a simulator raises is an EnvironmentFault."""
     try:
         yield

@@ -43,11 +43,11 @@ def record(
     experiment = run.experiment
     window: list[Row] = []  # the metrics since the last row
     counted, clock = 0, time.monotonic()
-    told = {""}
+    printed = {""}
     for batch, read in _read(actors, batches):
-        for said in {metrics.get("warnings", "") for metrics in read} - told:
-            print(said, file=sys.stderr)
-            told.add(said)
+        for text in {metrics.get("warnings", "") for metrics in read} - printed:
+            print(text, file=sys.stderr)
+            printed.add(text)
         counted += len(batch)
         pace = counted / max(time.monotonic() - clock, 1e-9)
         for report, metrics in zip(batch, read, strict=False):
@@ -90,8 +90,8 @@ def _read(
 
 def _summary(window: list[Row]) -> Row:
     """The means of the metrics since the last row; of tasks that were skipped, count and names."""
-    told = {name: value for each in window for name, value in each.items()}  # some not by each
-    names = [name for name, value in told.items() if not isinstance(value, str)]
+    latest = {name: value for each in window for name, value in each.items()}  # some not by each
+    names = [name for name, value in latest.items() if not isinstance(value, str)]
     row: Row = {}
     for name in names:
         numbers = [each[name] for each in window if not math.isnan(each.get(name, math.nan))]

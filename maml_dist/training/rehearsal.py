@@ -16,7 +16,7 @@ from safetensors.torch import save as written
 
 from maml_dist.core.data.episode import Batch, map_tensors
 from maml_dist.core.data.task_source import TaskKey
-from maml_dist.core.model.frozen_state import fixed, kept, restore
+from maml_dist.core.model.frozen_state import frozen_state, restore, saveable
 from maml_dist.core.model.objective import Objective
 from maml_dist.core.params import flatten, real_of
 from maml_dist.inference.load import adaptable
@@ -76,7 +76,7 @@ def _refuse_unlike(run: Run, fresh: Run) -> None:
     if run.experiment.task.on_policy:
         return
     models = run.experiment.model, fresh.experiment.model
-    restore(fixed(models[1]), kept(fixed(models[0])))
+    restore(frozen_state(models[1]), saveable(frozen_state(models[0])))
     params = {name: real_of(p.detach()) for name, p in models[0].named_parameters()}
     x = _one_task(run)[1]
     with torch.no_grad():

@@ -24,13 +24,14 @@ from torch.utils import _pytree as pytree
 from maml_dist.core.adaptation.inner_optimizers import at_step
 from maml_dist.core.adaptation.learner import Learner, StepContext
 from maml_dist.core.data.episode import Batch, all_keyed
+from maml_dist.core.engine.carry import Carry
 from maml_dist.core.engine.engine import Engine
 from maml_dist.core.engine.episode_spec import EpisodeSpec, leaves, unflatten_episode
 from maml_dist.core.engine.gradient_sum import GradientSum, sum_gradients
 from maml_dist.core.engine.score_tracing import ScoreFunction
 from maml_dist.core.engine.step_checkpoints import StepCheckpoints
 from maml_dist.core.model.objective import Mode, Objective
-from maml_dist.core.params import Layout, Params, flatten, unflatten
+from maml_dist.core.params import Layout, Params
 
 
 class TaskFunctions:
@@ -42,9 +43,7 @@ class TaskFunctions:
         self._engine = engine
         self._learner = learner
         self._objective = objective
-        self._into = into
-        self._spec: Any = None  # of the carry: how its tree is built
-        self._carry: Layout
+        self._carry = Carry(learner, into, kept=tuple(objective.kept))
 
     def in_one_graph(self, spec: EpisodeSpec) -> Callable[..., GradientSum]:
         """(meta, it, *tensors of a part) -> its sum, all in one function."""
@@ -53,22 +52,22 @@ class TaskFunctions:
 
         def one(vector: Tensor, it: Tensor, *tensors: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
             episode = unflatten_episode(spec, tensors)
-            meta, kept = self._split(vector)
+            meta, kept = self._carry.split(vector)
             gradient, metrics = learner.gradient(
                 objective.loss, objective.query_loss, meta, episode, it
             )
             if not kept:
-                return self._join(gradient, {}), metrics
+                return self._carry.join(gradient, {}), metrics
             path = [*learner.path(objective.loss, meta, episode.support, it, episode.key)]
             counts = torch.arange(steps + 1, device=it.device).unbind()
-            asked = (*leaves(episode.query), tensors[-1])
+            queries = (*leaves(episode.query), tensors[-1])
             rows = [
                 self._statistics(
-                    meta, kept, path[k], spec.keyed(asked, counts[k], query=True), counts[k]
+                    meta, kept, path[k], spec.keyed(queries, counts[k], query=True), counts[k]
                 )
                 for k in self._kept_steps(steps)
             ]
-            return self._join(gradient, self._rows(rows, axis=0)), metrics
+            return self._carry.join(gradient, self._rows(rows, axis=0)), metrics
 
         over = self._engine.over(one, shared=2)
 
@@ -84,10 +83,10 @@ class TaskFunctions:
         through = learner.differentiation == "backprop"
 
         def start(vector: Tensor, it: Tensor, k: Tensor, *batch: Tensor) -> tuple[Tensor, Tensor]:
-            meta, _ = self._split(vector)
+            meta, _ = self._carry.split(vector)
             seen = spec.keyed(batch, k, query=not steps)
             before = objective.loss(learner.start_weights(meta, k), seen)
-            return self._start(vector), before
+            return self._carry.start(vector), before
 
         def pull(
             vector: Tensor, it: Tensor, k: Tensor, carry: Tensor, along: Tensor, *batch: Tensor
@@ -100,8 +99,8 @@ class TaskFunctions:
             vector: Tensor, it: Tensor, k: Tensor, carry: Tensor, *batch: Tensor
         ) -> tuple[Tensor, Tensor, Tensor]:
             def loss(vector: Tensor, carry: Tensor) -> Tensor:
-                meta, _ = self._split(vector)
-                phi, seen = self._tree(carry)[0], spec.keyed(batch, k, query=True)
+                meta, _ = self._carry.split(vector)
+                phi, seen = self._carry.tree(carry)[0], spec.keyed(batch, k, query=True)
                 return learner.loss_at(objective.query_loss, meta, phi, seen, k)
 
             value, back, *_ = vjp(loss, vector, carry)
@@ -111,24 +110,25 @@ class TaskFunctions:
         def end(
             vector: Tensor, it: Tensor, k: Tensor, carry: Tensor, *tensors: Tensor
         ) -> tuple[Tensor, Tensor]:
-            meta, _ = self._split(vector)
+            meta, _ = self._carry.split(vector)
             episode = unflatten_episode(spec, tensors)
-            phi, counts = self._tree(carry)[0], torch.arange(steps + 1, device=it.device).unbind()
+            phi = self._carry.tree(carry)[0]
+            counts = torch.arange(steps + 1, device=it.device).unbind()
             gradient, after = learner.gradient_from_adapted(
                 objective.loss, objective.query_loss, meta, phi, all_keyed(episode, counts), it
             )
-            return self._join(gradient, {}), after
+            return self._carry.join(gradient, {}), after
 
         def first(vector: Tensor, it: Tensor, along: Tensor) -> Tensor:
-            of_meta: Tensor = vjp(self._start, vector)[1](along)[0]
+            of_meta: Tensor = vjp(self._carry.start, vector)[1](along)[0]
             return of_meta
 
         def statistics(
             vector: Tensor, it: Tensor, k: Tensor, carry: Tensor, *batch: Tensor
         ) -> Params:
-            meta, kept = self._split(vector)
+            meta, kept = self._carry.split(vector)
             query = spec.keyed(batch, k, query=True)
-            return self._statistics(meta, kept, self._tree(carry)[0], query, k)
+            return self._statistics(meta, kept, self._carry.tree(carry)[0], query, k)
 
         of_k = (start, step, pull, query, end, statistics)
         over = {
@@ -137,12 +137,12 @@ class TaskFunctions:
         }
 
         def part(vector: Tensor, it: Tensor, *tensors: Tensor) -> GradientSum:
-            self._learn_carry(vector)
+            self._carry.learn(vector)
             episode = unflatten_episode(spec, tensors)
             batches = [(*leaves(batch), tensors[-1]) for batch in episode.support]
-            asked = (*leaves(episode.query), tensors[-1])
+            queries = (*leaves(episode.query), tensors[-1])
             counts = torch.arange(steps + 1, device=it.device).unbind()
-            carry, before = over["start"](vector, it, counts[0], *(batches or [asked])[0])
+            carry, before = over["start"](vector, it, counts[0], *(batches or [queries])[0])
             checkpoints = StepCheckpoints(
                 lambda k, carry: over["step"](vector, it, counts[k], carry, *batches[k]),
                 carry,
@@ -156,14 +156,14 @@ class TaskFunctions:
             else:
                 shares = _shares(learner.step_loss_weights(it), steps)
                 ended = checkpoints[steps]
-                gradient, along, after = over["query"](vector, it, counts[-1], ended, *asked)
+                gradient, along, after = over["query"](vector, it, counts[-1], ended, *queries)
                 gradient, along = shares[-1] * gradient, shares[-1] * along
                 for number, batch in reversed([*enumerate(batches)]):
                     at = (vector, it, counts[number], checkpoints.pop(number))
                     of_meta, along = over["pull"](*at, along, *batch)
                     gradient = gradient + of_meta
                     if shares[number]:
-                        of_meta, of_carry, _ = over["query"](*at, *asked)
+                        of_meta, of_carry, _ = over["query"](*at, *queries)
                         gradient = gradient + shares[number] * of_meta
                         along = along + shares[number] * of_carry
                 gradient = gradient + over["first"](vector, it, along)
@@ -171,7 +171,7 @@ class TaskFunctions:
                 axis = int(engine.batching == "vmap")
                 rows = self._rows(
                     [
-                        over["statistics"](vector, it, counts[k], checkpoints[k], *asked)
+                        over["statistics"](vector, it, counts[k], checkpoints[k], *queries)
                         for k in self._kept_steps(steps)
                     ],
                     axis=axis,
@@ -190,13 +190,13 @@ class TaskFunctions:
         steps = spec.steps
 
         def start(vector: Tensor, it: Tensor, like: Tensor) -> Tensor:
-            return self._start(vector)
+            return self._carry.start(vector)
 
         def answer(
             mode: Mode, vector: Tensor, it: Tensor, k: Tensor, carry: Tensor, *tensors: Tensor
         ) -> Tensor:
-            meta, kept = self._split(vector)
-            weights = learner.weights(meta, self._tree(carry)[0], k)
+            meta, kept = self._carry.split(vector)
+            weights = learner.weights(meta, self._carry.tree(carry)[0], k)
             kept = self.kept_at(kept, k)
             return objective.answer(weights, unflatten_episode(spec, tensors), mode=mode, kept=kept)
 
@@ -215,7 +215,7 @@ class TaskFunctions:
         score_ = ScoreFunction(engine, score)
 
         def part(vector: Tensor, it: Tensor, *tensors: Tensor, mode: Mode) -> dict[str, Tensor]:
-            self._learn_carry(vector)
+            self._carry.learn(vector)
             episode = unflatten_episode(spec, tensors)
             carry = start_(vector, it, episode.key)
             results = []
@@ -235,15 +235,11 @@ class TaskFunctions:
         """(meta, it, k, carry, *a support batch) -> the carry after one more step of a task."""
 
         def step(vector: Tensor, it: Tensor, k: Tensor, carry: Tensor, *batch: Tensor) -> Tensor:
-            meta, _ = self._split(vector)
+            meta, _ = self._carry.split(vector)
             context = StepContext(self._objective.loss, meta, spec.keyed(batch, k), k, it)
-            return self._flat(*self._learner.step(*self._tree(carry), context))
+            return self._carry.flat(*self._learner.step(*self._carry.tree(carry), context))
 
         return step
-
-    def _start(self, vector: Tensor) -> Tensor:
-        """The carry before the first step."""
-        return self._flat(*self._learner.start(self._split(vector)[0]))
 
     def _statistics(
         self, meta: Params, kept: Params, phi: Params, query: Batch, k: Tensor
@@ -251,12 +247,6 @@ class TaskFunctions:
         """The running statistics after `k` steps and the query set, which they follow."""
         weights = self._learner.weights(meta, phi, k)
         return self._objective.statistics(weights, self.kept_at(kept, k), query)
-
-    def _split(self, vector: Tensor) -> tuple[Params, Params]:
-        """What is meta-learned, and what is kept (running statistics) but not differentiated."""
-        params = unflatten(vector, self._into)
-        kept = {name: params.pop(name).detach() for name in self._objective.kept}
-        return params, kept
 
     def kept_at(self, kept: Params, k: Tensor) -> Params:
         """What is kept, after `k` steps."""
@@ -271,33 +261,6 @@ class TaskFunctions:
         if not self._learner.per_step_statistics:
             return rows[-1]
         return {name: torch.stack([row[name] for row in rows], axis) for name in rows[0]}
-
-    def _join(self, gradient: Params, kept: Params) -> Tensor:
-        zero = {
-            name: shape for name, shape in zip(*self._into, strict=True) if name not in gradient
-        }
-        like = next(iter(gradient.values()))
-        rest = {name: kept.get(name, like.new_zeros(shape)) for name, shape in zero.items()}
-        both = {**gradient, **rest}
-        return flatten({name: both[name] for name in self._into.names})
-
-    def _learn_carry(self, vector: Tensor) -> None:
-        if self._spec is None:
-            tree = self._learner.start(self._split(vector)[0])
-            leaves, self._spec = pytree.tree_flatten(tree)
-            names = tuple(str(number) for number in range(len(leaves)))
-            self._carry = Layout(names, tuple(tuple(leaf.shape) for leaf in leaves))
-
-    def _flat(self, phi: Params, state: Any) -> Tensor:
-        leaves, spec = pytree.tree_flatten((phi, state))
-        if spec != self._spec:
-            raise ValueError("the learner's step changes the form of phi or of its state")
-        return torch.cat([leaf.reshape(-1) for leaf in leaves])
-
-    def _tree(self, carry: Tensor) -> tuple[Params, Any]:
-        leaves = list(unflatten(carry, self._carry).values())
-        phi, state = pytree.tree_unflatten(leaves, self._spec)
-        return phi, state
 
     def _stacked(self, tree: Any) -> Any:
         """Results of a part with their task axis: a single task's get one."""

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from maml_dist.core.model.objective import running_statistics
 from maml_dist.core.params import Params
 
-Held = dict[str, Tensor | np.ndarray]  # by name, what the module itself holds: no copies
+FrozenState = dict[str, Tensor | np.ndarray]  # by name, what the module itself holds: no copies
 
 _OWN = vars(nn.Module()).keys()  # attributes of every module's
 
 
-def fixed(model: nn.Module) -> Held:
+def frozen_state(model: nn.Module) -> FrozenState:
     """What of a model that was just made is fixed; what is held twice has its first name."""
     seen = {id(p) for p in model.parameters() if p.requires_grad}
     statistics = running_statistics(model)
@@ -28,7 +28,7 @@ def fixed(model: nn.Module) -> Held:
     for name in statistics:  # their counts of batches stay at zero
         part = model.get_submodule(name.rpartition(".")[0])
         seen.add(id(getattr(part, "num_batches_tracked", None)))
-    found: Held = {}
+    found: FrozenState = {}
     for name, value in _held(model, "", set()):
         if id(value) not in seen and _is_data(value):
             found[name] = value
@@ -36,23 +36,23 @@ def fixed(model: nn.Module) -> Held:
     return found
 
 
-def unkept(held: Held) -> list[str]:
+def unsaveable(held: FrozenState) -> list[str]:
     """Names of what no file of dense tensors can keep: sparse tensors, borrowed memory."""
     return [name for name, value in held.items() if not _is_dense(value)]
 
 
-def kept(held: Held) -> Params:
+def saveable(held: FrozenState) -> Params:
     """What is to be saved, on the CPU; complex numbers as pairs. It may share memory."""
     return {name: _plain(value) for name, value in held.items() if _is_dense(value)}
 
 
-def restore(held: Held, saved: Params) -> None:
+def restore(held: FrozenState, saved: Params) -> None:
     """Put saved values in the place of those held; views of them elsewhere keep their own.
 
     Raises:
         ValueError: names or shapes differ.
     """
-    here = kept(held)
+    here = saveable(held)
     for name in sorted({*here, *saved}):
         sides = (saved, here)
         there, own = (list(side[name].shape) if name in side else None for side in sides)

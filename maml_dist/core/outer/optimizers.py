@@ -108,13 +108,14 @@ class OuterOptimizer(ABC):
         """
         meta, state = self.update(meta, gradient, state)
         for _ in range(1, self.epochs):
-            told = yield Request("gradient", meta)
-            if told.vector is not None:
-                meta, state = self.update(meta, told.vector, state)
+            response = yield Request("gradient", meta)
+            if response.vector is not None:
+                meta, state = self.update(meta, response.vector, state)
         if "return/after" not in scalars:
             return meta, state, {}
-        told = yield Request("objective", meta)  # policies: how far all epochs together have gone
-        return meta, state, {"kl": told.scalars["kl"]}
+        # Policies: how far all epochs together have gone.
+        response = yield Request("objective", meta)
+        return meta, state, {"kl": response.scalars["kl"]}
 
     def update(self, meta: Tensor, gradient: Tensor, state: State) -> tuple[Tensor, State]:
         """One update; returns new tensors and changes none."""

@@ -65,9 +65,9 @@ class TrustRegion(OuterOptimizer):
         for _ in range(self.iterations):
             if not solved.squared > solved.enough:
                 break
-            told = yield Request("curvature", solved.along.to(meta.dtype), shares)
-            assert told.vector is not None
-            product = told.vector.double()
+            response = yield Request("curvature", solved.along.to(meta.dtype), shares)
+            assert response.vector is not None
+            product = response.vector.double()
             after = next_iterate(solved, product, damping=self.damping, dot=torch.dot)
             if not after.curvature > 0:  # rounding, or no curvature at all: what there is must do
                 break
@@ -79,8 +79,8 @@ class TrustRegion(OuterOptimizer):
         loss, direction = scalars["loss/after"], solved.x.to(meta.dtype)
         for number in range(1, self.tries + 1):
             candidate, _ = self.step(meta, direction, state, rate=rate, count=number)
-            told = yield Request("objective", candidate)
-            reached, apart = told.scalars["loss/after"], told.scalars["kl"]
+            response = yield Request("objective", candidate)
+            reached, apart = response.scalars["loss/after"], response.scalars["kl"]
             # What is not finite is no step, whatever its sign.
             if -math.inf < reached < loss and -math.inf < apart <= self.bound:
                 result = {"accepted": 1.0, "kl": apart, "tries": float(number)}

@@ -17,7 +17,8 @@ import maml_dist
 from maml_dist.config.compose import build, compose
 from maml_dist.core.data.task_source import TaskKey
 from maml_dist.reporting.page import report
-from maml_dist.tasks.gym import GymTasks, flatten_observation, scale_action
+from maml_dist.tasks.gym import GymTasks
+from maml_dist.tasks.gym_simulator import flatten_observation, scale_action
 
 
 class Walk(gymnasium.Env):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from maml_dist.core.model.frozen_state import fixed, kept, restore, unkept
+from maml_dist.core.model.frozen_state import frozen_state, restore, saveable, unsaveable
 
 
 class Everything(nn.Module):
@@ -43,23 +43,23 @@ def test_a_model_drawn_anew_predicts_as_the_one_that_was_kept():
     x = torch.linspace(-1, 1, 6).double().reshape(2, 3)
     two.head.load_state_dict(one.head.state_dict())  # that is learned
     assert not torch.allclose(one(x), two(x))
-    saved = {name: value.clone() for name, value in kept(fixed(one)).items()}
-    restore(fixed(two), saved)
+    saved = {name: value.clone() for name, value in saveable(frozen_state(one)).items()}
+    restore(frozen_state(two), saved)
     assert torch.equal(one(x), two(x))
 
 
 def test_what_is_held_twice_is_kept_once_and_stays_one():
     model = Everything()
-    held = fixed(model)
+    held = frozen_state(model)
     assert not {"again", "head.weight", "notes"} & held.keys()
-    restore(held, {name: value.clone() for name, value in kept(held).items()})
+    restore(held, {name: value.clone() for name, value in saveable(held).items()})
     assert model.again is model.scale
 
 
 def test_tied_frozen_weights_stay_tied():
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 1))
     model[1].weight = model[0].weight.requires_grad_(False)
-    held = fixed(model)
+    held = frozen_state(model)
     assert set(held) == {"0.weight"}
     restore(held, {"0.weight": torch.ones(2, 2)})
     assert model[1].weight is model[0].weight and model[1].weight.tolist() == [[1, 1], [1, 1]]
@@ -76,7 +76,7 @@ def test_tied_frozen_weights_stay_tied():
     ],
 )
 def test_what_is_learned_or_follows_the_training_is_not_fixed(model):
-    assert not fixed(model)
+    assert not frozen_state(model)
 
 
 def test_statistics_of_a_norm_that_stays_in_evaluation_are_fixed():
@@ -90,27 +90,27 @@ def test_statistics_of_a_norm_that_stays_in_evaluation_are_fixed():
             self.norm.eval()
             return self
 
-    assert {"norm.running_mean", "norm.running_var"} <= fixed(Still()).keys()
+    assert {"norm.running_mean", "norm.running_var"} <= frozen_state(Still()).keys()
 
 
 def test_a_hooks_weight_computed_of_parameters_is_not_fixed():
     with pytest.warns(FutureWarning):
         model = nn.utils.weight_norm(nn.Linear(2, 2))
-    assert not fixed(model)
+    assert not frozen_state(model)
 
 
 def test_parts_that_hold_each_other_end():
     one, two = nn.Linear(1, 1), nn.Linear(1, 1)
     one.other, two.other = [two], [one]
-    assert set(fixed(one)) == {"other.0.weight", "other.0.bias"}
+    assert set(frozen_state(one)) == {"other.0.weight", "other.0.bias"}
 
 
 def test_what_no_file_can_keep_is_named():
     model = nn.Linear(2, 2)
     model.register_buffer("adjacency", torch.eye(2).to_sparse())
     model.borrowed = np.frombuffer(b"12345678", np.float64)
-    held = fixed(model)
-    assert unkept(held) == ["adjacency", "borrowed"] and not kept(held)
+    held = frozen_state(model)
+    assert unsaveable(held) == ["adjacency", "borrowed"] and not saveable(held)
 
 
 @pytest.mark.parametrize(
@@ -125,5 +125,5 @@ def test_another_models_are_refused_and_nothing_is_put_in_place(saved, said):
     model = nn.Linear(1, 1)
     model.register_buffer("b", torch.zeros(2))
     with pytest.raises(ValueError, match=said):
-        restore(fixed(model), saved)
+        restore(frozen_state(model), saved)
     assert model.b.tolist() == [0, 0]
