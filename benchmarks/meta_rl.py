@@ -151,7 +151,7 @@ def case(run: Run, shares: dict[str, float]) -> Callable[[int], dict[str, float]
     worker = RolloutWorker(spec.source, spec.model)
     clock = Clock()
     worker._outputs = clock.timed("policy", worker._outputs)  # type: ignore[assignment]
-    shard = TaskShard(spec, rank=0, shards=1, roll=clock.timed("simulation", worker.here))
+    shard = TaskShard(spec, roll=clock.timed("simulation", worker.here))
     terms = shard._policy_terms
     terms.policies = clock.timed("adaptation", terms.policies)  # type: ignore[method-assign]
     baseline = PolicyGradient.compute_advantages

@@ -1,11 +1,13 @@
 """maml_dist: its engine alone, and the whole of it over Ray with a shard a core."""
 
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
+from ray import cloudpickle
 from torch import Tensor
 from torch.nn import functional
 
@@ -24,7 +26,7 @@ from maml_dist.learners.maml import MAML
 from maml_dist.preflight.check import resolve_engine
 from maml_dist.runtime.allocator import keep_freed
 from maml_dist.runtime.backend import ResourceRequest
-from maml_dist.runtime.messages import ShardSpec
+from maml_dist.runtime.messages import ShardSpec, Start
 from maml_dist.runtime.ray_backend import RayBackend
 from maml_dist.training.loop import loop
 
@@ -148,21 +150,21 @@ class OursOnRay(Contender):
             seed=0,
             meta_batch=case.workload.tasks,
             learned=len(flatten(meta)),
+            slices=resources.shards,
         )
-        self._crew = self._place.start(
-            work,
-            flatten(meta).numpy(),
-            outer=self._experiment.outer,
-            resources=resources,
-            modules=[Given.__module__],
-        )
+        cloudpickle.register_pickle_by_value(sys.modules[Given.__module__])  # not installed
+        given = Start(work, flatten(meta).numpy(), self._experiment.outer)
+        self._crew = self._place.start(given, resources)
         self._it = 0
 
     def iterate(self, count: int) -> list[float]:
         actors, losses = self._crew, []
         meta = actors.server.meta.remote()
         for it in range(self._it, self._it + count):
-            parts = [shard.gradient.remote(meta, it) for shard in actors.shards]
+            parts = [
+                actors.shard(slice).gradient.remote(meta, it, slice=slice)
+                for slice in range(actors.slices)
+            ]
             meta, metrics = actors.server.update.remote(*parts)
             losses.append(metrics)
         self._it += count

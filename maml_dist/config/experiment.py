@@ -13,11 +13,10 @@ from maml_dist.core.data.task_source import TaskSource
 from maml_dist.core.engine.engine import Engine
 from maml_dist.core.outer.optimizers import OuterOptimizer
 from maml_dist.core.validation import STEPS, check_minimum, check_range
-from maml_dist.runtime.backend import ResourceRequest
+from maml_dist.runtime.backend import ACTORS, ResourceRequest, ShardRange, Spread
 
 _NAME = re.compile(r"([^/\\.\n][^/\\\n]{0,99})?")
 TASKS = 1_000_000  # that an iteration, a validation or an evaluation may take
-ACTORS = 10_000  # that a run may have; cores and GPUs of one
 
 
 @dataclass(frozen=True)
@@ -37,11 +36,15 @@ class Experiment:
     meta_batch: int = 32  # tasks a meta-iteration
     seed: int = 0  # of the initial weights and of every task
     init: str | None = None  # a run whose weights to start from
-    shards: int | None = None  # task shards; null: one a GPU, or one a core
+    shards: int | ShardRange | None = None  # task shards, or {min, max}; null: one a GPU or core
+    slices: int | None = None  # of a meta-batch, on which bits depend; null: as many as shards
     cpus_per_shard: float = 1  # cores that a shard reserves; its threads
     gpus_per_shard: float | None = None  # GPUs that a shard reserves; null: 1 where there are GPUs
     rollout_workers: int = 0  # that act in environments for a shard; 0: the shard itself does
     cpus_per_worker: float = 1  # cores that a rollout worker reserves
+    placement: Spread = "spread"  # of shards on machines: over many, or on few
+    heartbeat_timeout: float = 30  # seconds of silence after which an actor is lost
+    max_failures: int = 10  # that a run survives in a row, with no iteration between
     max_parallel_envs: int | None = None  # that a worker simulates at once; null: of all its tasks
     engine: Engine = field(default_factory=Engine)  # how tasks are differentiated
     on_divergence: Literal["stop", "skip"] = "stop"  # a task whose loss or gradient is not finite
@@ -64,7 +67,10 @@ class Experiment:
         check_range(
             self, "", test_tasks=(2, TASKS), test_steps=(0, STEPS), pipeline_depth=(1, 10_000)
         )
-        check_range(self, "", shards=(1, ACTORS), rollout_workers=(0, ACTORS))
+        check_range(self, "", rollout_workers=(0, ACTORS), max_failures=(0, 1000))
+        check_range(self, "", heartbeat_timeout=(5, 86400))
+        if not isinstance(self.shards, ShardRange):
+            check_range(self, "", shards=(1, ACTORS))
         check_range(self, "", cpus_per_shard=(0, ACTORS), cpus_per_worker=(0, ACTORS))
         check_range(self, "", gpus_per_shard=(0, ACTORS))
         if not _NAME.fullmatch(self.name):
@@ -75,9 +81,17 @@ class Experiment:
         for steps, score in self.paper.items():
             if steps < 0 or not math.isfinite(score):
                 raise ValueError(f"paper={self.paper}: must be steps -> score, finite numbers")
-        if self.shards is not None and self.shards > self.meta_batch:
+        most = self.shards.max if isinstance(self.shards, ShardRange) else self.shards
+        check_range(self, "", slices=(1, ACTORS))
+        for key, value in (("shards", most), ("slices", self.slices)):
+            if value is not None and value > self.meta_batch:
+                raise ValueError(
+                    f"{key}={value}: more than the {self.meta_batch} tasks of a meta-batch"
+                )
+        if isinstance(self.shards, int) and self.slices and self.shards > self.slices:
             raise ValueError(
-                f"shards={self.shards}: more than the {self.meta_batch} tasks of a meta-batch"
+                f"shards={self.shards}: more than slices={self.slices}: some would have none to "
+                "compute"
             )
 
     @property
@@ -95,5 +109,11 @@ class Experiment:
     def resource_request(self) -> ResourceRequest:
         """What each shard is to have."""
         return ResourceRequest(
-            self.cpus_per_shard, self.gpus_per_shard, self.rollout_workers, self.cpus_per_worker
+            self.cpus_per_shard,
+            self.gpus_per_shard,
+            self.rollout_workers,
+            self.cpus_per_worker,
+            self.placement,
+            self.heartbeat_timeout,
+            self.max_failures,
         )

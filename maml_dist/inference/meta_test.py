@@ -56,7 +56,7 @@ def meta_test(
     meta = flatten({name: weights[name] for name in run.layout.names}).numpy()
     results = []
     with LocalBackend():
-        shard = TaskShard(run.shard_spec, rank=0, shards=1, device=device)
+        shard = TaskShard(run.shard_spec._replace(slices=1), device=device)
         for mode in modes(experiment.model) or ("default",):
             scores = shard.scores(
                 meta, entry.iteration, split=split, tasks=tasks, steps=steps,

@@ -50,6 +50,6 @@ def collect(run: Run, *, tasks: int, steps: int) -> Episode:
     """What a run's best checkpoint lives through on its first test tasks."""
     weights, entry = run.weights("best")
     meta = flatten({name: weights[name] for name in run.layout.names}).numpy()
-    shard = TaskShard(run.shard_spec, rank=0, shards=1)
+    shard = TaskShard(run.shard_spec._replace(slices=1))
     named = [TaskKey(run.experiment.seed, "test", 0, index) for index in range(tasks)]
     return shard.collect(meta, named, entry.iteration, steps=steps)

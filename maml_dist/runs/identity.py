@@ -31,6 +31,8 @@ def complete(config: Config, path: Path) -> Config:
         if name in config:
             form = dict[str, Any] | str if name in OBJECTS else TEXTS if name == "paper" else form
             checked(config[name], form, f"{path}: {name}")
+    if "slices" not in config and isinstance(config.get("shards"), int):
+        config["slices"] = config["shards"]  # as up to 0.2.0 each shard had its share
     return {**defaults, **config}
 
 

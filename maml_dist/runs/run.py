@@ -244,6 +244,7 @@ class Run:
             learned=self.seeded.learned,
             skip=experiment.on_divergence == "skip",
             max_parallel_envs=experiment.max_parallel_envs,
+            slices=experiment.slices or 1,
         )
 
     def write(self, name: str, text: str, *, new: bool = False) -> None:

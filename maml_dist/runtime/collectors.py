@@ -1,4 +1,4 @@
-"""Collectors: how a shard comes by the episodes of its tasks, and by what is made of them.
+"""Collectors: how a shard comes by the episodes of a slice, and by what is made of them.
 
     SupervisedCollector   of stored examples, some iterations at once and ahead
     OnPolicyCollector     of policies that adapt as they act, once an iteration
@@ -52,33 +52,33 @@ class Placement(NamedTuple):
         return tensor.to(self.device, self.dtype if tensor.is_floating_point() else tensor.dtype)
 
 
-class Share(NamedTuple):
-    """The tasks range(rank, all, shards) of every meta-batch, and of held-out tasks."""
+class Slice(NamedTuple):
+    """The tasks range(number, all, slices) of every meta-batch, and of held-out tasks."""
 
-    rank: int
-    shards: int
+    number: int
+    slices: int
 
     def of(self, tasks: int) -> range:
         """Which of so many tasks."""
-        return range(self.rank, tasks, self.shards)
+        return range(self.number, tasks, self.slices)
 
 
 class Collector(ABC):
-    """The episodes of a shard's tasks; and of an iteration's tasks, which of them count."""
+    """The episodes of a slice's tasks; and of an iteration's tasks, which of them count."""
 
     def __init__(
-        self, spec: ShardSpec, share: Share, placement: Placement, gradient: MetaGradient
+        self, spec: ShardSpec, slice: Slice, placement: Placement, gradient: MetaGradient
     ) -> None:
         """`gradient` differentiates episodes."""
         self._spec = spec
         self._placement = placement
         self._gradient = gradient
-        self.tasks = share.of(spec.meta_batch)  # of every meta-batch
+        self.tasks = slice.of(spec.meta_batch)  # of every meta-batch
         self._left_out: tuple[int, np.ndarray, tuple[int, ...]] | None = None  # at (it, meta)
         self._counted: tuple[int, np.ndarray, Episode] | None = None
 
     def keys(self, it: int) -> list[TaskKey]:
-        """The keys of this shard's tasks of iteration `it`."""
+        """The keys of this slice's tasks of iteration `it`."""
         return [TaskKey(self._spec.seed, "train", it, task) for task in self.tasks]
 
     @abstractmethod

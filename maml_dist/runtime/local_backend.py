@@ -1,16 +1,17 @@
 """All actors in this process, one after the other, called as Ray's are."""
 
+from collections.abc import Callable
 from threading import Thread
 from types import SimpleNamespace
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, NoReturn, cast
 
 import torch
 
 from maml_dist.core.process_lock import EXCLUSIVE
-from maml_dist.runtime.backend import ActorGroup, ResourceRequest, Resources
+from maml_dist.runtime.backend import ActorGroup, ActorLost, ResourceRequest, Resources, ShardRange
 from maml_dist.runtime.messages import Start
 from maml_dist.runtime.remote import Get
-from maml_dist.runtime.server import ParameterServer
+from maml_dist.runtime.server import ParameterServer, Saved
 from maml_dist.runtime.shard import TaskShard
 
 
@@ -36,8 +37,10 @@ class LocalBackend:
                 other.start()
                 other.join()
 
-    def resources(self, shards: int | None, request: ResourceRequest, *, most: int) -> Resources:
-        """What `shards` and GPUs mean here; null: a single shard, on the GPU if there is one.
+    def resources(
+        self, shards: int | ShardRange | None, request: ResourceRequest, *, most: int
+    ) -> Resources:
+        """What `shards` and GPUs mean here: so many slices, computed one after the other.
 
         Raises:
             ValueError: a GPU is asked for and there is none.
@@ -46,7 +49,8 @@ class LocalBackend:
         gpus = float(bool(devices)) if request.gpus is None else request.gpus
         if gpus and not devices:
             raise ValueError(f"gpus_per_shard={gpus:g}: this machine has no GPU")
-        return Resources(shards or 1, request.cpus, gpus, request.workers, request.worker_cpus)
+        count = min(shards.max, most) if isinstance(shards, ShardRange) else shards or 1
+        return Resources(count, gpus, request, count)
 
     def start(self, given: Start, resources: Resources) -> ActorGroup:
         """The actors; they compute with as many threads as a shard on Ray.
@@ -54,24 +58,50 @@ class LocalBackend:
         Raises:
             ValueError: a run in another thread of this process computes with another number.
         """
-        threads = max(1, int(resources.cpus))
+        threads = max(1, int(resources.request.cpus))
         with EXCLUSIVE:
             if {*self._runs} - {threads}:
                 raise ValueError(
-                    f"cpus_per_shard={resources.cpus:g}: another run in this process computes with "
-                    f"{self._runs[0]}, which is one number for all: use that, or another process"
+                    f"cpus_per_shard={resources.request.cpus:g}: another run in this process "
+                    f"computes with {self._runs[0]}, which is one number for all: use that, or "
+                    "another process"
                 )
             self._runs.append(threads)
             self._own.append(threads)
             torch.set_num_threads(threads)
-        shards = [
-            TaskShard(given.shard, rank=rank, shards=resources.shards, device=resources.device)
-            for rank in range(resources.shards)
-        ]
+        return LocalGroup(given, resources.device)
+
+
+class LocalGroup(ActorGroup):
+    """One shard and the server, in this process."""
+
+    def __init__(self, given: Start, device: str) -> None:
+        self.slices = given.shard.slices
         server = ParameterServer(given.meta, given.outer, learned=given.shard.learned)
-        here = [cast(TaskShard, _Here(shard)) for shard in shards]
-        get = cast(Get, lambda value: value)
-        return ActorGroup(here, cast(ParameterServer, _Here(server)), get, lambda: None)
+        self.server = cast(ParameterServer, _Here(server))
+        self.get = cast(Get, lambda value: value)
+        self._shard = cast(TaskShard, _Here(TaskShard(given.shard, device=device)))
+
+    def shard(self, slice: int) -> TaskShard:
+        """The only one."""
+        return self._shard
+
+    def submitted(self, it: int) -> None:
+        """No snapshot is needed: the server lives as long as this process."""
+
+    def restore(self, saved: Saved) -> None:
+        """Let the server go on from a saved state."""
+        self.server.restore.remote(saved)
+
+    def drain(self, failure: ActorLost) -> NoReturn:
+        """Nothing is lost here."""
+        raise failure
+
+    def reform(self, saved: Saved, *, stop: Callable[[], bool]) -> None:
+        """Nothing is lost here."""
+
+    def close(self) -> None:
+        """There is nothing to end."""
 
 
 class _Here:

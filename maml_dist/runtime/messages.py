@@ -13,7 +13,7 @@ from maml_dist.core.params import Layout
 
 
 class Contribution(NamedTuple):
-    """What a shard gives to one meta-update: sums over its tasks."""
+    """What a slice gives to one meta-update: sums over its tasks."""
 
     gradient: np.ndarray  # [size], summed; for what is kept (running statistics) its new values
     tasks: int  # that were summed
@@ -35,6 +35,7 @@ class ShardSpec(NamedTuple):
     learned: int  # elements of the vector that are meta-learned; the rest is kept
     skip: bool = False  # leave a task that is not finite out, instead of stopping
     max_parallel_envs: int | None = None  # that are simulated at once at the most; null: all
+    slices: int = 1  # that a meta-batch is cut into: of them bits depend, on who computes them not
 
 
 class Start(NamedTuple):
@@ -44,3 +45,4 @@ class Start(NamedTuple):
     meta: np.ndarray  # [size]
     outer: OuterOptimizer
     modules: object = None  # the user's own; they are unpickled before the rest
+    title: str = ""  # of the recipe, for the dashboard

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-from maml_dist.runtime.ray_options import options
+from maml_dist.runtime.ray_options import mute, options
 
 SOCKET_PATH = 103 if sys.platform == "darwin" else 107  # bytes that the system allows
 LONGEST = "/maml-01234567/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"
@@ -67,6 +67,7 @@ def _base() -> str | None:
 def _start(cpus: int, folder: Path) -> None:
     import ray
 
+    mute()
     try:
         ray.init(
             address="local",

@@ -1,29 +1,32 @@
-"""What the plain actors do besides on Ray: fetch their spec, tell what was warned of, fan out."""
+"""What the plain actors do besides on Ray: fetch their spec, answer while they work, and warn.
 
+Each answers `pulse` in a thread of its own. Whoever needs the spec of the run finds the server by
+its name and asks: of references and actors among the arguments of actors Ray warns each time.
+"""
+
+import os
 import warnings
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 
-from maml_dist.core.data.trajectories import Trajectories
 from maml_dist.core.outer.optimizers import OuterOptimizer
-from maml_dist.core.params import Params
 from maml_dist.runtime.messages import Contribution, ShardSpec
+from maml_dist.runtime.pulse import Pace, Pulse
 from maml_dist.runtime.remote import remote
 from maml_dist.runtime.rollout_worker import RolloutWorker, Weights
 from maml_dist.runtime.server import ParameterServer
 from maml_dist.runtime.shard import TaskShard
+from maml_dist.runtime.worker_pool import WorkerPool
+
+SERVER = "ParameterServer"  # its name, in the namespace of the run
 
 
 class RayServer(ParameterServer):
-    """A parameter server that holds a reference to what the shards of the run are given.
-
-    They find it by its name, and ask: of references and actors among the arguments of what is
-    restarted Ray warns each time.
-    """
+    """A parameter server that holds a reference to what the shards of the run are given."""
 
     def __init__(
         self, meta: np.ndarray, outer: OuterOptimizer, *, learned: int, spec: list[Any]
@@ -37,75 +40,116 @@ class RayServer(ParameterServer):
 
 
 class RayShard(TaskShard):
-    """A shard that asks for its spec itself, at each start."""
+    """A shard that asks for its spec itself, and acts by its workers."""
 
-    def __init__(
-        self, server: str, *, rank: int, shards: int, device: str, workers: list[str]
-    ) -> None:
-        import ray
+    def __init__(self, namespace: str, *, device: str, workers: list[str]) -> None:
+        if device == "cuda" and not torch.cuda.is_available():
+            raise ValueError(
+                f"{os.uname().nodename} has no GPU that torch {torch.__version__} can use, though "
+                "Ray was told of one"
+            )
+        self._pace = _pace()
+        given = _spec_of(namespace)
+        pool = None
+        if workers:
+            most = given.max_parallel_envs
+            alone = RolloutWorker(given.source, given.model, max_parallel_envs=most)
+            pool = WorkerPool(workers, namespace=namespace, alone=alone)
+        super().__init__(
+            given,
+            device=device,
+            roll=pool.roll if pool else None,
+            returns=pool.returns if pool else None,
+        )
+        self._begun: set[int] = set()  # slices whose gradient has been taken here
+        self._warned: set[str] = set()
 
-        given = _spec_of(server)
-        rolling = [ray.get_actor(name) for name in workers]
-        roll = partial(roll_on, rolling) if workers else None
-        returns = partial(returns_on, rolling) if workers else None
-        super().__init__(given, rank=rank, shards=shards, device=device, roll=roll, returns=returns)
-        self._listens = True
+    def pulse(self) -> Pulse:
+        """An answer while anything else runs."""
+        return self._pace.pulse()
 
     @remote
-    def gradient(self, meta: np.ndarray, it: int, at: np.ndarray | None = None) -> Contribution:
+    def gradient(
+        self, meta: np.ndarray, it: int, at: np.ndarray | None = None, *, slice: int = 0
+    ) -> Contribution:
         """As in this process; what is warned of the first time is told to the driver."""
-        if not self._listens:
-            return super().gradient(meta, it, at)
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            contribution = super().gradient(meta, it, at)
-        self._listens = False
-        texts = (str(warning.message) for warning in caught)
-        return contribution._replace(warnings=tuple(t for t in texts if t.startswith("engine.")))
+        if slice in self._begun:
+            with self._pace.of("gradient", timed=True):
+                return super().gradient(meta, it, at, slice=slice)
+        with self._pace.of("first gradient"), _caught() as caught:  # it may compile
+            contribution = super().gradient(meta, it, at, slice=slice)
+        self._begun.add(slice)
+        texts = dict.fromkeys(text for text in caught if text.startswith("engine."))
+        new = tuple(text for text in texts if text not in self._warned)
+        self._warned.update(new)
+        return contribution._replace(warnings=new)
+
+    @remote
+    def objective(self, *given: Any, **options: Any) -> Contribution:
+        """As in this process."""
+        with self._pace.of("objective"):
+            return super().objective(*given, **options)
+
+    @remote
+    def curvature(self, *given: Any, **options: Any) -> Contribution:
+        """As in this process."""
+        with self._pace.of("curvature"):
+            return super().curvature(*given, **options)
+
+    @remote
+    def scores(self, *given: Any, **options: Any) -> dict[str, np.ndarray]:
+        """As in this process."""
+        with self._pace.of("scores"):
+            return super().scores(*given, **options)
 
 
 class RayWorker(RolloutWorker):
     """A rollout worker that asks for the spec of its shard itself."""
 
-    def __init__(self, server: str) -> None:
-        given = _spec_of(server)
+    def __init__(self, namespace: str) -> None:
+        self._pace = _pace()
+        given = _spec_of(namespace)
         super().__init__(given.source, given.model, max_parallel_envs=given.max_parallel_envs)
 
+    def pulse(self) -> Pulse:
+        """An answer while anything else runs."""
+        return self._pace.pulse()
 
-def _spec_of(server: str) -> ShardSpec:
-    """What the shards of the run are given: the server of this name knows where it lies."""
+    def roll(self, weights: Weights, tasks: Any, *, stage: int) -> Any:
+        """As in this process."""
+        with self._pace.of("roll"):
+            return super().roll(weights, tasks, stage=stage)
+
+    def returns(self, weights: Weights, tasks: Any, *, stage: int) -> np.ndarray:
+        """As in this process."""
+        with self._pace.of("returns"):
+            return super().returns(weights, tasks, stage=stage)
+
+
+def _pace() -> Pace:
+    """Of this process, which is an actor of Ray's."""
     import ray
 
-    references: list[Any] = ray.get(ray.get_actor(server).spec.remote())
+    node = ray.get_runtime_context().get_node_id()
+    return Pace(node=node, host=ray.util.get_node_ip_address())
+
+
+def _spec_of(namespace: str) -> ShardSpec:
+    """What the shards of the run are given: the server knows where it lies."""
+    import ray
+
+    references: list[Any] = ray.get(
+        ray.get_actor(SERVER, namespace=namespace).spec.options(concurrency_group="health").remote()
+    )
     spec: ShardSpec = ray.get(references[0])
     return spec
 
 
-def roll_on(workers: list[Any], policies: Params, tasks: Sequence[Any], *, stage: int) -> Any:
-    """What the policies do, whole tasks a worker."""
-    weights = {name: value.numpy() for name, value in policies.items()}
-    parts = zip(*_fan_out(workers, "roll", weights, tasks, stage), strict=True)
-    return Trajectories(*(torch.from_numpy(np.concatenate(part)) for part in parts))
-
-
-def returns_on(
-    workers: list[Any], weights: Weights, tasks: Sequence[Any], *, stage: int
-) -> np.ndarray:
-    """The returns of candidates, whole candidates a worker: only these and the weights travel."""
-    return np.concatenate(_fan_out(workers, "returns", weights, tasks, stage), 1)
-
-
-def _fan_out(
-    workers: list[Any], method: str, weights: Weights, tasks: Sequence[Any], stage: int
-) -> list[Any]:
-    """The workers' answers, each for its share of the tasks."""
-    import ray
-
-    shares = [part for part in np.array_split(np.arange(len(tasks)), len(workers)) if len(part)]
-    references = []
-    for worker, share in zip(workers, shares, strict=False):
-        own = {name: value[share[0] : share[-1] + 1] for name, value in weights.items()}
-        call = getattr(worker, method)
-        references.append(call.remote(own, [tasks[i] for i in share], stage=stage))
-    answers: list[Any] = ray.get(references)
-    return answers
+@contextmanager
+def _caught() -> Iterator[list[str]]:
+    """Inside, warnings are caught; their texts stand in the list afterwards."""
+    texts: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield texts
+    texts += [str(warning.message) for warning in caught]

@@ -1,24 +1,18 @@
-"""The actors on a Ray cluster, or on a Ray that is started on this machine."""
+"""The machines: a Ray cluster, or a Ray that is started on this machine."""
 
 import math
 import os
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any, cast
-from uuid import uuid4
+from typing import Any
 
 import torch
 
-from maml_dist.runtime.backend import ActorGroup, ResourceRequest, Resources
+from maml_dist.runtime.backend import ActorGroup, ResourceRequest, Resources, ShardRange, how_many
 from maml_dist.runtime.messages import Start
 from maml_dist.runtime.private_ray import own_ray
-from maml_dist.runtime.ray_actors import RayServer, RayShard, RayWorker
-from maml_dist.runtime.ray_cluster import join
-from maml_dist.runtime.rollout_worker import RolloutWorker
-from maml_dist.runtime.server import ParameterServer
-from maml_dist.runtime.shard import TaskShard
-
-PLACED_WITHIN = 120  # seconds for the cluster to place all actors
-RETRIES = 3  # of one call; a task that kills every process that tries it ends the run
+from maml_dist.runtime.ray_cluster import join, machines, may_grow
+from maml_dist.runtime.ray_group import RayGroup
 
 
 class RayBackend:
@@ -27,10 +21,12 @@ class RayBackend:
     def __init__(self, address: str | None = None) -> None:
         self._given = address
         self._address = address or os.environ.get("RAY_ADDRESS") or "local"
+        self._grows = False
 
     def __enter__(self) -> "RayBackend":
         import ray
 
+        os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # of what is submitted again
         self._joined = ray.is_initialized()  # inside a Tune trial, say
         self._own = ExitStack()
         return self
@@ -42,20 +38,28 @@ class RayBackend:
             self._own.__exit__(*exception)
             ray.shutdown()
 
-    def resources(self, shards: int | None, request: ResourceRequest, *, most: int) -> Resources:
+    def resources(
+        self, shards: int | ShardRange | None, request: ResourceRequest, *, most: int
+    ) -> Resources:
         """Join the cluster; `shards` null: one a GPU, or one a core, `most` at the most.
 
         A Ray started on this machine declares as many CPUs as the shards need.
 
         Raises:
-            ValueError: nothing answers at the address, or there are fewer GPUs or CPUs than asked.
+            ValueError: nothing answers at the address, or there are fewer GPUs or CPUs than asked,
+                and none can come.
         """
         import ray
 
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         if not self._joined and self._address == "local":
             cores, devices = os.cpu_count() or 1, torch.cuda.device_count()
-            resources = _decide(request, shards, cores=cores, devices=devices, most=most)
+            resources = how_many(shards, request, cores=cores, devices=devices, most=most)
+            if isinstance(shards, ShardRange):  # nothing else will come
+                room = cores / (resources.cpus_of_one or 1)
+                room = min(room, devices / resources.gpus) if resources.gpus else room
+                count = max(resources.least, min(resources.shards, int(room)))
+                resources = how_many(count, request, cores=cores, devices=devices, most=most)
             self._own.enter_context(own_ray(max(cores, math.ceil(resources.all_cpus))))
             return resources
         if not self._joined:
@@ -63,10 +67,16 @@ class RayBackend:
         here = ray.get_runtime_context().gcs_address
         if self._joined and self._given not in (None, "auto", here):
             raise ValueError(f"--address {self._given}: this process is on the cluster at {here}")
-        there = ray.cluster_resources()
+        there, found = ray.cluster_resources(), machines()
         cores, devices = there.get("CPU", 0), there.get("GPU", 0)
-        resources = _decide(request, shards, cores=cores, devices=devices, most=most)
-        if resources.all_cpus > cores:
+        if may_grow() and shards is None and cores < request.cpus:  # nothing is there yet
+            shards = ShardRange(most)
+        self._grows = may_grow() or isinstance(shards, ShardRange)
+        if self._grows:
+            cores, devices = max(cores, _sum(found, "CPU")), max(devices, _sum(found, "GPU"))
+        resources = how_many(shards, request, cores=cores, devices=devices, most=most)
+        self._refuse_small(resources, found)
+        if resources.all_cpus > cores and not self._grows:
             workers = f" and {request.workers} rollout workers" if request.workers else ""
             raise ValueError(
                 f"{resources.shards} shards with {request.cpus:g} CPU{workers} each need "
@@ -75,135 +85,42 @@ class RayBackend:
         return resources
 
     def start(self, given: Start, resources: Resources) -> ActorGroup:
-        """The actors, all of them up.
+        """The actors, as many of them up as the run begins with.
 
         Raises:
-            ValueError: the cluster has no room for the actors.
+            ValueError: the cluster has no room for the actors, or they cannot be made.
         """
-        import ray
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+        group = RayGroup(given, resources, grows=self._grows)
+        try:
+            group.open()
+        except BaseException:
+            group.close()
+            raise
+        return group
 
-        shared = ray.put(_With(given.modules, given.shard))
-        name = f"maml_dist-{uuid4().hex}"  # by which the actors of this run find each other
-        for method in (
-            ParameterServer.update,
-            ParameterServer.next_request,
-            ParameterServer.finish_update,
+    def _refuse_small(self, resources: Resources, found: Sequence[Mapping[str, float]]) -> None:
+        """Raise ValueError where no machine that is there, or is known to come, holds an actor."""
+        request = resources.request
+        for key, cpus, gpus in (
+            ("cpus_per_shard", request.cpus, 0.0),
+            ("gpus_per_shard", 0.0, resources.gpus),
+            ("cpus_per_shard, gpus_per_shard", request.cpus, resources.gpus),
+            ("cpus_per_worker", request.worker_cpus if request.workers else 0.0, 0.0),
         ):
-            ray.method(num_returns=2)(cast(Any, method))
-        # The server stays beside the driver: they live and die together, shards come and go.
-        beside = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-        server = (
-            ray.remote(RayServer)
-            .options(name=name, num_cpus=0, scheduling_strategy=beside)
-            .remote(
-                given.meta,
-                _With(given.modules, given.outer),
-                learned=given.shard.learned,
-                spec=[shared],
-            )
-        )
-        # A shard can always compute its part again: a lost one is restarted, its call repeated.
-        shard_actor = ray.remote(RayShard).options(
-            num_cpus=resources.cpus,
-            num_gpus=resources.gpus,
-            max_restarts=-1,
-            max_task_retries=RETRIES,
-        )
-        names = [
-            [f"{name}-{rank}-{number}" for number in range(resources.workers)]
-            for rank in range(resources.shards)
-        ]
-        worker_actor = ray.remote(RayWorker)
-        rolling = [
-            worker_actor.options(
-                name=each,
-                num_cpus=resources.worker_cpus,
-                max_restarts=-1,
-                max_task_retries=RETRIES,
-            ).remote(name)
-            for own in names
-            for each in own
-        ]
-        shards = [
-            shard_actor.remote(
-                name,
-                rank=rank,
-                shards=resources.shards,
-                device=resources.device,
-                workers=names[rank],
-            )
-            for rank in range(resources.shards)
-        ]
-        actors: list[Any] = [*shards, *rolling, server]
-
-        def close() -> None:
-            for actor in actors:
-                ray.kill(actor)
-
-        pings = [actor.ping.options(max_task_retries=0).remote() for actor in actors[:-1]]
-        _, waiting = ray.wait(pings, num_returns=len(pings), timeout=PLACED_WITHIN)
-        if waiting:
-            free = ray.available_resources()
-            close()
-            raise ValueError(
-                f"{len(waiting)} of {len(pings)} actors found no room in {PLACED_WITHIN} s: each "
-                f"needs {resources.cpus:g} CPU and {resources.gpus:g} GPU, the cluster has "
-                f"{free.get('CPU', 0):g} CPU and {free.get('GPU', 0):g} GPU free"
-            )
-        _get(pings)
-        return ActorGroup(
-            cast(list[TaskShard], shards),
-            cast(ParameterServer, server),
-            _get,
-            close,
-            cast(list[RolloutWorker], rolling),
-        )
+            if found and not any(
+                each.get("CPU", 0) >= cpus and each.get("GPU", 0) >= gpus for each in found
+            ):
+                needs = " and ".join(
+                    f"{number:g} {what}"
+                    for number, what in ((cpus, "CPU"), (gpus, "GPU"))
+                    if number
+                )
+                largest = max(found, key=lambda each: (each.get("GPU", 0), each.get("CPU", 0)))
+                raise ValueError(
+                    f"no machine of the cluster has {needs} ({key}): the largest has "
+                    f"{largest.get('CPU', 0):g} CPU and {largest.get('GPU', 0):g} GPU"
+                )
 
 
-class _With:
-    """Arrives as `value`, after `modules`, which make it possible to unpickle that."""
-
-    def __init__(self, modules: object, value: object) -> None:
-        self._both = modules, value
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _second, self._both
-
-
-def _second(modules: object, value: object) -> object:
-    return value
-
-
-def _get(references: Any) -> Any:
-    """Values; what a user's code raised in an actor is raised here as it was."""
-    import ray
-
-    try:
-        return ray.get(references)
-    except ray.exceptions.RayError as error:
-        cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
-    if not isinstance(cause, ray.exceptions.RayError):
-        raise cause
-    said = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    if "creation task" in said[0]:
-        raise ValueError(f"an actor could not be made: {said[-1]}")
-    raise ChildProcessError(f"an actor was lost (--resume goes on): {said[0]}")
-
-
-def _decide(
-    request: ResourceRequest, shards: int | None, *, cores: float, devices: float, most: int
-) -> Resources:
-    gpus = request.gpus
-    if gpus is None:
-        gpus = 1.0 if devices >= 1 else 0.0
-    if shards is None:
-        each = request.cpus + request.workers * request.worker_cpus
-        room = devices / gpus if gpus else cores / (each or 1)
-        shards = max(1, min(int(room), most))
-    if shards * gpus > devices:
-        raise ValueError(
-            f"{shards} shards with {gpus:g} GPU each need {shards * gpus:g} GPUs; "
-            f"there are {devices:g}"
-        )
-    return Resources(shards, request.cpus, gpus, request.workers, request.worker_cpus)
+def _sum(machines: Sequence[Mapping[str, float]], resource: str) -> float:
+    return sum(each.get(resource, 0) for each in machines)

@@ -4,13 +4,17 @@ Ray itself tries for minutes where nothing answers, and repeats a wrong token fo
 RAY_AUTH_MODE, RAY_AUTH_TOKEN and RAY_AUTH_TOKEN_PATH are the user's, and stay as they are.
 """
 
+import os
 import socket
+from pathlib import Path
 
 import grpc
+import yaml
 
-from maml_dist.runtime.ray_options import options
+from maml_dist.runtime.ray_options import mute, options
 
 ANSWERS_WITHIN = 5  # seconds
+_BOOTSTRAP = Path("~/ray_bootstrap_config.yaml").expanduser()  # on the head of `ray up`
 FIRST_CALL = "/ray.rpc.NodeInfoGcsService/GetClusterId"  # of every driver and every node
 TAKES = (
     "it takes RAY_AUTH_MODE=token, and in RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token the token with "
@@ -38,6 +42,7 @@ def join(address: str) -> None:
                 token.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
             token.ensure_token_if_auth_enabled(create_token_if_missing=False)
             _call(found)
+        mute()
         ray.init(address=address, **options())
     except ray.exceptions.AuthenticationError as error:
         raise ValueError(f"the Ray cluster at {address}: {error.message}; {TAKES}") from None
@@ -63,3 +68,26 @@ def _call(address: str) -> None:
                 refused = "it refuses this process's token, or that none is sent"
                 raise ray.exceptions.AuthenticationError(refused) from None
             raise ConnectionError(error.details()) from None
+
+
+def may_grow() -> bool:
+    """Whether an autoscaler may bring machines: of `ray up`, or of KubeRay."""
+    return _BOOTSTRAP.exists() or "KUBERAY_GEN_RAY_START_CMD" in os.environ
+
+
+def machines() -> list[dict[str, float]]:
+    """The resources of each machine that is there, and of each that `ray up` may bring.
+
+    Empty where others may come of which nothing is known here.
+    """
+    import ray
+
+    there = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if not may_grow():
+        return there
+    try:
+        kinds = yaml.safe_load(_BOOTSTRAP.read_text())["available_node_types"].values()
+        coming = [each["resources"] for each in kinds for _ in range(each.get("max_workers", 0))]
+    except (OSError, KeyError, AttributeError, TypeError, yaml.YAMLError):
+        return []
+    return there + coming if all("CPU" in each for each in coming) else []

@@ -25,3 +25,13 @@ def options() -> dict[str, Any]:
     if here not in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):
         job._py_driver_sys_path = [here]  # a checkout
     return {"job_config": job, **QUIET}
+
+
+def mute() -> None:
+    """Let nothing of the cluster's own messages into the output: what matters of them, we say.
+
+    Ray prints them whatever its options are, a block each.
+    """
+    from ray._private import worker
+
+    worker.print_to_stdstream = lambda *message, **options: None

@@ -1,11 +1,12 @@
-"""TaskShard: the actor that owns a share of every meta-batch.
+"""TaskShard: the actor that computes slices of every meta-batch.
 
-Shard r of n owns the tasks range(r, meta_batch, n): it collects their episodes, adapts to them and
-returns the sum of their meta-gradients. It keeps nothing that it cannot compute again, so a
-restarted shard gives the same bits.
+Slice s of n holds the tasks range(s, meta_batch, n): a shard collects their episodes, adapts to
+them and returns the sum of their meta-gradients. It keeps nothing that it cannot compute again, so
+that any shard gives the same bits for a slice, at any time.
 """
 
 from collections.abc import Callable, Sequence
+from functools import cache, partial
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from maml_dist.runtime.collectors import (
     Collector,
     OnPolicyCollector,
     Placement,
-    Share,
+    Slice,
     SupervisedCollector,
 )
 from maml_dist.runtime.messages import Contribution, ShardSpec
@@ -37,21 +38,18 @@ Shares = tuple[float, float]  # of the episodes after adapting, and of those ada
 
 
 class TaskShard:
-    """Collects and differentiates the tasks of one share."""
+    """Collects and differentiates the tasks of slices."""
 
     def __init__(
         self,
         spec: ShardSpec,
         *,
-        rank: int,
-        shards: int,
         device: str = "cpu",
         roll: Roll | None = None,
         returns: Returns | None = None,
     ) -> None:
         """`roll` and `returns` act in the environments; without, the shard does it itself."""
         self._spec = spec
-        self._share = Share(rank, shards)
         if device == "cpu":
             keep_freed()
         model = spec.model.to(torch.device(device))
@@ -60,8 +58,8 @@ class TaskShard:
         self._placement = Placement(torch.device(device), engine.dtype)
         objective = Objective(model, spec.source, bfloat16=engine.precision == "bfloat16")
         self._policy_terms = PolicyTerms(engine, spec.learner, objective, into=spec.layout)
-        self._collector = self._collects(engine, objective, roll, returns)
-        self._product: tuple[Episode, Shares, Callable[[Tensor], Tensor]] | None = None
+        self._collector = cache(self._collects(engine, objective, roll, returns))  # of a slice
+        self._products: dict[int, tuple[Episode, Shares, Callable[[Tensor], Tensor]]] = {}
 
     def _collects(
         self,
@@ -69,45 +67,53 @@ class TaskShard:
         objective: Objective,
         roll: Roll | None,
         returns: Returns | None,
-    ) -> Collector:
-        """What collects the episodes of these tasks for this learner."""
+    ) -> Callable[[int], Collector]:
+        """What makes the collector of a slice for this learner; all slices share its traces."""
         spec = self._spec
         gradient = MetaGradient(engine, spec.learner, objective, into=spec.layout)
-        given = spec, self._share, self._placement, gradient
+        make: Callable[..., Collector]
         if not spec.source.on_policy:
             scores = PathScores(engine, spec.learner, objective, into=spec.layout)
-            return SupervisedCollector(*given, scores=scores)
-        alone = RolloutWorker(spec.source, spec.model, max_parallel_envs=spec.max_parallel_envs)
-        roll, returns = roll or alone.here, returns or alone.returns
-        if spec.learner.zeroth_order:
-            return ZerothOrderCollector(*given, roll=roll, returns=returns, kept=objective.kept)
-        return OnPolicyCollector(*given, terms=self._policy_terms, roll=roll)
+            make = partial(SupervisedCollector, scores=scores)
+        else:
+            alone = RolloutWorker(spec.source, spec.model, max_parallel_envs=spec.max_parallel_envs)
+            roll, returns = roll or alone.here, returns or alone.returns
+            if spec.learner.zeroth_order:
+                kept = objective.kept
+                make = partial(ZerothOrderCollector, roll=roll, returns=returns, kept=kept)
+            else:
+                make = partial(OnPolicyCollector, terms=self._policy_terms, roll=roll)
+        return lambda number: make(spec, Slice(number, spec.slices), self._placement, gradient)
 
     @remote
-    def gradient(self, meta: np.ndarray, it: int, at: np.ndarray | None = None) -> Contribution:
-        """The summed meta-gradient of this shard's tasks of iteration `it`.
+    def gradient(
+        self, meta: np.ndarray, it: int, at: np.ndarray | None = None, *, slice: int = 0
+    ) -> Contribution:
+        """The summed meta-gradient of a slice's tasks of iteration `it`.
 
         Args:
             meta: the parameters [size] with which on-policy episodes are collected.
             it: the meta-iteration.
             at: where to differentiate [size]; at `meta` if None.
+            slice: its number.
 
         Raises:
             FloatingPointError: a task's loss or gradient is not finite, and is not to be skipped;
                 or the penalty's gradient is not, of a task whose own is.
         """
+        collector = self._collector(slice)
         if at is None:
-            self._product = None  # what it holds makes room for new episodes
-            tasks = list(self._collector.tasks)
-            summed, episodes = self._collector.gradient(meta, it)
+            self._products.pop(slice, None)  # what it holds makes room for new episodes
+            tasks = list(collector.tasks)
+            summed, episodes = collector.gradient(meta, it)
         else:
-            episodes, tasks = self._counted(it, meta)
+            episodes, tasks = self._counted(it, meta, slice)
             if not tasks:
                 return Contribution(np.zeros_like(meta), 0, {})
-            summed = self._collector.gradient_at(self._placement.vector(at), episodes, it)
+            summed = collector.gradient_at(self._placement.vector(at), episodes, it)
         skipped = self._skipped(it, tasks, summed)
         if at is None:
-            self._collector.leave_out(it, meta, skipped)
+            collector.leave_out(it, meta, skipped)
         gradient = summed.gradient
         if self._spec.source.penalty and len(skipped) < len(tasks):
             counted = chosen(episodes, summed.finite)
@@ -122,10 +128,12 @@ class TaskShard:
         return Contribution(gradient.cpu().numpy(), len(tasks) - len(skipped), means, skipped)
 
     @remote
-    def objective(self, meta: np.ndarray, it: int, at: np.ndarray) -> Contribution:
-        """The summed outer loss and KL divergence of the tasks of `it`, at `at` [size]."""
-        episodes, tasks = self._counted(it, meta)
-        self._product = None  # of the direction that is now followed
+    def objective(
+        self, meta: np.ndarray, it: int, at: np.ndarray, *, slice: int = 0
+    ) -> Contribution:
+        """The summed outer loss and KL divergence of a slice's tasks of `it`, at `at` [size]."""
+        episodes, tasks = self._counted(it, meta, slice)
+        self._products.pop(slice, None)  # of the direction that is now followed
         if not tasks:
             return Contribution(np.zeros(0, np.float32), 0, {})
         point, number = self._placement.vector(at), self._placement.number(it)
@@ -141,29 +149,34 @@ class TaskShard:
         vector: np.ndarray,
         share: float = 1.0,
         support_share: float = 1.0,
+        *,
+        slice: int = 0,
     ) -> Contribution:
-        """The KL divergence's curvature times `vector` [size], summed over the tasks of `it`.
+        """The KL divergence's curvature times `vector` [size], summed over a slice's tasks of `it`.
 
         `share` of each task's episodes after adapting are looked at, and `support_share` of those
         adapted to; one at least.
         """
-        episodes, tasks = self._counted(it, meta)
+        episodes, tasks = self._counted(it, meta, slice)
         if not tasks:
             return Contribution(np.zeros_like(vector), 0, {})
         shares = share, support_share
-        if self._product is None or self._product[0] is not episodes or self._product[1] != shares:
-            self._product = None  # what it holds makes room first
+        last = self._products.get(slice)
+        if last is None or last[0] is not episodes or last[1] != shares:
+            del last
+            self._products.pop(slice, None)  # what it holds makes room first
             thin = thinned(episodes, *shares)
             point, number = self._placement.vector(meta), self._placement.number(it)
             found = self._policy_terms.curvature(point, thin, number)
-            self._product = episodes, shares, found
-        product = self._product[2](self._placement.vector(vector))
+            self._products[slice] = episodes, shares, found
+        product = self._products[slice][2](self._placement.vector(vector))
         return Contribution(product.cpu().numpy(), len(tasks), {})
 
     def collect(self, meta: np.ndarray, keys: Sequence[TaskKey], it: int, *, steps: int) -> Episode:
         """On-policy: episodes of policies that adapt to them, stage by stage, at meta [size]."""
-        assert isinstance(self._collector, ActingCollector)
-        return self._collector.collect(self._placement.vector(meta), keys, it, steps=steps)
+        collector = self._collector(0)
+        assert isinstance(collector, ActingCollector)
+        return collector.collect(self._placement.vector(meta), keys, it, steps=steps)
 
     @remote
     @user_errors_located()
@@ -176,32 +189,32 @@ class TaskShard:
         tasks: int,
         steps: int,
         mode: Mode = "transductive",
+        slice: int = 0,
     ) -> dict[str, np.ndarray]:
-        """Each score of this share of `tasks` held-out tasks, after 0 … steps inner steps.
+        """Each score of this slice of `tasks` held-out tasks, after 0 … steps inner steps.
 
         Returns:
-            Arrays [task, step]; none where this shard has no task.
+            Arrays [task, step]; none where this slice has no task.
 
         Raises:
             ValueError: a part of the experiment raised; says which.
         """
-        keys = [TaskKey(self._spec.seed, split, 0, task) for task in self._share.of(tasks)]
+        keys = [
+            TaskKey(self._spec.seed, split, 0, task)
+            for task in Slice(slice, self._spec.slices).of(tasks)
+        ]
         if not keys:
             return {}
         point = self._placement.vector(meta)
-        parts = self._collector.scores(point, keys, it, steps=steps, mode=mode)
+        parts = self._collector(slice).scores(point, keys, it, steps=steps, mode=mode)
         return {
             name: np.concatenate([part[name].cpu().numpy() for part in parts]) for name in parts[0]
         }
 
-    @remote
-    def ping(self) -> int:
-        """The rank: an answer when the actor is up."""
-        return self._share.rank
-
-    def _counted(self, it: int, meta: np.ndarray) -> tuple[Episode, list[int]]:
-        """The episodes of the tasks that count at meta, and whose they are."""
-        return self._collector.counted(it, meta, again=lambda: self.gradient(meta, it))
+    def _counted(self, it: int, meta: np.ndarray, slice: int) -> tuple[Episode, list[int]]:
+        """The episodes of a slice's tasks that count at meta, and whose they are."""
+        again = partial(self.gradient, meta, it, slice=slice)
+        return self._collector(slice).counted(it, meta, again=again)
 
     def _skipped(self, it: int, tasks: list[int], summed: GradientSum) -> tuple[int, ...]:
         """The tasks whose loss or gradient is not finite, if such are to be skipped."""

@@ -1,10 +1,12 @@
 """The loop of meta-training, from a run's last checkpoint to its end.
 
-One meta-iteration goes one way: shards (gradients of their tasks) -> server (the beta update) ->
-shards. Only references pass through this process, which submits several iterations ahead.
+One meta-iteration goes one way: shards (gradients of slices) -> server (the beta update) -> shards.
+Only references pass through this process, which submits several iterations ahead. Where an actor is
+lost, all that was submitted is, and the loop begins again at the last update that was applied.
 """
 
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,10 +17,11 @@ from maml_dist.config.experiment import Experiment
 from maml_dist.runs.metrics import Metrics
 from maml_dist.runs.run import Run
 from maml_dist.runtime.allocator import freeze_gc
-from maml_dist.runtime.backend import ActorGroup
+from maml_dist.runtime.backend import ActorGroup, ActorLost
 from maml_dist.runtime.messages import Contribution
 from maml_dist.runtime.remote import Ref
-from maml_dist.training.recorder import IterationRefs, Row, due, keep, record
+from maml_dist.runtime.server import Saved
+from maml_dist.training.recorder import IterationRefs, Recorder, Row, due
 
 
 def loop(
@@ -26,22 +29,27 @@ def loop(
 ) -> Iterator[list[IterationRefs]]:
     """The loop. Yields what there is to read of each iteration, several at once and later.
 
-    In this process a task that diverges raises here, and what is unread is yielded before.
+    Where a task diverges in this process, or an actor is found to be lost, that raises here, and
+    what is unread is yielded before.
     """
     unread: list[IterationRefs] = []
     meta = actors.server.meta.remote()
     for it in range(start, experiment.iterations):
         try:
-            parts = [shard.gradient.remote(meta, it) for shard in actors.shards]
+            parts = [
+                actors.shard(slice).gradient.remote(meta, it, slice=slice)
+                for slice in range(actors.slices)
+            ]
             if experiment.multi_round:
                 run_rounds(actors, parts, meta, it)
-        except FloatingPointError:
+        except (FloatingPointError, ActorLost):
             yield unread
             raise
         if experiment.multi_round:
             meta, metrics = actors.server.finish_update.remote()
         else:
             meta, metrics = actors.server.update.remote(*parts)
+        actors.submitted(it + 1)
         saved = validate = None
         last = it + 1 == experiment.iterations or stop()
         if last or (it + 1) % experiment.checkpoint_every == 0:
@@ -64,7 +72,10 @@ def run_rounds(
         what, options = actors.get(question)
         if not what:
             return
-        parts = [getattr(shard, what).remote(meta, it, at, **options) for shard in actors.shards]
+        parts = [
+            getattr(actors.shard(slice), what).remote(meta, it, at, slice=slice, **options)
+            for slice in range(actors.slices)
+        ]
 
 
 def train(
@@ -74,29 +85,53 @@ def train(
     progress: bool = True,
     on_validation: Callable[[Row], None] = lambda row: None,
 ) -> None:
-    """Train a run from its last checkpoint to its end, or to a checkpoint when interrupted."""
+    """Train a run from its last checkpoint to its end, or to a checkpoint when interrupted.
+
+    Raises:
+        FloatingPointError: a task diverged, and such are not to be skipped.
+        ChildProcessError: too many failures, or a task that ends each process.
+        OSError: the last checkpoint could not be written.
+    """
     saved = run.saved()
     start = saved[0] if saved else 0
-    if saved:
-        actors.get(actors.server.restore.remote(saved))
     metrics = Metrics(run.path, start=start, total=run.experiment.iterations, quiet=not progress)
-    last = run.checkpoints.last
+    recorder = Recorder(run, actors, start=start, log=metrics.log, on_validation=on_validation)
+    failure: ActorLost | None = None
     try:
         with _interruptible() as stop:
-            # Weights that were never trained, or a checkpoint whose validation failed.
-            if run.experiment.iterations == 0 or (last and not last.validated):
-                refs = due(run.experiment, actors, max(0, start - 1))
-                row: Row = {"iteration": start}
-                keep(run, actors, *refs, row, log=metrics.log, on_validation=on_validation)
-            batches = freeze_gc(loop(run.experiment, actors, start=start, stop=stop))
-            record(run, actors, batches, log=metrics.log, on_validation=on_validation)
+            while True:
+                try:
+                    if failure is not None:
+                        saved = actors.drain(failure)
+                        actors.reform(saved, stop=stop)
+                        if stop():
+                            _keep(run, saved)
+                            return
+                    elif saved is not None:
+                        actors.restore(saved)
+                    start = saved[0] if saved else 0
+                    # Weights that were never trained, or a checkpoint whose validation failed.
+                    recorder.validate_last()
+                    batches = loop(run.experiment, actors, start=start, stop=stop)
+                    recorder.record(freeze_gc(batches))
+                    return
+                except ActorLost as lost:
+                    failure = lost
+    except ChildProcessError:
+        if saved is not None:
+            _keep(run, saved)
+        raise
     except FloatingPointError:  # nothing since the last good update has changed the server
-        state = actors.get(actors.server.state.remote())
-        if state[0] > (run.checkpoints.last.iteration if run.checkpoints.last else -1):
-            run.save(state)
+        _keep(run, actors.get(actors.server.state.remote()))
         raise
     finally:
         metrics.close()
+
+
+def _keep(run: Run, saved: Saved) -> None:
+    """Save a state that is further than the last checkpoint; --resume validates it."""
+    if saved[0] > (run.checkpoints.last.iteration if run.checkpoints.last else -1):
+        run.save(saved)
 
 
 @contextmanager
@@ -109,6 +144,8 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
         if asked:
             raise KeyboardInterrupt
         asked = True
+        name = signal.Signals(number).name
+        print(f"{name}: stops at a checkpoint; once more: at once", file=sys.stderr, flush=True)
 
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False

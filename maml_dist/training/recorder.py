@@ -1,7 +1,8 @@
 """The recorder: reads what the loop submitted; writes metrics and checkpoints, and validates.
 
 A checkpoint is written, and then the weights in it are scored on held-out tasks: what fails in
-scoring, or is killed, does not cost the checkpoint; --resume scores it first.
+scoring, or is killed, does not cost the checkpoint; --resume scores it first. Iterations that are
+computed again, because an actor was lost, are read once.
 """
 
 import math
@@ -14,12 +15,12 @@ import numpy as np
 
 from maml_dist.config.experiment import Experiment
 from maml_dist.runs.run import Run
-from maml_dist.runtime.backend import ActorGroup
+from maml_dist.runtime.backend import ActorGroup, ActorLost
 from maml_dist.runtime.remote import Ref
 from maml_dist.runtime.server import Saved
 
 Row = dict[str, Any]
-Validate = Callable[[], list[Ref[dict[str, np.ndarray]]]]  # to each shard's scores
+Validate = Callable[[], list[Ref[dict[str, np.ndarray]]]]  # to the scores of each slice
 
 
 class IterationRefs(NamedTuple):
@@ -31,61 +32,155 @@ class IterationRefs(NamedTuple):
     validate: Validate | None  # then scores that
 
 
-def record(
-    run: Run,
-    actors: ActorGroup,
-    batches: Iterator[list[IterationRefs]],
-    *,
-    log: Callable[[Row], None],
-    on_validation: Callable[[Row], None],
-) -> None:
-    """Read the loop's reports: rows of metrics, validations, checkpoints."""
-    experiment = run.experiment
-    window: list[Row] = []  # the metrics since the last row
-    counted, clock = 0, time.monotonic()
-    printed = {""}
-    for batch, read in _read(actors, batches):
-        for text in {metrics.get("warnings", "") for metrics in read} - printed:
-            print(text, file=sys.stderr)
-            printed.add(text)
-        counted += len(batch)
-        pace = counted / max(time.monotonic() - clock, 1e-9)
-        for report, metrics in zip(batch, read, strict=False):
-            window.append(metrics)
-            if report.validate is None and report.iteration % experiment.log_every:
-                continue
-            row: Row = {"iteration": report.iteration}
-            row |= _summary(window)
-            row |= {"it_per_s": pace, "tasks_per_s": pace * experiment.meta_batch}
-            if "steps/after" in row:  # of the environments, by one task
-                row["steps_per_s"] = row["steps/after"] * row["tasks_per_s"]
-            if report.saved is None or report.validate is None:
-                log(row)
-            else:
-                refs = report.saved, report.validate
-                keep(run, actors, *refs, row, log=log, on_validation=on_validation)
-            window = []
-        if not window:
-            counted, clock = 0, time.monotonic()
+class Recorder:
+    """Reads the loop's reports: rows of metrics, validations, checkpoints."""
 
+    def __init__(
+        self,
+        run: Run,
+        actors: ActorGroup,
+        *,
+        start: int,
+        log: Callable[[Row], None],
+        on_validation: Callable[[Row], None],
+    ) -> None:
+        """`start` iterations have been read; `log` takes rows, `on_validation` those with one."""
+        self._run, self._actors = run, actors
+        self._log, self._on_validation = log, on_validation
+        self._read = start  # the last iteration
+        self._window: list[Row] = []  # the metrics since the last row
+        self._counted, self._clock = 0, time.monotonic()
+        self._printed = {""}
+        self._open: Row = {}  # of a checkpoint that is not validated yet
 
-def _read(
-    actors: ActorGroup, batches: Iterator[list[IterationRefs]]
-) -> Iterator[tuple[list[IterationRefs], list[Row]]]:
-    """Reports with their metrics; where a task diverged, those before it, and then its error."""
-    for batch in batches:
-        read: list[Row] = []
+    def record(self, batches: Iterator[list[IterationRefs]]) -> None:
+        """Read the loop to its end."""
+        for batch in batches:
+            new = [report for report in batch if report.iteration > self._read]
+            for report, metrics in self._metrics(new):
+                text = metrics.get("warnings", "")
+                if text not in self._printed:
+                    print(text, file=sys.stderr)
+                    self._printed.add(text)
+                self._window.append(metrics)
+                self._read = report.iteration
+                self._report(report)
+            if not self._window:
+                self._counted, self._clock = 0, time.monotonic()
+
+    def validate_last(self) -> None:
+        """Validate the last checkpoint if it is not; untrained weights are saved and validated."""
+        last = self._run.checkpoints.last
+        if self._run.experiment.iterations == 0 and not last:
+            keep = due(self._run.experiment, self._actors, 0)
+            self._keep(*keep, {"iteration": 0})
+        elif last and not last.validated:
+            saved = self._run.saved()
+            assert saved is not None
+            row = self._open or {"iteration": last.iteration}
+            weights = saved[2].get("average", saved[1])
+            it = max(0, last.iteration - 1)
+            self._validate(scoring(self._run.experiment, self._actors, weights, it), row)
+
+    def _metrics(self, reports: list[IterationRefs]) -> Iterator[tuple[IterationRefs, Row]]:
+        """Reports with their metrics; where one has none to give, those before, and its error."""
         try:
-            read = actors.get([report.metrics for report in batch])
-        except FloatingPointError:
-            for report in batch:
-                try:
-                    read.append(actors.get(report.metrics))
-                except FloatingPointError:
-                    break
-            yield batch, read
+            read = self._actors.get([report.metrics for report in reports])
+        except (FloatingPointError, ActorLost):
+            for report in reports:
+                yield report, self._actors.get(report.metrics)
             raise
-        yield batch, read
+        self._counted += len(reports)
+        yield from zip(reports, read, strict=True)
+
+    def _report(self, report: IterationRefs) -> None:
+        """A row for what was read since the last, if it is time."""
+        experiment = self._run.experiment
+        if report.validate is None and report.iteration % experiment.log_every:
+            return
+        pace = self._counted / max(time.monotonic() - self._clock, 1e-9)
+        row: Row = {"iteration": report.iteration}
+        row |= _summary(self._window)
+        row |= {"it_per_s": pace, "tasks_per_s": pace * experiment.meta_batch}
+        if "steps/after" in row:  # of the environments, by one task
+            row["steps_per_s"] = row["steps/after"] * row["tasks_per_s"]
+        self._window = []
+        if report.saved is None or report.validate is None:
+            self._log(row)
+        else:
+            self._keep(report.saved, report.validate, row)
+
+    def _keep(self, saved: Ref[Saved], validate: Validate, row: Row) -> None:
+        """Write a checkpoint, validate it and log its row, which is logged whatever fails.
+
+        Raises:
+            ValueError: the validation failed; names the part of the experiment that did.
+            OSError: the checkpoint cannot be written; those before are whole.
+        """
+        try:
+            self._run.save(self._actors.get(saved))
+        except ActorLost:
+            raise
+        except BaseException:
+            self._log(row)
+            raise
+        self._validate(validate, row)
+
+    def _validate(self, validate: Validate, row: Row) -> None:
+        try:
+            score = self._scored(validate, row)
+        except ActorLost:
+            self._open = row
+            raise
+        except BaseException:
+            self._log(row)
+            raise
+        self._open = {}
+        self._log(row)
+        self._run.judge(score)
+        self._on_validation(row)
+
+    def _scored(self, validate: Validate, row: Row) -> float:
+        """Put the scores into the row; returns the one by which checkpoints are chosen."""
+        run = self._run
+        metric = run.experiment.task.metric
+        try:
+            parts = [part for part in self._actors.get(validate()) if part]
+            scores = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        except ValueError as error:
+            raise ValueError(
+                f"the validation at iteration {row['iteration']} failed: {error}; its checkpoint "
+                f"is kept, --resume {run.path} goes on from there"
+            ) from error
+        row |= {f"val/{name}": float(by[:, -1].mean()) for name, by in scores.items()}
+        row[f"val/{metric}/before"] = float(scores[metric][:, 0].mean())
+        # Over the whole path, so that a good last step hides no bad first one.
+        path = float(scores[metric][:, -run.experiment.test_steps :].mean())
+        row[f"val/{metric}/path"] = path
+        return path
+
+
+def due(experiment: Experiment, actors: ActorGroup, it: int) -> tuple[Ref[Saved], Validate]:
+    """What the server holds after iteration `it`, to be saved, and what is to validate it then."""
+    weights = actors.server.eval_parameters.remote()
+    return actors.server.state.remote(), scoring(experiment, actors, weights, it)
+
+
+def scoring(
+    experiment: Experiment, actors: ActorGroup, weights: Ref[np.ndarray] | np.ndarray, it: int
+) -> Validate:
+    """What has weights [size] scored by the shards, as those of iteration `it`."""
+    tasks, steps = experiment.validation_tasks, experiment.test_steps
+
+    def validate() -> list[Ref[dict[str, np.ndarray]]]:
+        return [
+            actors.shard(slice).scores.remote(
+                weights, it, split="val", tasks=tasks, steps=steps, slice=slice
+            )
+            for slice in range(actors.slices)
+        ]
+
+    return validate
 
 
 def _summary(window: list[Row]) -> Row:
@@ -98,70 +193,3 @@ def _summary(window: list[Row]) -> Row:
         row[name] = sum(numbers) / len(numbers) if numbers else math.nan
     skipped = " ".join(filter(None, (each.get("skipped/tasks", "") for each in window)))
     return row | ({"skipped": len(skipped.split()), "skipped/tasks": skipped} if skipped else {})
-
-
-def due(experiment: Experiment, actors: ActorGroup, it: int) -> tuple[Ref[Saved], Validate]:
-    """What the server holds after iteration `it`, to be saved, and what is to validate it then."""
-    meta = actors.server.eval_parameters.remote()
-    tasks, steps = experiment.validation_tasks, experiment.test_steps
-
-    def validate() -> list[Ref[dict[str, np.ndarray]]]:
-        return [
-            shard.scores.remote(meta, it, split="val", tasks=tasks, steps=steps)
-            for shard in actors.shards
-        ]
-
-    return actors.server.state.remote(), validate
-
-
-def keep(
-    run: Run,
-    actors: ActorGroup,
-    saved: Ref[Saved],
-    validate: Validate,
-    row: Row,
-    *,
-    log: Callable[[Row], None],
-    on_validation: Callable[[Row], None],
-) -> None:
-    """Write a checkpoint, validate it and log its row, which is logged whatever fails.
-
-    Args:
-        run: the run.
-        actors: its actors.
-        saved: the server's state, by reference.
-        validate: scores it.
-        row: the metrics of the iterations before; the validation's join them.
-        log: takes the row.
-        on_validation: takes it too, when all went well.
-
-    Raises:
-        ValueError: the validation failed; names the part of the experiment that did.
-        OSError: the checkpoint cannot be written; those before are whole.
-    """
-    try:
-        run.save(actors.get(saved))
-        score = _scored(run, actors, validate, row)
-    finally:
-        log(row)
-    run.judge(score)
-    on_validation(row)
-
-
-def _scored(run: Run, actors: ActorGroup, validate: Validate, row: Row) -> float:
-    """Put the scores into the row; returns the one by which checkpoints are chosen."""
-    metric = run.experiment.task.metric
-    try:
-        parts = [part for part in actors.get(validate()) if part]
-        scores = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    except ValueError as error:
-        raise ValueError(
-            f"the validation at iteration {row['iteration']} failed: {error}; its checkpoint is "
-            f"kept, --resume {run.path} goes on from there"
-        ) from error
-    row |= {f"val/{name}": float(by[:, -1].mean()) for name, by in scores.items()}
-    row[f"val/{metric}/before"] = float(scores[metric][:, 0].mean())
-    # Over the whole path, so that a good last step hides no bad first one.
-    path = float(scores[metric][:, -run.experiment.test_steps :].mean())
-    row[f"val/{metric}/path"] = path
-    return path

@@ -34,6 +34,7 @@ RESUMABLE = (
         "on_divergence",
     ),
     *("rollout_workers", "cpus_per_worker", "max_parallel_envs"),
+    *("placement", "heartbeat_timeout", "max_failures"),
     *("shards", "cpus_per_shard", "gpus_per_shard"),
 )
 
@@ -157,7 +158,9 @@ def execute(
         backend: LocalBackend | RayBackend = LocalBackend() if in_process else RayBackend(address)
         held.enter_context(backend)
         resources = backend.resources(
-            experiment.shards, experiment.resource_request, most=experiment.meta_batch
+            experiment.shards,
+            experiment.resource_request,
+            most=experiment.slices or experiment.meta_batch,
         )
         if resources.device == "cpu" and experiment.engine.precision == "tf32":
             raise ValueError(
@@ -167,13 +170,15 @@ def execute(
             check_engine(experiment, run.initial, resources.device)
         engine = resolve_engine(experiment, run.initial, resources.device)
         decided = {
-            "shards": resources.shards,
+            "slices": experiment.slices or resources.shards,
+            **({"shards": resources.key} if experiment.shards is None else {}),
             "gpus_per_shard": resources.gpus,
             **{f"engine.{name}": value for name, value in asdict(engine).items()},
         }
         run = Run(run.path, override(run.config, decided))
         meta, outer = flatten(run.initial).numpy(), run.experiment.outer
-        actors = backend.start(Start(run.shard_spec, meta, outer, Sources()), resources)
+        given = Start(run.shard_spec, meta, outer, Sources(), run.config["name"])
+        actors = backend.start(given, resources)
         held.callback(actors.close)
         if not resumed:  # a start that fails before this leaves nothing behind
             held.enter_context(run.locked())

@@ -56,7 +56,9 @@ def search(plan: Search, *, run: str | Path | None = None, address: str | None =
         raise ValueError("iterations=0 or cpus_per_shard=0: a search needs some of both")
     with RayBackend(address) as backend:
         resources = backend.resources(
-            experiment.shards or 1, experiment.resource_request, most=experiment.meta_batch
+            experiment.shards or 1,
+            experiment.resource_request,
+            most=experiment.slices or experiment.meta_batch,
         )
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "search.yaml").write_text(yaml.safe_dump(asdict(plan), sort_keys=False))
@@ -133,9 +135,9 @@ def _fit(
         grace_period=min(plan.grace_period, iterations),
         reduction_factor=plan.reduction_factor,
     )
-    shard = {"CPU": resources.cpus, "GPU": resources.gpus}
+    shard = {"CPU": resources.request.cpus, "GPU": resources.gpus}
     # The first bundle is the driver's: it only passes references on and needs no core of its own.
-    each = [shard] + [{"CPU": resources.worker_cpus}] * resources.workers
+    each = [shard] + [{"CPU": resources.request.worker_cpus}] * resources.request.workers
     bundles = tune.PlacementGroupFactory([{}] + each * resources.shards, strategy="PACK")
     shared = {"checkpoints": None, "shards": resources.shards, "gpus_per_shard": resources.gpus}
     config, here = override(config, shared), folder / "tune"

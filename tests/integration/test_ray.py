@@ -70,7 +70,7 @@ def test_a_killed_shard_is_restarted_and_nothing_changes(tmp_path, ray_here, loc
 
     def kill_a_shard(row):
         if row["iteration"] == 20:
-            ray_here.kill(groups[0].shards[0], no_restart=False)
+            ray_here.kill(groups[0].shards[0].actor)
 
     monkeypatch.setattr(RayBackend, "start", keep_hold)
     run = maml_dist.meta_train(

@@ -113,8 +113,8 @@ def test_killed_workers_and_shards_change_nothing(tmp_path, ray_here, local, mon
 
     def kill(row):
         actors = groups[0]
-        lost = actors.workers[0] if row["iteration"] == 1 else actors.shards[0]
-        ray_here.kill(lost, no_restart=False)
+        seats = actors.workers if row["iteration"] == 1 else actors.shards
+        ray_here.kill(seats[0].actor)
 
     monkeypatch.setattr(RayBackend, "start", keep_hold)
     run = maml_dist.meta_train(

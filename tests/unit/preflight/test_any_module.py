@@ -231,17 +231,15 @@ class Doubles(Sinusoid):
 SIMPLEST = Engine("task", running="eager", memory="graph", precision="float64")
 
 
-def shard_gradients(engine, *, shards=1, it=0):
+def shard_gradients(engine, *, slices=1, it=0):
     torch.manual_seed(0)
     model = Dropped().double()
     params = {name: p.detach() for name, p in model.named_parameters()}
     vector = flatten(params).numpy()
     learner = MAML(alpha=0.05, steps=2)
     work = ShardSpec(Doubles(), model, learner, engine, layout(params), 0, 4, len(vector))
-    return sum(
-        TaskShard(work, rank=rank, shards=shards).gradient(vector, it).gradient
-        for rank in range(shards)
-    )
+    shard = TaskShard(work._replace(slices=slices))
+    return sum(shard.gradient(vector, it, slice=n).gradient for n in range(slices))
 
 
 @pytest.mark.parametrize(
@@ -260,7 +258,7 @@ def test_dropout_is_the_same_however_tasks_are_differentiated(batching, running,
 def test_dropout_is_the_same_on_any_number_of_shards():
     vmapped = replace(SIMPLEST, batching="vmap")
     whole = shard_gradients(vmapped)
-    np.testing.assert_allclose(shard_gradients(vmapped, shards=3), whole, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(shard_gradients(vmapped, slices=3), whole, rtol=1e-9, atol=1e-12)
     np.testing.assert_array_equal(shard_gradients(vmapped), whole)
 
 

@@ -181,7 +181,7 @@ def test_a_sheet_shows_the_predictions_that_are_scored(characters):
     right = sum(true == guess for true, guess in pairs)
     weights, _ = characters.weights()
     meta = flatten({name: weights[name] for name in characters.layout.names}).numpy()
-    shard = TaskShard(characters.shard_spec, rank=0, shards=1)
+    shard = TaskShard(characters.shard_spec)
     accuracy = shard.scores(meta, 4, split="test", tasks=1, steps=2)["accuracy"][0, -1]
     assert right == round(12 * accuracy) and f"{right} of 12 queries right" in picture.caption
 

@@ -40,23 +40,23 @@ def wild(monkeypatch):
     return choose
 
 
-def shard(*, rank=0, shards=1, skip=True, **settings):
+def shard(*, slices=1, skip=True, **settings):
     """A shard of a run, its parameters, and others nearby."""
     run = Run("unwritten", compose("navigation", {**SMALL, **settings}))
     meta = flatten(run.initial).numpy()
     near = meta + 0.01 * np.sin(np.arange(len(meta), dtype=np.float32))
-    spec = run.shard_spec._replace(skip=skip)
-    return TaskShard(spec, rank=rank, shards=shards), meta, near
+    spec = run.shard_spec._replace(skip=skip, slices=slices)
+    return TaskShard(spec), meta, near
 
 
-def asked(of, meta, near):
+def asked(of, meta, near, *, slice=0):
     """What each question about iteration 0 is answered with, the gradient's first."""
-    first = of.gradient(meta, 0)
+    first = of.gradient(meta, 0, slice=slice)
     return (
         first,
-        of.objective(meta, 0, near),
-        of.curvature(meta, 0, near),
-        of.gradient(meta, 0, near),
+        of.objective(meta, 0, near, slice=slice),
+        of.curvature(meta, 0, near, slice=slice),
+        of.gradient(meta, 0, near, slice=slice),
     )
 
 
@@ -85,13 +85,12 @@ def test_a_task_left_out_of_the_gradient_is_left_out_of_all_questions(wild, batc
         assert np.array_equal(again.gradient, ours.gradient) and again.metrics == ours.metrics
 
 
-def test_a_shard_none_of_whose_tasks_counts_adds_nothing(wild):
+def test_a_slice_none_of_whose_tasks_counts_adds_nothing(wild):
     wild(lambda key: key.index == 2)
-    last, meta, near = shard(rank=2, shards=3)
-    first, _, _ = shard(rank=0, shards=3)
+    three, meta, near = shard(slices=3)
     for rule in (TrustRegion(), Adam(epochs=2)):
         server = ParameterServer(meta, rule)
-        ones, nones = asked(first, meta, near), asked(last, meta, near)
+        ones, nones = asked(three, meta, near), asked(three, meta, near, slice=2)
         assert [none.tasks for none in nones] == [0] * 4
         for one, none in zip(ones, nones, strict=True):
             alone, both = server._mean((one,)), server._mean((none, one))

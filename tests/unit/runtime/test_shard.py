@@ -28,49 +28,61 @@ def setting(source=None, meta_batch=6, alpha=0.01):
     return spec, flatten(params).numpy()
 
 
-def after(shards: int, iterations: int) -> np.ndarray:
+def sliced(slices: int, **options) -> tuple[TaskShard, np.ndarray]:
+    """A shard of a run whose meta-batches are cut into so many slices, and its parameters."""
+    spec, meta = setting(**options)
+    return TaskShard(spec._replace(slices=slices)), meta
+
+
+def after(slices: int, iterations: int, *, shards: int = 1) -> np.ndarray:
     spec, meta = setting()
-    actors = [TaskShard(spec, rank=rank, shards=shards) for rank in range(shards)]
+    actors = [TaskShard(spec._replace(slices=slices)) for _ in range(shards)]
     server = ParameterServer(meta, Adam(beta=0.01))
     for it in range(iterations):
-        meta, _ = server.update(*(shard.gradient(meta, it) for shard in actors))
+        parts = [actors[n % shards].gradient(meta, it, slice=n) for n in range(slices)]
+        meta, _ = server.update(*parts)
     return meta
 
 
-@pytest.mark.parametrize("shards", [2, 4])
-def test_any_number_of_shards_gives_the_same_weights(shards):
-    np.testing.assert_allclose(after(shards, 5), after(1, 5), rtol=1e-8)
+@pytest.mark.parametrize("slices", [2, 4])
+def test_any_number_of_slices_gives_the_same_weights_to_rounding(slices):
+    np.testing.assert_allclose(after(slices, 5), after(1, 5), rtol=1e-8)
 
 
-def test_the_shards_own_every_task_once():
-    spec, meta = setting()
-    parts = [TaskShard(spec, rank=rank, shards=4).gradient(meta, 0) for rank in range(4)]
+@pytest.mark.parametrize("shards", [1, 2, 3, 5])
+def test_any_number_of_shards_gives_the_same_bits(shards):
+    assert np.array_equal(after(5, 5, shards=shards), after(5, 5, shards=5))
+
+
+def test_the_slices_hold_every_task_once():
+    shard, meta = sliced(4)
+    parts = [shard.gradient(meta, 0, slice=number) for number in range(4)]
     assert [part.tasks for part in parts] == [2, 2, 1, 1]
 
 
 def test_a_restarted_shard_gives_the_same_bits():
-    spec, meta = setting()
-    old = TaskShard(spec, rank=1, shards=2)
+    old, meta = sliced(2)
     for it in range(3):
-        before = old.gradient(meta, it)
-    after = TaskShard(spec, rank=1, shards=2).gradient(meta, 2)
+        before = old.gradient(meta, it, slice=1)
+    after = sliced(2)[0].gradient(meta, 2, slice=1)
     assert np.array_equal(before.gradient, after.gradient)
 
 
-def test_scores_of_a_share_are_those_of_the_whole():
+def test_scores_of_a_slice_are_those_of_the_whole():
     spec, meta = setting()
-    whole = TaskShard(spec, rank=0, shards=1).scores(meta, 0, split="val", tasks=5, steps=3)["mse"]
+    whole = TaskShard(spec).scores(meta, 0, split="val", tasks=5, steps=3)["mse"]
     assert whole.shape == (5, 4)
-    part = TaskShard(spec, rank=1, shards=2).scores(meta, 0, split="val", tasks=5, steps=3)["mse"]
+    ask = {"split": "val", "tasks": 5, "steps": 3}
+    part = sliced(2)[0].scores(meta, 0, **ask, slice=1)["mse"]
     np.testing.assert_allclose(part, whole[1::2], rtol=1e-10)
-    assert TaskShard(spec, rank=3, shards=4).scores(meta, 0, split="val", tasks=2, steps=1) == {}
+    assert sliced(4)[0].scores(meta, 0, **{**ask, "tasks": 2}, slice=3) == {}
 
 
 def test_without_steps_there_is_still_an_inductive_score():
     spec, _ = setting()
     model = MLP(1, 1, hidden=(8,), batch_norm=True).double()
     params = {name: p.detach() for name, p in model.named_parameters()}
-    shard = TaskShard(spec._replace(model=model, layout=layout(params)), rank=0, shards=1)
+    shard = TaskShard(spec._replace(model=model, layout=layout(params)))
     meta = flatten(params).numpy()
     ask = {"split": "test", "tasks": 3, "mode": "inductive"}
     none, two = (shard.scores(meta, 0, steps=steps, **ask)["mse"] for steps in (0, 2))
@@ -80,7 +92,7 @@ def test_without_steps_there_is_still_an_inductive_score():
 
 def test_scores_are_those_of_a_hand_written_loop():
     spec, meta = setting()
-    scores = TaskShard(spec, rank=0, shards=1).scores(meta, 0, split="test", tasks=2, steps=2)
+    scores = TaskShard(spec).scores(meta, 0, split="test", tasks=2, steps=2)
     model = spec.model
     task = spec.source.sample(TaskKey(3, "test", 0, 1))
     episode = map_tensors(torch.Tensor.double, spec.source.collect([task], steps=1))
@@ -107,19 +119,16 @@ class Poisoned(Sinusoid):
 def test_the_task_that_is_not_finite_is_named():
     spec, meta = setting(Poisoned())
     with pytest.raises(FloatingPointError, match=r"iteration 0 is not finite \(tasks \(4,\)"):
-        TaskShard(spec, rank=0, shards=2).gradient(meta, 0)
+        TaskShard(spec._replace(slices=2)).gradient(meta, 0)
 
 
 def test_or_it_is_left_out_and_counted():
     spec, meta = setting(Poisoned())
-    parts = [
-        TaskShard(spec._replace(skip=True), rank=rank, shards=2).gradient(meta, 0)
-        for rank in (0, 1)
-    ]
+    shard = TaskShard(spec._replace(skip=True, slices=2))
+    parts = [shard.gradient(meta, 0, slice=number) for number in (0, 1)]
     assert [part.tasks for part in parts] == [2, 3]
     assert [part.skipped for part in parts] == [(4,), ()]
-    five, _ = setting(meta_batch=4)
-    fine = TaskShard(five, rank=0, shards=2).gradient(meta, 0)
+    fine = sliced(2, meta_batch=4)[0].gradient(meta, 0)
     np.testing.assert_allclose(parts[0].gradient, fine.gradient, rtol=1e-12)
     assert parts[0].metrics == pytest.approx(fine.metrics, rel=1e-12)
     _, metrics = ParameterServer(meta, Adam()).update(*parts)
@@ -128,7 +137,7 @@ def test_or_it_is_left_out_and_counted():
 
 def test_where_all_tasks_are_left_out_nothing_is_learned():
     spec, meta = setting(Poisoned())
-    part = TaskShard(spec._replace(skip=True), rank=4, shards=5).gradient(meta, 0)
+    part = TaskShard(spec._replace(skip=True, slices=5)).gradient(meta, 0, slice=4)
     after, metrics = ParameterServer(meta, Adam()).update(part)
     assert part.tasks == 0 and np.array_equal(after, meta)
     assert np.isnan(metrics["loss/after"]) and metrics["skipped/tasks"] == "0:4"
@@ -136,16 +145,16 @@ def test_where_all_tasks_are_left_out_nothing_is_learned():
 
 def test_blocks_of_iterations_are_those_of_a_resumed_run():
     spec, meta = setting()
-    shard = TaskShard(spec, rank=0, shards=1)
+    shard = TaskShard(spec)
     for it in range(20):
         before = shard.gradient(meta, it)
-    assert np.array_equal(TaskShard(spec, rank=0, shards=1).gradient(meta, 19).gradient, before[0])
+    assert np.array_equal(TaskShard(spec).gradient(meta, 19).gradient, before[0])
 
 
 def test_the_server_takes_the_mean_over_tasks_and_can_be_restored():
     spec, meta = setting()
-    actors = [TaskShard(spec, rank=rank, shards=2) for rank in range(2)]
-    parts = [shard.gradient(meta, 0) for shard in actors]
+    shard = TaskShard(spec._replace(slices=2))
+    parts = [shard.gradient(meta, 0, slice=number) for number in range(2)]
     server = ParameterServer(meta, Adam(beta=0.01))
     _, metrics = server.update(*parts)
     total = sum(part.metrics["loss/after"] for part in parts)

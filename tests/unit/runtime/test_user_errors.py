@@ -71,9 +71,7 @@ def test_the_part_is_named(source, model, said):
     engine = Engine("task", running="eager", memory="graph")
     spec = ShardSpec(source, model, MAML(), engine, layout(params), 0, 2, size)
     with pytest.raises(ValueError, match=said) as error:
-        TaskShard(spec, rank=0, shards=1).scores(
-            np.zeros(size, np.float32), 0, split="val", tasks=2, steps=1
-        )
+        TaskShard(spec).scores(np.zeros(size, np.float32), 0, split="val", tasks=2, steps=1)
     assert "\n" not in str(error.value) and error.value.__cause__ is not None
 
 

@@ -61,7 +61,7 @@ def adapted(spec, task, key, start, stage):
 
 def test_the_summed_estimate_is_a_loop_that_lives_every_candidate_alone():
     spec, meta = setting()
-    found = TaskShard(spec, rank=0, shards=1).gradient(meta, 3)
+    found = TaskShard(spec).gradient(meta, 3)
     center, total, after = torch.from_numpy(meta), 0.0, 0.0
     for index, key in enumerate(keys(5, "train", 3, range(4))):
         task = spec.source.sample(TaskKey(5, "train", 3, index))
@@ -78,10 +78,11 @@ def test_the_summed_estimate_is_a_loop_that_lives_every_candidate_alone():
     assert found.metrics["return/after"] == pytest.approx(-after, rel=1e-6)
 
 
-def test_three_shards_give_the_sum_of_one():
+def test_three_slices_give_the_sum_of_one():
     spec, meta = setting()
-    whole = TaskShard(spec, rank=0, shards=1).gradient(meta, 0)
-    parts = [TaskShard(spec, rank=rank, shards=3).gradient(meta, 0) for rank in range(3)]
+    whole = TaskShard(spec).gradient(meta, 0)
+    shard = TaskShard(spec._replace(slices=3))
+    parts = [shard.gradient(meta, 0, slice=number) for number in range(3)]
     summed = sum(part.gradient for part in parts)
     np.testing.assert_allclose(summed, whole.gradient, rtol=1e-10, atol=1e-12)
     for name, value in whole.metrics.items():
@@ -90,17 +91,18 @@ def test_three_shards_give_the_sum_of_one():
 
 def test_a_restarted_shard_with_few_environments_gives_the_same_bits(monkeypatch):
     spec, meta = setting()
-    shard = TaskShard(spec, rank=0, shards=1)
+    shard = TaskShard(spec)
     shard.gradient(meta, 0)
     before = shard.gradient(meta, 1)
     monkeypatch.setattr("maml_dist.runtime.zeroth_order.GATHERED", 7 * len(meta))
-    after = TaskShard(spec._replace(max_parallel_envs=6), rank=0, shards=1).gradient(meta, 1)
+    after = TaskShard(spec._replace(max_parallel_envs=6)).gradient(meta, 1)
     assert np.array_equal(before.gradient, after.gradient) and before.metrics == after.metrics
 
 
 def test_scores_are_those_of_policies_that_adapt_by_hand():
     spec, meta = setting(replace(LEARNER, steps=2))
-    scores = TaskShard(spec, rank=1, shards=2).scores(meta, 9, split="test", tasks=4, steps=2)
+    shard = TaskShard(spec._replace(slices=2))
+    scores = shard.scores(meta, 9, split="test", tasks=4, steps=2, slice=1)
     assert {"return", "steps", "entropy", "explained"} <= set(scores)
     for row, index in enumerate((1, 3)):
         task = spec.source.sample(TaskKey(5, "test", 0, index))
@@ -117,7 +119,7 @@ def test_all_steps_lived_are_counted():
     params = {name: p.detach() for name, p in model.named_parameters()}
     meta = flatten(params)
     spec = spec._replace(model=model, layout=layout(params), learned=len(meta))
-    shard = TaskShard(spec, rank=0, shards=1)
+    shard = TaskShard(spec)
     steps = shard.scores(meta.numpy(), 0, split="val", tasks=2, steps=2)["steps"]
     assert steps.tolist() == [[10, 10 * (2 + 6), 10 * (3 + 12)]] * 2  # none reaches its goal
     # A task: five candidates that try six, the four that are judged, and meta twice.
@@ -127,7 +129,7 @@ def test_all_steps_lived_are_counted():
 def test_what_was_lived_is_summed_where_the_losses_are(monkeypatch):
     """On a GPU these are elsewhere than the environments: all is put on the shard's device."""
     spec, meta = setting()
-    shard, moved = TaskShard(spec, rank=0, shards=1), []
+    shard, moved = TaskShard(spec), []
     move = Placement._moved
 
     def noted(placement, value):
@@ -177,7 +179,7 @@ def test_a_policy_that_walks_to_where_its_bias_says_finds_the_goal():
     )
     meta, into = flatten(params).numpy(), layout(params)
     spec = ShardSpec(source, model, learner, Engine(running="eager"), into, 0, 1, len(meta))
-    found = TaskShard(spec, rank=0, shards=1).scores(meta, 0, split="test", tasks=16, steps=3)
+    found = TaskShard(spec).scores(meta, 0, split="test", tasks=16, steps=3)
     goals = [source.sample(TaskKey(0, "test", 0, index)).value for index in range(16)]
     away = np.linalg.norm(goals, axis=1)
     np.testing.assert_allclose(found["return"][:, 0], -100 * away, rtol=0.1)  # stays at the start

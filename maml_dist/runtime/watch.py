@@ -1,0 +1,144 @@
+"""Watch: who of a run's actors answers. Silence is a failure, as much as a death.
+
+An actor that is asked for its pulse answers in a thread of its own, whatever it computes.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from maml_dist.runtime.pulse import Pulse
+
+EVERY = 2.0  # seconds between an answer and the next question
+AWAY = 10.0  # seconds without a look after which this process itself has been away
+SLOW, SLOW_TIMES = 30.0, 20  # seconds, and times what is typical, that a slow gradient takes
+BACK_OFF, BACK_OFF_MOST = 5.0, 300.0  # seconds until one that could not be made is made again
+SLOW_PAUSE = 600.0  # seconds until the seat of a slow one is filled again
+
+
+@dataclass
+class Seat:
+    """The place of one actor in a run, whoever holds it."""
+
+    name: str
+    make: Callable[[], Any]
+    actor: Any = None
+    pulse: Pulse | None = None  # the last answer; None: it is not up yet
+    question: Any = None  # a reference to the answer that is waited for
+    since: float = 0.0  # when it was asked, or has answered
+    again: float = 0.0  # when it may be filled
+    failed: int = 0  # times in a row that it could not be made
+
+    @property
+    def where(self) -> str:
+        """Its name and machine."""
+        return f"{self.name} on {self.pulse.host}" if self.pulse else self.name
+
+    def fill(self) -> None:
+        """Make the actor; it is up when it has answered."""
+        self.actor = self.make()
+        self._ask()
+
+    def empty(self, *, pause: float = 0.0) -> None:
+        """Let go of the actor, which is killed; the seat is filled again after `pause` seconds."""
+        import ray
+
+        if self.actor is not None:
+            ray.kill(self.actor)
+        self.actor = self.pulse = self.question = None
+        self.again = time.monotonic() + pause
+
+    def _ask(self) -> None:
+        health = self.actor.pulse.options(concurrency_group="health")
+        self.question, self.since = health.remote(), time.monotonic()
+
+
+@dataclass(frozen=True)
+class Loss:
+    """An actor that is gone, and why."""
+
+    seat: Seat
+    why: str
+    unmade: str = ""  # what its constructor raised
+    died: bool = False  # its process has, of itself
+
+
+class Watch:
+    """Looks after the seats of a run."""
+
+    def __init__(self, seats: Sequence[Seat], *, timeout: float) -> None:
+        """`timeout`: seconds of silence after which an actor is lost."""
+        self._seats, self._timeout = seats, timeout
+        self._looked = time.monotonic()
+
+    def look(self, *, at_once: bool = False) -> list[Loss]:
+        """Who is lost since the last look; `at_once` asks everybody and waits a little."""
+        import ray
+
+        now = time.monotonic()
+        away, self._looked = now - self._looked, now
+        for seat in self._seats:
+            if seat.question is None and seat.actor is not None:
+                if at_once or now - seat.since > EVERY:
+                    seat._ask()
+            elif seat.question is not None and away > AWAY:
+                seat.since += away  # it had no chance to be heard
+        asked = {seat.question: seat for seat in self._seats if seat.question is not None}
+        if not asked:
+            return []
+        up = sum(seat.pulse is not None for seat in asked.values())
+        number = up if at_once else len(asked)
+        ready, _ = ray.wait([*asked], num_returns=max(1, number), timeout=EVERY if at_once else 0)
+        found = [self._heard(asked[reference]) for reference in ready]
+        found += [
+            Loss(seat, f"has not answered for {now - seat.since:.0f} s")
+            for seat in asked.values()
+            if seat.question is not None and seat.pulse and now - seat.since > self._timeout
+        ]
+        return [loss for loss in found if loss]
+
+    def slow(self) -> list[Loss]:
+        """Who takes many times what is typical for a gradient, while others wait for it."""
+        pulses = [(seat, seat.pulse) for seat in self._seats if seat.pulse]
+        times = [pulse.typical for _, pulse in pulses if pulse.typical]
+        if not times:
+            return []
+        limit = max(SLOW, SLOW_TIMES * median(times))
+        return [
+            Loss(seat, f"takes {pulse.seconds:.0f} s for what takes others {median(times):.3g} s")
+            for seat, pulse in pulses
+            if pulse.work == "gradient" and pulse.seconds > limit
+            if any(not other.work and other.seconds > limit / 2 for _, other in pulses)
+        ]
+
+    def idle(self) -> float:
+        """Seconds for which nobody has had anything to do, as far as is known."""
+        pulses = [seat.pulse for seat in self._seats if seat.pulse]
+        return min((0.0 if pulse.work else pulse.seconds for pulse in pulses), default=0.0)
+
+    def _heard(self, seat: Seat) -> Loss | None:
+        import ray
+
+        question, seat.question = seat.question, None
+        try:
+            seat.pulse = ray.get(question)
+        except ray.exceptions.RayError as error:
+            return _loss(seat, error)
+        seat.since, seat.failed = time.monotonic(), 0
+        return None
+
+
+def _loss(seat: Seat, error: Exception) -> Loss:
+    import ray
+
+    cause = (
+        getattr(error, "cause", error) if isinstance(error, ray.exceptions.RayTaskError) else error
+    )
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    if "creation task" in lines[0]:
+        return Loss(seat, f"could not be made: {lines[-1]}", unmade=lines[-1])
+    if isinstance(cause, ray.exceptions.ActorUnavailableError):
+        return Loss(seat, "cannot be reached")
+    return Loss(seat, "was lost: its process has ended", died=True)
