@@ -39,8 +39,9 @@ def config(cloud: Any) -> dict[str, Any]:
     from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
 
     config = written()
+    image = cloud.register_image(Name="base", RootDeviceName="/dev/sda1")["ImageId"]
     for node in config["available_node_types"].values():
-        node["node_config"]["ImageId"] = cloud.describe_images()["Images"][0]["ImageId"]
+        node["node_config"]["ImageId"] = image
     bootstrapped = AWSNodeProvider.bootstrap_config(prepare_config(config))
     filled: dict[str, Any] = AWSNodeProvider.fillout_available_node_types_resources(bootstrapped)
     return filled
