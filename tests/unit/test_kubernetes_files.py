@@ -1,7 +1,7 @@
 """The manifests for KubeRay, against the fields of its API and Ray's own reading of them; offline.
 
 The fields are a part of https://docs.ray.io/en/master/cluster/kubernetes/references/api.html
-(KubeRay 1.5.1 to 1.7.1) and, below `template`, of Kubernetes' core API: what is used here.
+(KubeRay 1.6.2) and, below `template`, of Kubernetes' core API: what is used here.
 """
 
 import re
