@@ -1,5 +1,6 @@
 """The files for `ray up`, against Ray's own schema and a real shell; no cloud and no network."""
 
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.scripts import scripts
 
 ROOT = Path(__file__).parents[2]
 FILES = ["cluster.yaml", "cluster-on-premise.yaml"]
@@ -72,14 +74,14 @@ def test_ray_starts_from_the_projects_own_commands(file: str) -> None:
     assert "ray start --address=$RAY_HEAD_IP:6379" in config["worker_start_ray_commands"][-1]
 
 
-def test_aws_workers_are_spot_gpus_from_one_up_beside_a_head_without_shards() -> None:
+def test_aws_workers_are_spot_gpus_from_none_up_beside_a_head_without_shards() -> None:
     config = prepared("cluster.yaml")
     head, worker = (config["available_node_types"][kind] for kind in ("head", "gpu_worker"))
     assert config["provider"]["region"]
     assert config["head_node_type"] == "head"
     assert head["resources"] == {"CPU": 0}
     assert (head["min_workers"], head["max_workers"]) == (0, 0)
-    assert (worker["min_workers"], worker["max_workers"]) == (1, config["max_workers"])
+    assert (worker["min_workers"], worker["max_workers"]) == (0, config["max_workers"])
     assert worker["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
     assert worker["node_config"]["ImageId"] == head["node_config"]["ImageId"]
 
@@ -95,4 +97,19 @@ def test_on_premise_starts_every_worker() -> None:
 def test_the_header_says_what_must_be_replaced(file: str) -> None:
     text = (ROOT / file).read_text()
     assert "PLACEHOLDER" in text
-    assert f"ray up {file}" in text
+    for command in ("up", "monitor", "rsync-down", "down"):
+        assert f"#   ray {command} {file}" in text
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_the_headers_commands_are_rays_own(file: str) -> None:
+    header = (ROOT / file).read_text().partition("\n\n")[0]
+    for command in {"status"} | set(re.findall(r"#   ray ([a-z-]+)", header)):
+        assert command in scripts.cli.commands
+    assert "ray exec" in header and "'ray status'" in header
+
+
+def test_every_machine_is_in_the_command_that_leaves_nothing_over() -> None:
+    provider = written("cluster-on-premise.yaml")["provider"]
+    [hosts] = re.findall(r"for host in (.*);", (ROOT / "cluster-on-premise.yaml").read_text())
+    assert hosts.split() == [provider["head_ip"], *provider["worker_ips"]]
