@@ -65,11 +65,12 @@ def _conclude(run: "Run") -> int:
     from maml_dist.inference.meta_test import meta_test
     from maml_dist.reporting.page import report
     from maml_dist.reporting.table import show
+    from maml_dist.training.interruption import status
 
     if not run.finished:
         trusted = flags(run.config["code"])
         print(f"stopped at iteration {_reached(run)}; go on with --resume {run.path}{trusted}")
-        return 130
+        return status()
     try:
         show(meta_test(run), run.experiment.published)
         report(run)

@@ -36,7 +36,7 @@ class Experiment:
     meta_batch: int = 32  # tasks a meta-iteration
     seed: int = 0  # of the initial weights and of every task
     init: str | None = None  # a run whose weights to start from
-    shards: int | ShardRange | None = None  # task shards, or {min, max}; null: one a GPU or core
+    shards: int | dict[str, int] | None = None  # task shards, or {min, max}; null: a GPU, core each
     slices: int | None = None  # of a meta-batch, on which bits depend; null: as many as shards
     cpus_per_shard: float = 1  # cores that a shard reserves; its threads
     gpus_per_shard: float | None = None  # GPUs that a shard reserves; null: 1 where there are GPUs
@@ -69,7 +69,7 @@ class Experiment:
         )
         check_range(self, "", rollout_workers=(0, ACTORS), max_failures=(0, 1000))
         check_range(self, "", heartbeat_timeout=(5, 86400))
-        if not isinstance(self.shards, ShardRange):
+        if not isinstance(self.shards, dict):
             check_range(self, "", shards=(1, ACTORS))
         check_range(self, "", cpus_per_shard=(0, ACTORS), cpus_per_worker=(0, ACTORS))
         check_range(self, "", gpus_per_shard=(0, ACTORS))
@@ -81,7 +81,8 @@ class Experiment:
         for steps, score in self.paper.items():
             if steps < 0 or not math.isfinite(score):
                 raise ValueError(f"paper={self.paper}: must be steps -> score, finite numbers")
-        most = self.shards.max if isinstance(self.shards, ShardRange) else self.shards
+        wanted = self.wanted_shards
+        most = wanted.max if isinstance(wanted, ShardRange) else wanted
         check_range(self, "", slices=(1, ACTORS))
         for key, value in (("shards", most), ("slices", self.slices)):
             if value is not None and value > self.meta_batch:
@@ -93,6 +94,17 @@ class Experiment:
                 f"shards={self.shards}: more than slices={self.slices}: some would have none to "
                 "compute"
             )
+
+    @property
+    def wanted_shards(self) -> int | ShardRange | None:
+        """How many shards: so many, a range of them, or None: as many as there is room for."""
+        if not isinstance(self.shards, dict):
+            return self.shards
+        if unknown := sorted(self.shards.keys() - {"min", "max"}):
+            raise ValueError(f"shards.{unknown[0]}: unknown key; a range has min and max")
+        if "max" not in self.shards:
+            raise ValueError(f"shards={self.shards}: lacks max, the most shards")
+        return ShardRange(**self.shards)
 
     @property
     def published(self) -> dict[int, float]:

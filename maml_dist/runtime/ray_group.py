@@ -58,6 +58,7 @@ class RayGroup(ActorGroup):
         self._ended: list[set[int]] = []  # of each the slices whose shard's process has ended
         self._lines: list[str] = []  # of the failure under way
         self._ending: set[int] = set()
+        self._server_since: float | None = None  # when it was first seen to be up
         self.server = self._new_server()
 
     def open(self) -> None:
@@ -98,6 +99,7 @@ class RayGroup(ActorGroup):
         try:
             return self.get(self.server.state.remote())
         except ActorLost:
+            self._lines = ["the parameter server was lost"]
             saved = self._last_snapshot()
             self._say(f"the parameter server was lost: a new one goes on from iteration {saved[0]}")
             ray.kill(cast(Any, self.server))  # dead or not: its name is free only then
@@ -121,7 +123,7 @@ class RayGroup(ActorGroup):
         if len(self._failures) > self._resources.request.max_failures:
             raise ChildProcessError(
                 f"{len(self._failures)} failures at iteration {saved[0]} and none got by "
-                f"(max_failures): {'; '.join(self._failures)}"
+                f"(max_failures): {'; '.join(dict.fromkeys(self._failures))}"
             )
         ranged = self._resources.least < self._resources.shards
         self._wait(self._resources.least if ranged else 1, stop=stop)
@@ -150,7 +152,7 @@ class RayGroup(ActorGroup):
             self._tick()
             if not waiting:
                 break
-            idle = self._watches[0].idle()
+            idle = min(self._watches[0].idle(), self._server_age())
             if idle > self._resources.request.heartbeat_timeout and self._up:
                 self._say(f"the parameter server has not answered for {idle:.0f} s")
                 ray.kill(cast(Any, self.server))
@@ -264,6 +266,14 @@ class RayGroup(ActorGroup):
                 f"one of its tasks {named} does (memory, or a crash in native code)"
             )
 
+    def _server_age(self) -> float:
+        """Seconds since the server was first seen to be up; 0: it is not yet."""
+        import ray
+
+        if self._server_since is None and ray.wait([self._server_up], timeout=0)[0]:
+            self._server_since = time.monotonic()
+        return time.monotonic() - self._server_since if self._server_since else 0.0
+
     def _last_snapshot(self) -> Saved:
         """The newest that was taken before the server was lost."""
         import ray
@@ -309,14 +319,10 @@ class RayGroup(ActorGroup):
         given = self._given
         make = _actor(RayServer).options(**options)
         outer = Second(given.modules, given.outer)
-        while True:
-            try:
-                server = make.remote(
-                    given.meta, outer, learned=given.shard.learned, spec=[self._spec]
-                )
-                return cast(ParameterServer, server)
-            except ValueError:  # the name of the one before is taken for a moment
-                time.sleep(TICK)
+        server = make.remote(given.meta, outer, learned=given.shard.learned, spec=[self._spec])
+        self._server_up = server.spec.options(concurrency_group="health").remote()
+        self._server_since = None
+        return cast(ParameterServer, server)
 
     def _shard_seat(self, rank: int) -> Seat:
         name = f"TaskShard {rank + 1} of {self._resources.shards}{self._title}"

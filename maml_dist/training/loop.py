@@ -5,11 +5,7 @@ Only references pass through this process, which submits several iterations ahea
 lost, all that was submitted is, and the loop begins again at the last update that was applied.
 """
 
-import signal
-import sys
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 import numpy as np
 
@@ -21,6 +17,7 @@ from maml_dist.runtime.backend import ActorGroup, ActorLost
 from maml_dist.runtime.messages import Contribution
 from maml_dist.runtime.remote import Ref
 from maml_dist.runtime.server import Saved
+from maml_dist.training.interruption import interruptible
 from maml_dist.training.recorder import IterationRefs, Recorder, Row, due
 
 
@@ -98,7 +95,7 @@ def train(
     recorder = Recorder(run, actors, start=start, log=metrics.log, on_validation=on_validation)
     failure: ActorLost | None = None
     try:
-        with _interruptible() as stop:
+        with interruptible() as stop:
             while True:
                 try:
                     if failure is not None:
@@ -132,27 +129,3 @@ def _keep(run: Run, saved: Saved) -> None:
     """Save a state that is further than the last checkpoint; --resume validates it."""
     if saved[0] > (run.checkpoints.last.iteration if run.checkpoints.last else -1):
         run.save(saved)
-
-
-@contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Inside, Ctrl-C or a termination asks the loop to end at a checkpoint; a second insists."""
-    asked = False
-
-    def ask(number: int, frame: object) -> None:
-        nonlocal asked
-        if asked:
-            raise KeyboardInterrupt
-        asked = True
-        name = signal.Signals(number).name
-        print(f"{name}: stops at a checkpoint; once more: at once", file=sys.stderr, flush=True)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

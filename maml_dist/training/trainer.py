@@ -158,7 +158,7 @@ def execute(
         backend: LocalBackend | RayBackend = LocalBackend() if in_process else RayBackend(address)
         held.enter_context(backend)
         resources = backend.resources(
-            experiment.shards,
+            experiment.wanted_shards,
             experiment.resource_request,
             most=experiment.slices or experiment.meta_batch,
         )

@@ -54,6 +54,8 @@ def search(plan: Search, *, run: str | Path | None = None, address: str | None =
     experiment = _try(plan, config)
     if not experiment.iterations or not experiment.cpus_per_shard:
         raise ValueError("iterations=0 or cpus_per_shard=0: a search needs some of both")
+    if isinstance(experiment.shards, dict):
+        raise ValueError(f"shards={experiment.shards}: those of a trial are a number")
     with RayBackend(address) as backend:
         resources = backend.resources(
             experiment.shards or 1,

@@ -1,0 +1,37 @@
+"""Interruption: Ctrl-C, or a termination as of a machine that is taken back, ends at a checkpoint."""
+
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+_received: list[int] = []  # signals are the process's
+
+
+def status() -> int:
+    """The exit status of a command that was interrupted: 128 and the signal."""
+    return 128 + (_received[-1] if _received else signal.SIGINT)
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Inside, SIGINT and SIGTERM are acknowledged, and the function says so; a second insists."""
+    _received.clear()
+
+    def ask(number: int, frame: object) -> None:
+        if _received:
+            raise KeyboardInterrupt
+        _received.append(number)
+        name = signal.Signals(number).name
+        print(f"{name}: stops at a checkpoint; once more: at once", file=sys.stderr, flush=True)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(_received)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
