@@ -262,8 +262,9 @@ class RayGroup(ActorGroup):
             tasks = sorted(task for task in range(whole) if task % self.slices in common)
             named = ", ".join(map(str, tasks[:20])) + (" …" if len(tasks) > 20 else "")
             raise ChildProcessError(
-                f"iteration {it} has ended {ENDED} processes in a row, on machines that answer: "
-                f"one of its tasks {named} does (memory, or a crash in native code)"
+                f"iteration {it}, or one collected with it, has ended {ENDED} processes in a row, "
+                f"on machines that answer: one of its tasks {named} does (memory, or a crash in "
+                "native code)"
             )
 
     def _server_age(self) -> float:

@@ -1,4 +1,4 @@
-"""Interruption: Ctrl-C, or a termination as of a machine that is taken back, ends at a checkpoint."""
+"""Interruption: Ctrl-C, or a termination as when a machine is taken back, ends at a checkpoint."""
 
 import signal
 import sys
