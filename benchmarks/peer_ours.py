@@ -29,6 +29,7 @@ from maml_dist.runtime.backend import ResourceRequest
 from maml_dist.runtime.messages import ShardSpec, Start
 from maml_dist.runtime.ray_backend import RayBackend
 from maml_dist.training.loop import loop
+from maml_dist.training.recorder import IterationRefs
 
 AHEAD = 8  # meta-iterations submitted before their metrics are read: the default of a recipe
 SLOW = 0.1  # seconds an iteration
@@ -179,9 +180,12 @@ class OursOnRay(Contender):
             self._experiment, iterations=NEVER, checkpoint_every=NEVER, pipeline_depth=ahead
         )
         times: list[float] = []
+        unread: list[IterationRefs] = []
         end, clock = time.perf_counter() + seconds, 0.0
-        for reports in loop(endless, self._crew, start=self._it, stop=lambda: False):
+        for count in loop(endless, self._crew, unread, start=self._it, stop=lambda: False):
+            reports = unread[:count]
             self._crew.get([report.metrics for report in reports])
+            del unread[:count]
             self._it = reports[-1].iteration + ahead  # those submitted and not read
             before, clock = clock, time.perf_counter()
             if before:  # not the first, which also fills the queue

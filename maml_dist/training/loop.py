@@ -22,14 +22,18 @@ from maml_dist.training.recorder import IterationRefs, Recorder, Row, due
 
 
 def loop(
-    experiment: Experiment, actors: ActorGroup, *, start: int, stop: Callable[[], bool]
-) -> Iterator[list[IterationRefs]]:
-    """The loop. Yields what there is to read of each iteration, several at once and later.
+    experiment: Experiment,
+    actors: ActorGroup,
+    unread: list[IterationRefs],
+    *,
+    start: int,
+    stop: Callable[[], bool],
+) -> Iterator[int]:
+    """The loop. Adds what is to be read of each iteration to `unread`, which its reader shortens.
 
-    Where a task diverges in this process, or an actor is found to be lost, that raises here, and
-    what is unread is yielded before.
+    Yields how many of them it is time to read: several at once, and later. Where a task diverges in
+    this process, or an actor is found to be lost, that raises here, after what is unread.
     """
-    unread: list[IterationRefs] = []
     meta = actors.server.meta.remote()
     for it in range(start, experiment.iterations):
         try:
@@ -40,7 +44,7 @@ def loop(
             if experiment.multi_round:
                 run_rounds(actors, parts, meta, it)
         except (FloatingPointError, ActorLost):
-            yield unread
+            yield len(unread)
             raise
         if experiment.multi_round:
             meta, metrics = actors.server.finish_update.remote()
@@ -55,9 +59,8 @@ def loop(
         if last:
             break
         if len(unread) == 2 * experiment.pipeline_depth:
-            yield unread[: experiment.pipeline_depth]
-            del unread[: experiment.pipeline_depth]
-    yield unread
+            yield experiment.pipeline_depth
+    yield len(unread)
 
 
 def run_rounds(
@@ -109,8 +112,9 @@ def train(
                     start = saved[0] if saved else 0
                     # Weights that were never trained, or a checkpoint whose validation failed.
                     recorder.validate_last()
-                    batches = loop(run.experiment, actors, start=start, stop=stop)
-                    recorder.record(freeze_gc(batches))
+                    recorder.catch_up(start)
+                    counts = loop(run.experiment, actors, recorder.unread, start=start, stop=stop)
+                    recorder.record(freeze_gc(counts))
                     return
                 except ActorLost as lost:
                     failure = lost

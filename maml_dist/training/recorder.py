@@ -47,33 +47,47 @@ class Recorder:
         """`start` iterations have been read; `log` takes rows, `on_validation` those with one."""
         self._run, self._actors = run, actors
         self._log, self._on_validation = log, on_validation
+        self.unread: list[IterationRefs] = []  # what the loop has submitted
         self._read = start  # the last iteration
         self._window: list[Row] = []  # the metrics since the last row
         self._counted, self._clock = 0, time.monotonic()
         self._printed = {""}
         self._open: Row = {}  # of a checkpoint that is not validated yet
 
-    def record(self, batches: Iterator[list[IterationRefs]]) -> None:
-        """Read the loop to its end."""
-        for batch in batches:
-            new = [report for report in batch if report.iteration > self._read]
-            for report, metrics in self._metrics(new):
-                text = metrics.get("warnings", "")
-                if text not in self._printed:
-                    print(text, file=sys.stderr)
-                    self._printed.add(text)
-                self._window.append(metrics)
-                self._read = report.iteration
-                self._report(report)
-            if not self._window:
-                self._counted, self._clock = 0, time.monotonic()
+    def record(self, counts: Iterator[int]) -> None:
+        """Read the loop to its end; it gives how many of `unread` are to be read now."""
+        for count in counts:
+            self._take(count)
+
+    def catch_up(self, applied: int) -> None:
+        """Read what was applied of what was submitted, and forget the rest: an actor was lost."""
+        self._take(sum(report.iteration <= applied for report in self.unread))
+        self.unread.clear()
+
+    def _take(self, count: int) -> None:
+        for report, metrics in self._metrics(self.unread[:count]):
+            # What is lost here is submitted again: nothing is noted before.
+            saved = None if report.saved is None else self._actors.get(report.saved)
+            del self.unread[0]
+            if report.iteration <= self._read:
+                continue
+            self._read = report.iteration
+            text = metrics.get("warnings", "")
+            if text not in self._printed:
+                print(text, file=sys.stderr)
+                self._printed.add(text)
+            self._window.append(metrics)
+            if report.validate or report.iteration % self._run.experiment.log_every == 0:
+                self._row(report, saved)
+        if not self._window:
+            self._counted, self._clock = 0, time.monotonic()
 
     def validate_last(self) -> None:
         """Validate the last checkpoint if it is not; untrained weights are saved and validated."""
         last = self._run.checkpoints.last
         if self._run.experiment.iterations == 0 and not last:
-            keep = due(self._run.experiment, self._actors, 0)
-            self._keep(*keep, {"iteration": 0})
+            refs, validate = due(self._run.experiment, self._actors, 0)
+            self._keep(self._actors.get(refs), validate, {"iteration": 0})
         elif last and not last.validated:
             saved = self._run.saved()
             assert saved is not None
@@ -93,11 +107,9 @@ class Recorder:
         self._counted += len(reports)
         yield from zip(reports, read, strict=True)
 
-    def _report(self, report: IterationRefs) -> None:
-        """A row for what was read since the last, if it is time."""
+    def _row(self, report: IterationRefs, saved: Saved | None) -> None:
+        """A row of what was read since the last, with a validation where that is due."""
         experiment = self._run.experiment
-        if report.validate is None and report.iteration % experiment.log_every:
-            return
         pace = self._counted / max(time.monotonic() - self._clock, 1e-9)
         row: Row = {"iteration": report.iteration}
         row |= _summary(self._window)
@@ -105,12 +117,12 @@ class Recorder:
         if "steps/after" in row:  # of the environments, by one task
             row["steps_per_s"] = row["steps/after"] * row["tasks_per_s"]
         self._window = []
-        if report.saved is None or report.validate is None:
+        if saved is None or report.validate is None:
             self._log(row)
         else:
-            self._keep(report.saved, report.validate, row)
+            self._keep(saved, report.validate, row)
 
-    def _keep(self, saved: Ref[Saved], validate: Validate, row: Row) -> None:
+    def _keep(self, saved: Saved, validate: Validate, row: Row) -> None:
         """Write a checkpoint, validate it and log its row, which is logged whatever fails.
 
         Raises:
@@ -118,9 +130,7 @@ class Recorder:
             OSError: the checkpoint cannot be written; those before are whole.
         """
         try:
-            self._run.save(self._actors.get(saved))
-        except ActorLost:
-            raise
+            self._run.save(saved)
         except BaseException:
             self._log(row)
             raise
