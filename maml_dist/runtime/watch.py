@@ -36,6 +36,15 @@ class Seat:
         """Its name and machine."""
         return f"{self.name} on {self.pulse.host}" if self.pulse else self.name
 
+    @property
+    def placed(self) -> bool:
+        """Whether the actor has a machine, on which it comes up or is."""
+        from ray._private import state
+
+        if self.actor is None:
+            return False
+        return bool(state.actors(self.actor._actor_id.hex()).get("Pid"))
+
     def fill(self) -> None:
         """Make the actor; it is up when it has answered."""
         self.actor = self.make()
