@@ -22,16 +22,21 @@ class Failures:
         self._lines.append(line)
         self._ending |= set(slices)
 
-    def count(self, it: int) -> None:
-        """The failure under way is one at iteration `it`.
+    @property
+    def in_a_row(self) -> int:
+        """How many there were at this iteration."""
+        return len(self._stories)
+
+    def count(self, it: int, reason: str = "an answer was lost") -> None:
+        """The failure under way is one at iteration `it`; `reason` where nothing else is noted.
 
         Raises:
             ChildProcessError: it is one too many; says what was lost, and whose fault that is.
         """
         if it > self._it:
             self._stories, self._ended = [], []
-        self._it = it
-        self._stories.append(", ".join(self._lines) or "an answer was lost")
+            self._it = it
+        self._stories.append(", ".join(self._lines) or reason)
         self._ended.append(self._ending)
         self._lines, self._ending = [], set()
         if len(self._ended) >= ENDED and (common := set.intersection(*self._ended[-ENDED:])):

@@ -73,6 +73,9 @@ class RayShard(TaskShard):
         self, meta: np.ndarray, it: int, at: np.ndarray | None = None, *, slice: int = 0
     ) -> Contribution:
         """As in this process; what is warned of the first time is told to the driver."""
+        if at is not None:
+            with self._pace.of("later gradient"):
+                return super().gradient(meta, it, at, slice=slice)
         if slice in self._begun:
             with self._pace.of("gradient", timed=True):
                 return super().gradient(meta, it, at, slice=slice)

@@ -11,13 +11,22 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from maml_dist.runtime.backend import ActorGroup, ActorLost, Resources
-from maml_dist.runtime.failures import Failures
+from maml_dist.runtime.failures import ENDED, Failures
 from maml_dist.runtime.messages import Start
 from maml_dist.runtime.ray_making import Maker
 from maml_dist.runtime.remote import Get
-from maml_dist.runtime.server import Saved
+from maml_dist.runtime.server import ParameterServer, Saved
 from maml_dist.runtime.shard import TaskShard
-from maml_dist.runtime.watch import BACK_OFF, BACK_OFF_MOST, SLOW_PAUSE, Loss, Seat, Watch
+from maml_dist.runtime.watch import (
+    AWAY,
+    BACK_OFF,
+    BACK_OFF_MOST,
+    SLOW_PAUSE,
+    Loss,
+    Seat,
+    Watch,
+    last_line,
+)
 
 TICK = 1.0  # seconds between two looks at who answers
 SNAPSHOT = 5.0  # seconds between two snapshots of the server
@@ -41,8 +50,12 @@ class RayGroup(ActorGroup):
         self._up: list[Seat] = []  # shards that have answered; slices go round
         self._ticked = self._snapped = 0.0
         self._snapshots: list[Any] = []  # references to states of the server, the oldest first
-        self._saved: Saved = 0, given.meta, {}
+        first = ParameterServer(given.meta, given.outer, learned=given.shard.learned)
+        self._saved: Saved = first.state()
         self._said: set[str] = set()
+        self._reason = ""  # of the loss under way, in Ray's words
+        self._away = 0.0  # when this process was last found to have been away
+        self._patience = resources.request.heartbeat_timeout  # with the server
         self._failures = Failures(
             most=resources.request.max_failures,
             meta_batch=given.shard.meta_batch,
@@ -72,7 +85,7 @@ class RayGroup(ActorGroup):
         if now - self._snapped > SNAPSHOT:
             self._snapped = now
             self._snapshots.append(self.server.state.remote())
-            del self._snapshots[: self._applied() - 1]
+            del self._snapshots[: max(0, len(self._taken()) - 1)]
 
     def restore(self, saved: Saved) -> None:
         """Let the server go on from a saved state."""
@@ -84,13 +97,14 @@ class RayGroup(ActorGroup):
         """The server's state; if it is lost, that of its last snapshot, in a new server."""
         import ray
 
+        self._reason = str(failure)
         try:
             return self.get(self.server.state.remote())
         except ActorLost:
+            ray.kill(cast(Any, self.server))  # dead or not: its name is free only then
             self._failures.note("the parameter server was lost")
             saved = self._last_snapshot()
             self._say(f"the parameter server was lost: a new one goes on from iteration {saved[0]}")
-            ray.kill(cast(Any, self.server))  # dead or not: its name is free only then
             self._new_server()
             return saved
 
@@ -101,7 +115,10 @@ class RayGroup(ActorGroup):
             ChildProcessError: there were too many failures, or a task ends each process.
         """
         self._tick(at_once=True)
-        self._failures.count(saved[0])
+        self._failures.count(saved[0], self._reason)
+        pause = time.monotonic() + self._failures.in_a_row - 1  # what fails at once fails again
+        while time.monotonic() < pause and not stop():
+            time.sleep(TICK / 4)
         ranged = self._resources.least < self._resources.shards
         self._wait(self._resources.least if ranged else 1, stop=stop)
         self.restore(saved)
@@ -122,6 +139,7 @@ class RayGroup(ActorGroup):
         import ray
 
         several = references if isinstance(references, list) else [references]
+        began = time.monotonic()
         while True:
             waiting = (
                 ray.wait(several, num_returns=len(several), timeout=TICK)[1] if several else []
@@ -129,9 +147,13 @@ class RayGroup(ActorGroup):
             self._tick()
             if not waiting:
                 break
-            idle = min(self._watches[0].idle(), self._server_age())
-            if idle > self._resources.request.heartbeat_timeout and self._up:
+            waited = time.monotonic() - max(began, self._away)
+            idle = min(waited, self._server_age())
+            if self._up:  # else there is nobody who could be waited for
+                idle = min(idle, self._watches[0].idle())
+            if idle > self._patience:
                 self._say(f"the parameter server has not answered for {idle:.0f} s")
+                self._patience *= 2  # its updates may take that long
                 ray.kill(cast(Any, self.server))
         try:
             return ray.get(references)
@@ -139,6 +161,8 @@ class RayGroup(ActorGroup):
             cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
         if not isinstance(cause, ray.exceptions.RayError):
             raise cause
+        if type(cause) is ray.exceptions.RayError:  # stands for one that cannot be pickled
+            raise ValueError(last_line(cause))
         raise ActorLost(" ".join(str(cause).split())[:200])
 
     def _tick(self, *, at_once: bool = False, at_start: bool = False) -> None:
@@ -146,12 +170,16 @@ class RayGroup(ActorGroup):
         now = time.monotonic()
         if now - self._ticked < TICK and not (at_once or at_start):
             return
+        if now - self._ticked > AWAY:
+            self._away = now
         self._ticked = now
         for watch in self._watches:
             for loss in watch.look(at_once=at_once):
                 if loss.unmade and at_start:
                     raise ValueError(f"an actor could not be made: {loss.unmade}")
                 self._part(loss)
+                if at_start and loss.seat.failed >= ENDED:
+                    raise ValueError(f"{loss.seat.name}: {ENDED} processes ended as it was made")
         for loss in self._watches[0].slow():
             self._part(loss, pause=SLOW_PAUSE)
         for seat in (*self.shards, *self.workers):
@@ -169,7 +197,7 @@ class RayGroup(ActorGroup):
         line = f"{seat.where} {loss.why}"
         if loss.died and seat.pulse and not alone:
             line = f"{seat.where} was lost: its machine does not answer"
-        if loss.unmade:
+        if seat.pulse is None:
             pause = min(BACK_OFF * 2**seat.failed, BACK_OFF_MOST)
             seat.failed += 1
         if seat.pulse or line not in self._said:
@@ -224,24 +252,30 @@ class RayGroup(ActorGroup):
         )
 
     def _new_server(self) -> None:
-        self.server = self._maker.server()
+        while True:
+            try:
+                self.server = self._maker.server()
+                break
+            except ValueError:  # the name of the one before is still taken
+                time.sleep(TICK / 4)
+        self._server_made = time.monotonic()
         spec = cast(Any, self.server).spec
         self._server_up = spec.options(concurrency_group="health").remote()
         self._server_since: float | None = None  # when it was first seen to be up
 
     def _server_age(self) -> float:
-        """Seconds since the server was first seen to be up; 0: it is not yet."""
+        """Seconds since the server was first seen to be up, or should have been."""
         import ray
 
         if self._server_since is None and ray.wait([self._server_up], timeout=0)[0]:
             self._server_since = time.monotonic()
-        return time.monotonic() - self._server_since if self._server_since else 0.0
+        return time.monotonic() - (self._server_since or self._server_made + PLACED_WITHIN)
 
     def _last_snapshot(self) -> Saved:
         """The newest that was taken before the server was lost."""
         import ray
 
-        for reference in reversed(self._snapshots):
+        for reference in reversed(self._taken()):
             try:
                 saved: Saved = ray.get(reference)
                 return saved
@@ -249,13 +283,14 @@ class RayGroup(ActorGroup):
                 continue
         return self._saved
 
-    def _applied(self) -> int:
-        """How many of the snapshots are known to be taken."""
+    def _taken(self) -> list[Any]:
+        """The snapshots that are known to be taken, or lost."""
         import ray
 
         if not self._snapshots:
-            return 0
-        return len(ray.wait(self._snapshots, num_returns=len(self._snapshots), timeout=0)[0])
+            return []
+        taken: list[Any] = ray.wait(self._snapshots, num_returns=len(self._snapshots), timeout=0)[0]
+        return taken
 
     def _say(self, line: str) -> None:
         self._said.add(line)
@@ -267,11 +302,11 @@ def _answers(seat: Seat) -> bool:
     import ray
 
     for node in ray.nodes():
-        if seat.pulse and node["NodeID"] == seat.pulse.node:
+        if seat.pulse and node["NodeID"] == seat.pulse.node and node["Alive"]:
             address = node["NodeManagerAddress"], node["NodeManagerPort"]
             try:
-                socket.create_connection(address, timeout=2).close()
+                socket.create_connection(address, timeout=1).close()
             except OSError:
                 return False
-            return bool(node["Alive"])
+            return True
     return False

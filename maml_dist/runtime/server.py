@@ -36,6 +36,7 @@ class ParameterServer:
         self._rounds: UpdateRounds | None = None  # an update that asks back
         self._metrics: dict[str, Any] = {}  # of the update that is talked over
         self._kept = self._meta[self._learned :]  # as the tasks of that update return it
+        self._result: tuple[torch.Tensor, State] | None = None  # of that update, to be taken
 
     @remote
     def meta(self) -> np.ndarray:
@@ -93,7 +94,7 @@ class ParameterServer:
                 )
         except StopIteration as ended:
             meta, state, found = ended.value
-            self._take(meta, self._kept, state)
+            self._result = meta, state
             self._metrics |= found
             return ("", {}), np.zeros(0, np.float32)
         return (question.what, question.options), torch.cat([question.at, kept]).numpy()
@@ -101,7 +102,9 @@ class ParameterServer:
     @remote_pair
     def finish_update(self) -> tuple[np.ndarray, dict[str, Any]]:
         """The update that was talked over; returns as `update` does."""
-        self._rounds = None
+        if self._result is not None:
+            self._take(self._result[0], self._kept, self._result[1])
+        self._rounds = self._result = None
         self._it += 1
         return self.meta(), self._metrics
 
@@ -143,7 +146,9 @@ class ParameterServer:
 
     @remote
     def restore(self, saved: Saved) -> None:
-        """Go on from a saved state, to the same bits."""
+        """Go on from a saved state, to the same bits; an update under way is forgotten."""
         self._it, meta, state = saved
         self._meta = torch.tensor(meta)
-        self._state |= {name: torch.tensor(value) for name, value in state.items()}
+        self._state = {name: torch.tensor(value) for name, value in state.items()}
+        self._rounds = self._result = None
+        self._kept = self._meta[self._learned :]

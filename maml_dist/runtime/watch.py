@@ -145,9 +145,14 @@ def _loss(seat: Seat, error: Exception) -> Loss:
     cause = (
         getattr(error, "cause", error) if isinstance(error, ray.exceptions.RayTaskError) else error
     )
-    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    if "creation task" in lines[0]:
-        return Loss(seat, f"could not be made: {lines[-1]}", unmade=lines[-1])
+    if "creation task" in str(cause).partition("\n")[0]:
+        return Loss(seat, f"could not be made: {last_line(cause)}", unmade=last_line(cause))
     if isinstance(cause, ray.exceptions.ActorUnavailableError):
         return Loss(seat, "cannot be reached")
     return Loss(seat, "was lost: its process has ended", died=True)
+
+
+def last_line(error: object) -> str:
+    """The last line of an error's text: of a traceback in it, what was raised."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

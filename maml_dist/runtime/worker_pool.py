@@ -5,7 +5,7 @@ or the shard itself: who acts changes no bit.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -62,11 +62,12 @@ class WorkerPool:
             for share, name, reference in asked:
                 try:
                     answers[int(share[0])] = ray.get(reference)
-                except ray.exceptions.RayTaskError as error:
-                    if not isinstance(error.cause, ray.exceptions.RayError):
+                except ray.exceptions.RayError as error:
+                    of_task = isinstance(error, ray.exceptions.RayTaskError)
+                    cause = cast(Any, error).cause if of_task else error
+                    lost = isinstance(cause, ray.exceptions.RayError)
+                    if not lost or type(cause) is ray.exceptions.RayError:  # a user's error
                         raise
-                    open_.append(share)
-                except ray.exceptions.RayError:
                     self._up.pop(name, None)
                     open_.append(share)
         return [answers[first] for first in sorted(answers)]

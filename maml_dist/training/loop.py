@@ -6,6 +6,7 @@ lost, all that was submitted is, and the loop begins again at the last update th
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from maml_dist.runtime.allocator import freeze_gc
 from maml_dist.runtime.backend import ActorGroup, ActorLost
 from maml_dist.runtime.messages import Contribution
 from maml_dist.runtime.remote import Ref
-from maml_dist.runtime.server import Saved
+from maml_dist.runtime.shard import TaskShard
 from maml_dist.training.interruption import interruptible
 from maml_dist.training.recorder import IterationRefs, Recorder, Row, due
 
@@ -37,12 +38,12 @@ def loop(
     meta = actors.server.meta.remote()
     for it in range(start, experiment.iterations):
         try:
+            shards = [actors.shard(slice) for slice in range(actors.slices)]
             parts = [
-                actors.shard(slice).gradient.remote(meta, it, slice=slice)
-                for slice in range(actors.slices)
+                shard.gradient.remote(meta, it, slice=slice) for slice, shard in enumerate(shards)
             ]
             if experiment.multi_round:
-                run_rounds(actors, parts, meta, it)
+                run_rounds(actors, shards, parts, meta, it)
         except (FloatingPointError, ActorLost):
             yield len(unread)
             raise
@@ -64,17 +65,24 @@ def loop(
 
 
 def run_rounds(
-    actors: ActorGroup, parts: list[Ref[Contribution]], meta: Ref[np.ndarray], it: int
+    actors: ActorGroup,
+    shards: list[TaskShard],
+    parts: list[Ref[Contribution]],
+    meta: Ref[np.ndarray],
+    it: int,
 ) -> None:
-    """An update that asks back (TRPO's line search, how far Adam went): until all is answered."""
+    """An update that asks back (TRPO's line search, how far Adam went): until all is answered.
+
+    `shards` are those of the slices, which hold the episodes.
+    """
     while True:
         question, at = actors.server.next_request.remote(*parts)
         what, options = actors.get(question)
         if not what:
             return
         parts = [
-            getattr(actors.shard(slice), what).remote(meta, it, at, slice=slice, **options)
-            for slice in range(actors.slices)
+            getattr(shard, what).remote(meta, it, at, slice=slice, **options)
+            for slice, shard in enumerate(shards)
         ]
 
 
@@ -105,14 +113,14 @@ def train(
                         saved = actors.drain(failure)
                         actors.reform(saved, stop=stop)
                         if stop():
-                            _keep(run, saved)
+                            recorder.conclude(saved)
                             return
                     elif saved is not None:
                         actors.restore(saved)
                     start = saved[0] if saved else 0
                     # Weights that were never trained, or a checkpoint whose validation failed.
                     recorder.validate_last()
-                    recorder.catch_up(start)
+                    recorder.catch_up(saved)
                     counts = loop(run.experiment, actors, recorder.unread, start=start, stop=stop)
                     recorder.record(freeze_gc(counts))
                     return
@@ -120,16 +128,11 @@ def train(
                     failure = lost
     except ChildProcessError:
         if saved is not None:
-            _keep(run, saved)
+            recorder.conclude(saved)
         raise
     except FloatingPointError:  # nothing since the last good update has changed the server
-        _keep(run, actors.get(actors.server.state.remote()))
+        with suppress(ActorLost):
+            recorder.save(actors.get(actors.server.state.remote()))
         raise
     finally:
         metrics.close()
-
-
-def _keep(run: Run, saved: Saved) -> None:
-    """Save a state that is further than the last checkpoint; --resume validates it."""
-    if saved[0] > (run.checkpoints.last.iteration if run.checkpoints.last else -1):
-        run.save(saved)

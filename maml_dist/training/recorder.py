@@ -9,6 +9,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -59,15 +60,37 @@ class Recorder:
         for count in counts:
             self._take(count)
 
-    def catch_up(self, applied: int) -> None:
-        """Read what was applied of what was submitted, and forget the rest: an actor was lost."""
-        self._take(sum(report.iteration <= applied for report in self.unread))
+    def catch_up(self, state: Saved | None, *, validate: bool = True) -> None:
+        """Read what was applied of what was submitted, and forget the rest: an actor was lost.
+
+        `state` is the server's, as far as that has got.
+        """
+        applied = state[0] if state else 0
+        count = sum(report.iteration <= applied for report in self.unread)
+        self._take(count, state=state, validate=validate)
         self.unread.clear()
 
-    def _take(self, count: int) -> None:
+    def conclude(self, state: Saved) -> None:
+        """Read what was applied, validate nothing any more, and save the state."""
+        with suppress(ActorLost):
+            self.catch_up(state, validate=False)
+        if self._open:
+            self._log(self._open)
+        self.save(state)
+
+    def save(self, state: Saved) -> None:
+        """Save a state that is further than the last checkpoint; --resume validates it."""
+        last = self._run.checkpoints.last
+        if state[0] > (last.iteration if last else -1):
+            self._run.save(state)
+
+    def _take(self, count: int, *, state: Saved | None = None, validate: bool = True) -> None:
         for report, metrics in self._metrics(self.unread[:count]):
             # What is lost here is submitted again: nothing is noted before.
-            saved = None if report.saved is None else self._actors.get(report.saved)
+            if report.saved is None or (state and state[0] == report.iteration):
+                saved = state if report.saved else None
+            else:
+                saved = self._actors.get(report.saved)
             del self.unread[0]
             if report.iteration <= self._read:
                 continue
@@ -78,7 +101,7 @@ class Recorder:
                 self._printed.add(text)
             self._window.append(metrics)
             if report.validate or report.iteration % self._run.experiment.log_every == 0:
-                self._row(report, saved)
+                self._row(report, saved, validate=validate)
         if not self._window:
             self._counted, self._clock = 0, time.monotonic()
 
@@ -107,7 +130,7 @@ class Recorder:
         self._counted += len(reports)
         yield from zip(reports, read, strict=True)
 
-    def _row(self, report: IterationRefs, saved: Saved | None) -> None:
+    def _row(self, report: IterationRefs, saved: Saved | None, *, validate: bool) -> None:
         """A row of what was read since the last, with a validation where that is due."""
         experiment = self._run.experiment
         pace = self._counted / max(time.monotonic() - self._clock, 1e-9)
@@ -119,6 +142,9 @@ class Recorder:
         self._window = []
         if saved is None or report.validate is None:
             self._log(row)
+        elif not validate:
+            self._log(row)
+            self.save(saved)
         else:
             self._keep(saved, report.validate, row)
 

@@ -1,5 +1,6 @@
 """Whatever is lost, and whenever: a run ends with the bits and the rows of an undisturbed one."""
 
+from contextlib import nullcontext
 from typing import cast
 
 import numpy as np
@@ -26,7 +27,7 @@ class Faulty(LocalGroup):
     def __init__(self, given, device):
         super().__init__(given, device)
         self._given, self._asked, self.losses = given, 0, 0
-        self._snapshots = [(0, given.meta, {})]
+        self._snapshots = [self.server.state.remote()]
         self.get = self._get
 
     def _get(self, value):
@@ -52,8 +53,12 @@ class Faulty(LocalGroup):
         self.restore(saved)
 
 
+def flat(params):
+    return torch.cat([value.flatten() for _, value in sorted(params.items())]).numpy()
+
+
 def weights(run):
-    return torch.cat([value.flatten() for value in run.weights("last")[0].values()]).numpy()
+    return flat(run.weights("last")[0])
 
 
 def rows(run):
@@ -62,25 +67,35 @@ def rows(run):
     ]
 
 
-RECIPES = {"sinusoid": {}, "navigation": {"task.episodes": 2, "task.horizon": 5, "iterations": 3}}
+WALK = {"task.episodes": 4, "task.horizon": 6, "iterations": 3}
+RECIPES = {
+    "sinusoid": ("sinusoid", {}),
+    "epochs": ("sinusoid", {"outer.epochs": 3, "iterations": 4}),
+    "trpo": ("navigation", WALK),
+    "adam": ("navigation", {**WALK, "outer": "Adam"}),
+    "adam epochs": ("navigation", {**WALK, "outer": "Adam", "outer.epochs": 3}),
+}
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     return {
-        name: maml_dist.meta_train(name, run=folder / name, **{**SMALL, **settings})
-        for name, settings in RECIPES.items()
+        name: maml_dist.meta_train(recipe, run=folder / name, **{**SMALL, **settings})
+        for name, (recipe, settings) in RECIPES.items()
     }
 
 
-@pytest.mark.parametrize("server_too", [False, True])
+FEW = {("sinusoid", 3), ("sinusoid", 6), *((name, 2) for name in RECIPES)}
+
+
 @pytest.mark.parametrize(
-    ("recipe", "at"),
+    ("recipe", "at", "server_too"),
     [
-        *(("sinusoid", (number,)) for number in range(1, 12)),
-        ("sinusoid", (2, 3, 4)),
-        *(("navigation", (number,)) for number in (1, 2, 4, 7)),
+        pytest.param(name, number, lost, marks=[] if (name, number) in FEW else pytest.mark.slow)
+        for name in RECIPES
+        for number in range(1, 12 if name == "sinusoid" else 8)
+        for lost in (False, True)
     ],
 )
 def test_a_loss_changes_nothing(tmp_path, monkeypatch, undisturbed, recipe, at, server_too):
@@ -88,16 +103,43 @@ def test_a_loss_changes_nothing(tmp_path, monkeypatch, undisturbed, recipe, at, 
 
     def start(place, given, resources):
         groups.append(Faulty(given, resources.device))
-        groups[0].at, groups[0].server_too = at, server_too
+        groups[0].at, groups[0].server_too = (at,), server_too
         return groups[0]
 
     monkeypatch.setattr(LocalBackend, "start", start)
     torch.set_num_threads(1)
-    run = maml_dist.meta_train(recipe, run=tmp_path / "run", **{**SMALL, **RECIPES[recipe]})
-    assert groups[0].losses == len(at)
+    name, settings = RECIPES[recipe]
+    run = maml_dist.meta_train(name, run=tmp_path / "run", **{**SMALL, **settings})
+    assert groups[0].losses == 1
+    assert not np.array_equal(weights(run), flat(run.initial))  # it has learned
     assert np.array_equal(weights(run), weights(undisturbed[recipe]))
     assert rows(run) == rows(undisturbed[recipe])
     ours, theirs = run.checkpoints, undisturbed[recipe].checkpoints
     assert [(e.iteration, e.score) for e in ours.entries] == [
         (e.iteration, e.score) for e in theirs.entries
     ]
+
+
+@pytest.mark.parametrize("at", [(1,), (4,), (7,)])
+def test_a_run_that_is_stopped_where_all_is_lost_loses_no_row_and_can_be_resumed(
+    tmp_path, monkeypatch, undisturbed, at
+):
+    """The server is lost before it was ever saved, or later; nobody comes; Ctrl-C."""
+    stopped = []
+
+    def start(place, given, resources):
+        group = Faulty(given, resources.device)
+        group.at, group.server_too = at, True
+        group.reform = lambda saved, *, stop: stopped.append(True)
+        return group
+
+    monkeypatch.setattr(
+        "maml_dist.training.loop.interruptible", lambda: nullcontext(lambda: bool(stopped))
+    )
+    with monkeypatch.context() as patched:
+        patched.setattr(LocalBackend, "start", start)
+        run = maml_dist.meta_train("sinusoid", run=tmp_path / "run", **SMALL)
+    assert stopped and not run.finished
+    stopped.clear()
+    run = maml_dist.meta_train(resume=run.path, local=True, progress=False)
+    assert np.array_equal(weights(run), weights(undisturbed["sinusoid"]))
