@@ -225,7 +225,7 @@ class RayGroup(ActorGroup):
             lacks = self._lacks(least, workers=workers) if now > word else ""
             if at_start and now - began > PLACED_WITHIN and not self._grows and "room" in lacks:
                 raise ValueError(f"waited {PLACED_WITHIN:.0f} s {lacks}")
-            if lacks:
+            if "no room" in lacks or (lacks and now - began > WORD[1]):
                 self._say(f"waits since {clock} {lacks}")
                 word = now + WORD[1]
             time.sleep(TICK / 4)
@@ -245,7 +245,7 @@ class RayGroup(ActorGroup):
         unplaced = sum(not seat.placed for seat in waiting)
         found = f"{unplaced} have no room" if unplaced else "all are coming up"
         return (
-            f"for {len(waiting)} of {least} shards{' and their workers' if workers else ''} (a "
+            f"for {len(waiting)} actors, with {least} shards{' and workers' if workers else ''} (a "
             f"shard has {request.cpus:g} CPU and {self._resources.gpus:g} GPU): {found}; of "
             f"{there.get('CPU', 0):g} CPU and {there.get('GPU', 0):g} GPU of {machines} machines "
             f"{free.get('CPU', 0):g} and {free.get('GPU', 0):g} are free"
