@@ -42,6 +42,11 @@ class ResourceRequest(NamedTuple):
     heartbeat_timeout: float = 30.0  # seconds of silence after which an actor is lost
     max_failures: int = 10  # in a row, without an iteration between
 
+    @property
+    def all_cpus(self) -> float:
+        """Cores of a shard and its workers."""
+        return self.cpus + self.workers * self.worker_cpus
+
 
 @dataclass(frozen=True)
 class Resources:
@@ -53,14 +58,9 @@ class Resources:
     least: int = 1  # shards without which nothing is begun
 
     @property
-    def cpus_of_one(self) -> float:
-        """Cores of a shard and its workers."""
-        return self.request.cpus + self.request.workers * self.request.worker_cpus
-
-    @property
     def all_cpus(self) -> float:
         """Cores of all shards and their workers."""
-        return self.shards * self.cpus_of_one
+        return self.shards * self.request.all_cpus
 
     @property
     def key(self) -> int | dict[str, int]:
@@ -133,8 +133,7 @@ def how_many(
     gpus = request.gpus
     if gpus is None:
         gpus = 1.0 if devices >= 1 else 0.0
-    each = request.cpus + request.workers * request.worker_cpus
-    room = int(devices / gpus if gpus else cores / (each or 1))
+    room = int(devices / gpus if gpus else cores / (request.all_cpus or 1))
     if isinstance(shards, ShardRange):
         return Resources(min(shards.max, most), gpus, request, min(shards.min, most))
     count = max(1, min(room, most)) if shards is None else shards

@@ -8,6 +8,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import wraps
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from maml_dist.core.outer.optimizers import OuterOptimizer
 from maml_dist.runtime.messages import Contribution, ShardSpec
 from maml_dist.runtime.pulse import Pace, Pulse
 from maml_dist.runtime.remote import remote
-from maml_dist.runtime.rollout_worker import RolloutWorker, Weights
+from maml_dist.runtime.rollout_worker import RolloutWorker
 from maml_dist.runtime.server import ParameterServer
 from maml_dist.runtime.shard import TaskShard
 from maml_dist.runtime.worker_pool import WorkerPool
@@ -37,6 +38,17 @@ class RayServer(ParameterServer):
     def spec(self) -> list[Any]:
         """The reference, in a list: Ray hands it over as it is."""
         return self._spec
+
+
+def _paced(method: Any) -> Any:
+    """A method of a shard whose pulse says that it runs."""
+
+    @wraps(method)
+    def paced(shard: "RayShard", *given: Any, **options: Any) -> Any:
+        with shard._pace.of(method.__name__):
+            return method(shard, *given, **options)
+
+    return paced
 
 
 class RayShard(TaskShard):
@@ -87,23 +99,9 @@ class RayShard(TaskShard):
         self._warned.update(new)
         return contribution._replace(warnings=new)
 
-    @remote
-    def objective(self, *given: Any, **options: Any) -> Contribution:
-        """As in this process."""
-        with self._pace.of("objective"):
-            return super().objective(*given, **options)
-
-    @remote
-    def curvature(self, *given: Any, **options: Any) -> Contribution:
-        """As in this process."""
-        with self._pace.of("curvature"):
-            return super().curvature(*given, **options)
-
-    @remote
-    def scores(self, *given: Any, **options: Any) -> dict[str, np.ndarray]:
-        """As in this process."""
-        with self._pace.of("scores"):
-            return super().scores(*given, **options)
+    objective = _paced(TaskShard.objective)
+    curvature = _paced(TaskShard.curvature)
+    scores = _paced(TaskShard.scores)
 
 
 class RayWorker(RolloutWorker):
@@ -117,16 +115,6 @@ class RayWorker(RolloutWorker):
     def pulse(self) -> Pulse:
         """An answer while anything else runs."""
         return self._pace.pulse()
-
-    def roll(self, weights: Weights, tasks: Any, *, stage: int) -> Any:
-        """As in this process."""
-        with self._pace.of("roll"):
-            return super().roll(weights, tasks, stage=stage)
-
-    def returns(self, weights: Weights, tasks: Any, *, stage: int) -> np.ndarray:
-        """As in this process."""
-        with self._pace.of("returns"):
-            return super().returns(weights, tasks, stage=stage)
 
 
 def _pace() -> Pace:

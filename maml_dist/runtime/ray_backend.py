@@ -54,12 +54,10 @@ class RayBackend:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         if not self._joined and self._address == "local":
             cores, devices = os.cpu_count() or 1, torch.cuda.device_count()
-            resources = how_many(shards, request, cores=cores, devices=devices, most=most)
             if isinstance(shards, ShardRange):  # nothing else will come
-                room = cores / (resources.cpus_of_one or 1)
-                room = min(room, devices / resources.gpus) if resources.gpus else room
-                count = max(resources.least, min(resources.shards, int(room)))
-                resources = how_many(count, request, cores=cores, devices=devices, most=most)
+                room = how_many(None, request, cores=cores, devices=devices, most=shards.max)
+                shards = min(max(shards.min, room.shards), most)
+            resources = how_many(shards, request, cores=cores, devices=devices, most=most)
             self._own.enter_context(own_ray(max(cores, math.ceil(resources.all_cpus))))
             return resources
         if not self._joined:

@@ -14,8 +14,9 @@ from maml_dist.runtime.backend import ActorGroup, ActorLost, Resources
 from maml_dist.runtime.failures import ENDED, Failures
 from maml_dist.runtime.messages import Start
 from maml_dist.runtime.ray_making import Maker
+from maml_dist.runtime.ray_server import LosableServer
 from maml_dist.runtime.remote import Get
-from maml_dist.runtime.server import ParameterServer, Saved
+from maml_dist.runtime.server import Saved
 from maml_dist.runtime.shard import TaskShard
 from maml_dist.runtime.watch import (
     AWAY,
@@ -29,7 +30,6 @@ from maml_dist.runtime.watch import (
 )
 
 TICK = 1.0  # seconds between two looks at who answers
-SNAPSHOT = 5.0  # seconds between two snapshots of the server
 WORD = 10.0, 60.0  # seconds until it is said what is waited for, and until it is said again
 PLACED_WITHIN = 120.0  # seconds for a cluster that does not grow to place all actors
 
@@ -39,19 +39,17 @@ class RayGroup(ActorGroup):
 
     def __init__(self, given: Start, resources: Resources, *, grows: bool) -> None:
         """`grows`: whether machines may come that are not there yet."""
-
         self.slices = given.shard.slices
         self.get = cast(Get, self._get)
-        self._given, self._resources, self._grows = given, resources, grows
-        self._maker = Maker(given, resources)
-        self.shards, self.workers = self._maker.shards(), self._maker.workers()
+        self._resources, self._grows = resources, grows
+        maker = Maker(given, resources)
+        self.shards, self.workers = maker.shards(), maker.workers()
+        self._server = LosableServer(maker, given)
+        self.server = self._server.actor
         timeout = resources.request.heartbeat_timeout
         self._watches = [Watch(seats, timeout=timeout) for seats in (self.shards, self.workers)]
         self._up: list[Seat] = []  # shards that have answered; slices go round
-        self._ticked = self._snapped = 0.0
-        self._snapshots: list[Any] = []  # references to states of the server, the oldest first
-        first = ParameterServer(given.meta, given.outer, learned=given.shard.learned)
-        self._saved: Saved = first.state()
+        self._ticked = 0.0
         self._said: set[str] = set()
         self._reason = ""  # of the loss under way, in Ray's words
         self._away = 0.0  # when this process was last found to have been away
@@ -61,7 +59,6 @@ class RayGroup(ActorGroup):
             meta_batch=given.shard.meta_batch,
             slices=self.slices,
         )
-        self._new_server()
 
     def open(self) -> None:
         """Wait until the shards are up.
@@ -81,31 +78,23 @@ class RayGroup(ActorGroup):
 
     def submitted(self, it: int) -> None:
         """Take a snapshot now and then."""
-        now = time.monotonic()
-        if now - self._snapped > SNAPSHOT:
-            self._snapped = now
-            self._snapshots.append(self.server.state.remote())
-            del self._snapshots[: max(0, len(self._taken()) - 1)]
+        self._server.snapshot()
 
     def restore(self, saved: Saved) -> None:
         """Let the server go on from a saved state."""
-        self._saved = saved
-        self._snapshots = []
+        self._server.begins_at(saved)
         self.get(self.server.restore.remote(saved))
 
     def drain(self, failure: ActorLost) -> Saved:
         """The server's state; if it is lost, that of its last snapshot, in a new server."""
-        import ray
-
         self._reason = str(failure)
         try:
             return self.get(self.server.state.remote())
         except ActorLost:
-            ray.kill(cast(Any, self.server))  # dead or not: its name is free only then
             self._failures.note("the parameter server was lost")
-            saved = self._last_snapshot()
+            saved = self._server.renew()
+            self.server = self._server.actor
             self._say(f"the parameter server was lost: a new one goes on from iteration {saved[0]}")
-            self._new_server()
             return saved
 
     def reform(self, saved: Saved, *, stop: Callable[[], bool]) -> None:
@@ -128,11 +117,9 @@ class RayGroup(ActorGroup):
 
     def close(self) -> None:
         """End the actors."""
-        import ray
-
         for seat in (*self.shards, *self.workers):
             seat.empty()
-        ray.kill(cast(Any, self.server))
+        self._server.kill()
 
     def _get(self, references: Any) -> Any:
         """Values; what a user's code raised in an actor is raised here as it was."""
@@ -148,13 +135,13 @@ class RayGroup(ActorGroup):
             if not waiting:
                 break
             waited = time.monotonic() - max(began, self._away)
-            idle = min(waited, self._server_age())
+            idle = min(waited, self._server.age())
             if self._up:  # else there is nobody who could be waited for
                 idle = min(idle, self._watches[0].idle())
             if idle > self._patience:
                 self._say(f"the parameter server has not answered for {idle:.0f} s")
                 self._patience *= 2  # its updates may take that long
-                ray.kill(cast(Any, self.server))
+                self._server.kill()
         try:
             return ray.get(references)
         except ray.exceptions.RayError as error:
@@ -222,24 +209,24 @@ class RayGroup(ActorGroup):
             if len(self._up) >= least and not (workers and not all(s.pulse for s in self.workers)):
                 return
             now = time.monotonic()
-            lacks = self._lacks(least, workers=workers) if now > word else ""
-            if at_start and now - began > PLACED_WITHIN and not self._grows and "room" in lacks:
-                raise ValueError(f"waited {PLACED_WITHIN:.0f} s {lacks}")
-            if "no room" in lacks or (lacks and now - began > WORD[1]):
-                self._say(f"waits since {clock} {lacks}")
-                word = now + WORD[1]
+            if now > word:
+                lacks, unplaced = self._lacks(least, workers=workers)
+                late = now - began > PLACED_WITHIN
+                if at_start and late and unplaced and not self._grows:
+                    raise ValueError(f"waited {now - began:.0f} s {lacks}")
+                if unplaced or now - began > WORD[1]:  # what has room may take its time
+                    self._say(f"waits since {clock} {lacks}")
+                word = now + WORD[1] if unplaced else now + WORD[0]
             time.sleep(TICK / 4)
             self._tick(at_start=at_start)
 
-    def _lacks(self, least: int, *, workers: bool) -> str:
-        """What is not up that should be, and what there is; empty where all is."""
+    def _lacks(self, least: int, *, workers: bool) -> tuple[str, int]:
+        """What is not up that should be, and what there is; and how many have no room."""
         import ray
 
         shards = [seat for seat in self.shards if not seat.pulse]
         waiting = shards[: max(0, least - len(self._up))]
         waiting += [seat for seat in self.workers if workers and not seat.pulse]
-        if not waiting:
-            return ""
         request, there = self._resources.request, ray.cluster_resources()
         free, machines = ray.available_resources(), sum(node["Alive"] for node in ray.nodes())
         unplaced = sum(not seat.placed for seat in waiting)
@@ -249,48 +236,7 @@ class RayGroup(ActorGroup):
             f"shard has {request.cpus:g} CPU and {self._resources.gpus:g} GPU): {found}; of "
             f"{there.get('CPU', 0):g} CPU and {there.get('GPU', 0):g} GPU of {machines} machines "
             f"{free.get('CPU', 0):g} and {free.get('GPU', 0):g} are free"
-        )
-
-    def _new_server(self) -> None:
-        while True:
-            try:
-                self.server = self._maker.server()
-                break
-            except ValueError:  # the name of the one before is still taken
-                time.sleep(TICK / 4)
-        self._server_made = time.monotonic()
-        spec = cast(Any, self.server).spec
-        self._server_up = spec.options(concurrency_group="health").remote()
-        self._server_since: float | None = None  # when it was first seen to be up
-
-    def _server_age(self) -> float:
-        """Seconds since the server was first seen to be up, or should have been."""
-        import ray
-
-        if self._server_since is None and ray.wait([self._server_up], timeout=0)[0]:
-            self._server_since = time.monotonic()
-        return time.monotonic() - (self._server_since or self._server_made + PLACED_WITHIN)
-
-    def _last_snapshot(self) -> Saved:
-        """The newest that was taken before the server was lost."""
-        import ray
-
-        for reference in reversed(self._taken()):
-            try:
-                saved: Saved = ray.get(reference)
-                return saved
-            except ray.exceptions.RayError:
-                continue
-        return self._saved
-
-    def _taken(self) -> list[Any]:
-        """The snapshots that are known to be taken, or lost."""
-        import ray
-
-        if not self._snapshots:
-            return []
-        taken: list[Any] = ray.wait(self._snapshots, num_returns=len(self._snapshots), timeout=0)[0]
-        return taken
+        ), unplaced
 
     def _say(self, line: str) -> None:
         self._said.add(line)

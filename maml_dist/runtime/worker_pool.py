@@ -4,7 +4,7 @@ Whole tasks are shared out among those that are up. What one was asked that is g
 or the shard itself: who acts changes no bit.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -13,8 +13,6 @@ import torch
 from maml_dist.core.data.trajectories import Trajectories
 from maml_dist.core.params import Params
 from maml_dist.runtime.rollout_worker import RolloutWorker, Weights
-
-Ask = Callable[[str, Weights, Sequence[Any], int], Any]
 
 
 class WorkerPool:

@@ -7,30 +7,24 @@ proportion to its tasks, then a task of it uniformly, so that every draw is unif
 """
 
 import difflib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from functools import cached_property, lru_cache, partial
-from hashlib import blake2b
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
-from pyarrow import fs, ipc
-from pyarrow import parquet as pq
 from torch import Tensor
 from torch.nn.functional import cross_entropy, mse_loss
 
 from maml_dist.core.data.episode import Batch, Episode, supervised
 from maml_dist.core.data.task_source import Adapt, TaskKey, TaskSource
 from maml_dist.core.validation import check_minimum, check_range, check_size
+from maml_dist.tasks.record_files import find_files, hash_ids, open_file, runs_of_ids, value_type
 
-SUFFIXES = (".parquet", ".arrow", ".feather")
 Place = tuple[str, int]  # a file, and the number of a row group within it
-Opened = tuple[pa.Schema, int, Callable[[int], pa.Table]]
 
 
 class Rows(NamedTuple):
@@ -148,7 +142,7 @@ class RecordIndex:
 
     def __init__(self, source: Records) -> None:
         self._source = source
-        self._files, paths = _find(source.path)
+        self._files, paths = find_files(source.path)
         with ThreadPoolExecutor(8) as pool:  # several files at once: remote ones take their time
             scans = list(pool.map(self._scan, paths))
         self._refuse_mixed(paths, [whole for whole, _ in scans])
@@ -189,7 +183,7 @@ class RecordIndex:
         """The features and the target of a row group: float32 [rows, features + 1]."""
         (path, number), source = self.groups[group], self._source
         names = [*source.features, source.target]
-        with _open(self._files, path, names) as (_, _, read):
+        with open_file(self._files, path, names) as (_, _, read):
             table = read(number)
         with np.errstate(over="ignore"):  # becomes infinite: refused below
             columns = [table[name].to_numpy() for name in names]
@@ -212,14 +206,14 @@ class RecordIndex:
         """Whether a file's task ids are whole numbers; and of each row group its place, the hashes
         of its tasks and their lengths."""
         groups = []
-        with _open(self._files, path, [self._source.task_id]) as (schema, num_groups, read):
+        with open_file(self._files, path, [self._source.task_id]) as (schema, num_groups, read):
             self._check(path, schema)
             for number in range(num_groups):
-                ids, length = _runs(read(number).column(0))
+                ids, length = runs_of_ids(read(number).column(0))
                 if ids.null_count:
                     raise ValueError(f"{path}, row group {number}: a row without a task id")
-                groups.append(((path, number), _hash(ids), length))
-            whole = pa.types.is_integer(_plain(schema.field(self._source.task_id).type))
+                groups.append(((path, number), hash_ids(ids), length))
+            whole = pa.types.is_integer(value_type(schema.field(self._source.task_id).type))
         return whole, groups
 
     def _check(self, path: str, schema: pa.Schema) -> None:
@@ -234,7 +228,7 @@ class RecordIndex:
                 raise ValueError(f"task.{field}: no column {name!r} in {path}; nearest: {nearest}")
             if schema.names.count(name) > 1:
                 raise ValueError(f"task.{field}: {path} has more than one column {name!r}")
-            kind = _plain(schema.field(name).type)
+            kind = value_type(schema.field(name).type)
             if not any(getattr(pa.types, f"is_{allowed}")(kind) for allowed in kinds):
                 raise ValueError(
                     f"task.{field}: column {name!r} in {path} is {kind}, not {' or '.join(kinds)}"
@@ -257,83 +251,11 @@ class RecordIndex:
         if twice.size:
             one, two = sorted(order[twice[0] : twice[0] + 2])
             (path, number), other = self.groups[group[one]], self.groups[group[two]]
-            with _open(self._files, path, [self._source.task_id]) as (_, _, read):
-                task = _runs(read(number).column(0))[0][one - np.searchsorted(group, group[one])]
+            with open_file(self._files, path, [self._source.task_id]) as (_, _, read):
+                task = runs_of_ids(read(number).column(0))[0][
+                    one - np.searchsorted(group, group[one])
+                ]
             raise ValueError(
                 f"task {task} has rows in two places ({path}, row group {number}; {other[0]}, row"
                 f" group {other[1]}): they must stand next to each other in one row group"
             )
-
-
-def _plain(kind: pa.DataType) -> pa.DataType:
-    """The type of the values of a dictionary-encoded column, else the type itself."""
-    return kind.value_type if pa.types.is_dictionary(kind) else kind
-
-
-def _runs(column: pa.ChunkedArray) -> tuple[pa.Array, np.ndarray]:
-    """The runs of equal ids: the id of each and its rows."""
-    runs = pc.run_end_encode(column.cast(_plain(column.type)).combine_chunks())
-    return runs.values, np.diff(runs.run_ends.to_numpy(), prepend=np.int32(0))
-
-
-def _hash(ids: pa.Array) -> np.ndarray:
-    """A number in [0, 2^64) for each id: the same for ever, on every machine."""
-    if not pa.types.is_integer(ids.type):
-        names = (name.encode() for name in ids.to_pylist())
-        return np.frombuffer(b"".join(blake2b(n, digest_size=8).digest() for n in names), "<u8")
-    words = ids.to_numpy().astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-    words = (words ^ (words >> 30)) * np.uint64(0xBF58476D1CE4E5B9)  # splitmix64: a bijection,
-    words = (words ^ (words >> 27)) * np.uint64(0x94D049BB133111EB)  # so no two ids collide
-    return np.asarray(words ^ (words >> 31))
-
-
-def _find(path: str) -> tuple[fs.FileSystem, list[str]]:
-    """The file system of `path` and the data files there, sorted."""
-    with _reading(path):
-        files, place = fs.LocalFileSystem(), path
-        if "://" in path:
-            files, place = fs.FileSystem.from_uri(path)
-        info = files.get_file_info(place)
-        if info.type == fs.FileType.NotFound:
-            raise ValueError(f"task.path={path!r}: no such file or folder")
-        folder = fs.FileSelector(place, recursive=True)
-        found = [info] if info.is_file else files.get_file_info(folder)
-        infos = [each for each in found if info.is_file or not _passed_over(each.path, info.path)]
-    paths = sorted(each.path for each in infos if each.is_file and each.path.endswith(SUFFIXES))
-    if not paths:
-        raise ValueError(f"task.path={path!r}: no file ending in {', '.join(SUFFIXES)}")
-    return files, paths
-
-
-def _passed_over(path: str, folder: str) -> bool:
-    """What Spark, Hive and editors leave beside the data, as pyarrow's own data sets have it."""
-    inside = path.removeprefix(folder).strip("/").split("/")
-    return any(name.startswith((".", "_")) for name in inside)
-
-
-@contextmanager
-def _open(files: fs.FileSystem, path: str, names: list[str]) -> Iterator[Opened]:
-    """The schema of a file, how many row groups it has, and what reads columns of one of them."""
-    with _reading(path), files.open_input_file(path) as file:
-        if path.endswith(".parquet"):
-            parquet = pq.ParquetFile(
-                file,
-                pre_buffer=True,  # one request for all columns
-                page_checksum_verification=True,  # where there are any
-            )
-            read = partial(parquet.read_row_group, columns=names)
-            yield parquet.schema_arrow, parquet.num_row_groups, read
-        else:
-            schema = ipc.open_file(file).schema
-            wanted = [number for number, name in enumerate(schema.names) if name in names]
-            arrow = ipc.open_file(file, options=ipc.IpcReadOptions(included_fields=wanted))
-            yield schema, arrow.num_record_batches, lambda number: pa.table(arrow.get_batch(number))
-
-
-@contextmanager
-def _reading(path: str) -> Iterator[None]:
-    """Name the file in what Arrow has to say about it."""
-    try:
-        yield
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path}: cannot be read: {error}") from error

@@ -86,11 +86,10 @@ class Recorder:
 
     def _take(self, count: int, *, state: Saved | None = None, validate: bool = True) -> None:
         for report, metrics in self._metrics(self.unread[:count]):
-            # What is lost here is submitted again: nothing is noted before.
-            if report.saved is None or (state and state[0] == report.iteration):
-                saved = state if report.saved else None
-            else:
-                saved = self._actors.get(report.saved)
+            saved = None
+            if report.saved is not None:  # lost here, it is submitted again: nothing is noted yet
+                reached = state is not None and state[0] == report.iteration
+                saved = state if reached else self._actors.get(report.saved)
             del self.unread[0]
             if report.iteration <= self._read:
                 continue

@@ -35,6 +35,7 @@ def test_it_says_what_it_was_trained_with_in_the_words_of_today(old):
     config = Run.open(old).config
     assert "maml_dist" not in json.dumps(config) and "ahead" not in config
     assert config["outer"]["class_path"] in ("SGD", "TrustRegion")
+    assert config["slices"] == config["shards"]  # each shard had one
 
 
 def test_its_model_is_loaded_and_adapts(old):

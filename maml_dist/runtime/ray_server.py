@@ -1,0 +1,86 @@
+"""The parameter server on Ray, as one that may be lost: its snapshots, and another in its place."""
+
+import time
+from typing import Any, cast
+
+from maml_dist.runtime.messages import Start
+from maml_dist.runtime.ray_making import Maker
+from maml_dist.runtime.server import ParameterServer, Saved
+
+SNAPSHOT = 5.0  # seconds between two
+UP_WITHIN = 120.0  # seconds after which one that was never seen to be up is taken for silent
+RENEWED = 0.25  # seconds until its name is tried again, while the one before still has it
+
+
+class LosableServer:
+    """The server that a run has now, and what is known of its state without it."""
+
+    def __init__(self, maker: Maker, given: Start) -> None:
+        self._maker = maker
+        first = ParameterServer(given.meta, given.outer, learned=given.shard.learned)
+        self._saved = first.state()
+        self._snapshots: list[Any] = []  # references to its states, the oldest first
+        self._snapped = 0.0
+        self._since: float | None = None  # when it was first seen to be up
+        self._made = 0.0
+        self._make()
+
+    def snapshot(self) -> None:
+        """Ask for its state after all that was submitted, now and then."""
+        now = time.monotonic()
+        if now - self._snapped > SNAPSHOT:
+            self._snapped = now
+            self._snapshots.append(self.actor.state.remote())
+            del self._snapshots[: max(0, len(self._taken()) - 1)]
+
+    def begins_at(self, saved: Saved) -> None:
+        """This is its state from now on, and no snapshot is."""
+        self._saved, self._snapshots = saved, []
+
+    def renew(self) -> Saved:
+        """Make another in its place; returns the newest state that is known of the one before."""
+        import ray
+
+        self.kill()  # dead or not: its name is free only then
+        saved = self._saved
+        for reference in reversed(self._taken()):
+            try:
+                saved = ray.get(reference)
+                break
+            except ray.exceptions.RayError:  # lost with it
+                continue
+        self._make()
+        return saved
+
+    def kill(self) -> None:
+        """End it, whatever it does: what waits for it fails."""
+        import ray
+
+        ray.kill(cast(Any, self.actor))
+
+    def age(self) -> float:
+        """Seconds since it was first seen to be up, or should have been."""
+        import ray
+
+        if self._since is None and ray.wait([self._answer], timeout=0)[0]:
+            self._since = time.monotonic()
+        return time.monotonic() - (self._since or self._made + UP_WITHIN)
+
+    def _make(self) -> None:
+        while True:
+            try:
+                self.actor = self._maker.server()
+                break
+            except ValueError:  # the name of the one before is still taken
+                time.sleep(RENEWED)
+        self._made, self._since = time.monotonic(), None
+        spec = cast(Any, self.actor).spec
+        self._answer: Any = spec.options(concurrency_group="health").remote()
+
+    def _taken(self) -> list[Any]:
+        """The snapshots that are known to be taken, or lost."""
+        import ray
+
+        every = self._snapshots
+        taken: list[Any] = ray.wait(every, num_returns=len(every), timeout=0)[0] if every else []
+        return taken
