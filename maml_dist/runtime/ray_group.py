@@ -42,9 +42,9 @@ class RayGroup(ActorGroup):
         self.slices = given.shard.slices
         self.get = cast(Get, self._get)
         self._resources, self._grows = resources, grows
-        maker = Maker(given, resources)
-        self.shards, self.workers = maker.shards(), maker.workers()
-        self._server = LosableServer(maker, given)
+        self._maker = Maker(given, resources)
+        self.shards, self.workers = self._maker.shards(), self._maker.workers()
+        self._server = LosableServer(self._maker, given)
         self.server = self._server.actor
         timeout = resources.request.heartbeat_timeout
         self._watches = [Watch(seats, timeout=timeout) for seats in (self.shards, self.workers)]
@@ -120,6 +120,7 @@ class RayGroup(ActorGroup):
         for seat in (*self.shards, *self.workers):
             seat.empty()
         self._server.kill()
+        self._maker.close()
 
     def _get(self, references: Any) -> Any:
         """Values; what a user's code raised in an actor is raised here as it was."""

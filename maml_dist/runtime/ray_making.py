@@ -21,6 +21,11 @@ class Maker:
         self._namespace = f"maml_dist-{uuid4().hex}"
         self._title = f" · {given.title}" if given.title else ""
         self._spec = ray.put(Second(given.modules, given.shard))
+        self._rooms: list[Any] = []  # placement groups, each of a shard and its workers
+        request = resources.request
+        if request.placement == "spread" and not ray.util.get_current_placement_group():
+            if request.workers and request.worker_cpus and (request.cpus or resources.gpus):
+                self._rooms = [self._room() for _ in range(resources.shards)]
 
     def server(self) -> ParameterServer:
         """Beside the driver: they live and die together, shards come and go."""
@@ -57,10 +62,17 @@ class Maker:
     def workers(self) -> list[Seat]:
         """The seats of the rollout workers of all shards."""
         return [
-            Seat(name, partial(self._worker, name))
+            Seat(name, partial(self._worker, name, rank, number))
             for rank in range(self._resources.shards)
-            for name in self._workers_of(rank)
+            for number, name in enumerate(self._workers_of(rank), 1)
         ]
+
+    def close(self) -> None:
+        """Let go of the room that is held."""
+        from ray.util import remove_placement_group
+
+        for room in self._rooms:
+            remove_placement_group(room)
 
     def _shard(self, name: str, rank: int) -> Any:
         resources = self._resources
@@ -70,14 +82,19 @@ class Maker:
             num_cpus=resources.request.cpus,
             num_gpus=resources.gpus,
             allow_out_of_order_execution=True,  # else a pulse is asked for after all that waits
-            scheduling_strategy=self._placement(),
+            scheduling_strategy=self._placement(rank, 0),
         )
         workers = self._workers_of(rank)
         return make.remote(self._namespace, device=resources.device, workers=workers)
 
-    def _worker(self, name: str) -> Any:
-        cpus = self._resources.request.worker_cpus
-        make = self._actor(RayWorker, name, num_cpus=cpus, allow_out_of_order_execution=True)
+    def _worker(self, name: str, rank: int, number: int) -> Any:
+        make = self._actor(
+            RayWorker,
+            name,
+            num_cpus=self._resources.request.worker_cpus,
+            allow_out_of_order_execution=True,
+            scheduling_strategy=self._placement(rank, number),
+        )
         return make.remote(self._namespace)
 
     def _workers_of(self, rank: int) -> list[str]:
@@ -87,11 +104,29 @@ class Maker:
             for number in range(count)
         ]
 
-    def _placement(self) -> str | None:
+    def _room(self) -> Any:
+        """For a shard and its workers, all of it or nothing: shards alone would leave them none.
+
+        Together where there is one machine for them, and on the one with the most room.
+        """
+        from ray.util import placement_group
+
+        request = self._resources.request
+        shard = {"CPU": request.cpus, "GPU": self._resources.gpus}
+        bundles = [shard, *[{"CPU": request.worker_cpus}] * request.workers]
+        named = [{key: value for key, value in each.items() if value} for each in bundles]
+        return placement_group(named, strategy="PACK")
+
+    def _placement(self, rank: int, bundle: int) -> Any:
         """Inside a placement group, as of a Tune trial, actors stay in it."""
         import ray
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-        if ray.util.get_current_placement_group():
+        if self._rooms:
+            return PlacementGroupSchedulingStrategy(
+                self._rooms[rank], placement_group_bundle_index=bundle
+            )
+        if bundle or ray.util.get_current_placement_group():
             return None
         return "SPREAD" if self._resources.request.placement == "spread" else "DEFAULT"
 

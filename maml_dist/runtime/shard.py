@@ -6,7 +6,7 @@ that any shard gives the same bits for a slice, at any time.
 """
 
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from functools import partial
 
 import numpy as np
 import torch
@@ -58,10 +58,11 @@ class TaskShard:
         self._placement = Placement(torch.device(device), engine.dtype)
         objective = Objective(model, spec.source, bfloat16=engine.precision == "bfloat16")
         self._policy_terms = PolicyTerms(engine, spec.learner, objective, into=spec.layout)
-        self._collector = cache(self._collects(engine, objective, roll, returns))  # of a slice
+        self._collects = self._makes_collectors(engine, objective, roll, returns)
+        self._collectors: dict[int, tuple[int, Collector]] = {}  # of a slice, and when asked last
         self._products: dict[int, tuple[Episode, Shares, Callable[[Tensor], Tensor]]] = {}
 
-    def _collects(
+    def _makes_collectors(
         self,
         engine: Engine,
         objective: Objective,
@@ -101,7 +102,7 @@ class TaskShard:
             FloatingPointError: a task's loss or gradient is not finite, and is not to be skipped;
                 or the penalty's gradient is not, of a task whose own is.
         """
-        collector = self._collector(slice)
+        collector = self._collector(slice, it)
         if at is None:
             self._products.pop(slice, None)  # what it holds makes room for new episodes
             tasks = list(collector.tasks)
@@ -174,7 +175,7 @@ class TaskShard:
 
     def collect(self, meta: np.ndarray, keys: Sequence[TaskKey], it: int, *, steps: int) -> Episode:
         """On-policy: episodes of policies that adapt to them, stage by stage, at meta [size]."""
-        collector = self._collector(0)
+        collector = self._collector(0, it)
         assert isinstance(collector, ActingCollector)
         return collector.collect(self._placement.vector(meta), keys, it, steps=steps)
 
@@ -206,15 +207,26 @@ class TaskShard:
         if not keys:
             return {}
         point = self._placement.vector(meta)
-        parts = self._collector(slice).scores(point, keys, it, steps=steps, mode=mode)
+        parts = self._collector(slice, it).scores(point, keys, it, steps=steps, mode=mode)
         return {
             name: np.concatenate([part[name].cpu().numpy() for part in parts]) for name in parts[0]
         }
 
+    def _collector(self, slice: int, it: int) -> Collector:
+        """What collects a slice; what does so for slices that others have now is let go of."""
+        known = self._collectors.pop(slice, None)
+        for number, (last, _) in list(self._collectors.items()):
+            if last < it - 1:
+                del self._collectors[number]
+                self._products.pop(number, None)
+        collector = known[1] if known else self._collects(slice)
+        self._collectors[slice] = it, collector
+        return collector
+
     def _counted(self, it: int, meta: np.ndarray, slice: int) -> tuple[Episode, list[int]]:
         """The episodes of a slice's tasks that count at meta, and whose they are."""
         again = partial(self.gradient, meta, it, slice=slice)
-        return self._collector(slice).counted(it, meta, again=again)
+        return self._collector(slice, it).counted(it, meta, again=again)
 
     def _skipped(self, it: int, tasks: list[int], summed: GradientSum) -> tuple[int, ...]:
         """The tasks whose loss or gradient is not finite, if such are to be skipped."""

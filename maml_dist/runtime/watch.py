@@ -16,6 +16,7 @@ AWAY = 10.0  # seconds without a look after which this process itself has been a
 SLOW, SLOW_TIMES = 30.0, 20  # seconds, and times what is typical, that a slow gradient takes
 BACK_OFF, BACK_OFF_MOST = 5.0, 300.0  # seconds until one that could not be made is made again
 SLOW_PAUSE = 600.0  # seconds until the seat of a slow one is filled again
+UP_WITHIN = 300.0  # seconds for one that has a machine to come up; twice as many the next time
 
 
 @dataclass
@@ -106,6 +107,7 @@ class Watch:
             for seat in asked.values()
             if seat.question is not None and seat.pulse and now - seat.since > self._timeout
         ]
+        found += [self._not_up(seat, now) for seat in self._seats]
         return [loss for loss in found if loss]
 
     def slow(self) -> list[Loss]:
@@ -126,6 +128,16 @@ class Watch:
         """Seconds for which nobody has had anything to do, as far as is known."""
         pulses = [seat.pulse for seat in self._seats if seat.pulse]
         return min((0.0 if pulse.work else pulse.seconds for pulse in pulses), default=0.0)
+
+    def _not_up(self, seat: Seat, now: float) -> Loss | None:
+        """One that has a machine, and does not come up there: it may have frozen as it was made."""
+        asked = seat.question is not None and not seat.pulse
+        if not asked or now - seat.since < UP_WITHIN * 2**seat.failed:
+            return None
+        if not seat.placed:  # it has all its time from when there is room
+            seat.since = now
+            return None
+        return Loss(seat, f"has not come up within {now - seat.since:.0f} s")
 
     def _heard(self, seat: Seat) -> Loss | None:
         import ray

@@ -54,6 +54,27 @@ def test_any_number_of_shards_gives_the_same_bits(shards):
     assert np.array_equal(after(5, 5, shards=shards), after(5, 5, shards=5))
 
 
+def test_shards_that_come_and_go_change_no_bit():
+    spec, meta = setting()
+    actors = [TaskShard(spec._replace(slices=5)) for _ in range(5)]
+    server = ParameterServer(meta, Adam(beta=0.01))
+    for it, shards in enumerate((1, 3, 5, 2, 1)):
+        parts = [actors[n % shards].gradient(meta, it, slice=n) for n in range(5)]
+        meta, _ = server.update(*parts)
+    assert np.array_equal(meta, after(5, 5))
+
+
+def test_a_shard_forgets_the_slices_that_others_have_now():
+    shard, meta = sliced(3)
+    first = [shard.gradient(meta, 0, slice=number) for number in range(3)]
+    for it in (1, 2):
+        shard.gradient(meta, it, slice=1)
+    assert set(shard._collectors) == {1}
+    again = [shard.gradient(meta, 0, slice=number) for number in range(3)]
+    for one, other in zip(first, again, strict=True):
+        assert np.array_equal(one.gradient, other.gradient)
+
+
 def test_the_slices_hold_every_task_once():
     shard, meta = sliced(4)
     parts = [shard.gradient(meta, 0, slice=number) for number in range(4)]
