@@ -160,7 +160,7 @@ class _Lines:
     def show(self, row: dict[str, Any]) -> None:
         now = time.monotonic()
         if now >= self._next or row["iteration"] == self._total:
-            left = (self._total - row["iteration"]) / row["it_per_s"] if "it_per_s" in row else 0
+            left = (self._total - row["iteration"]) / row["it_per_s"] if row.get("it_per_s") else 0
             said = f"{row['iteration']}/{self._total}  {_text(row)}  {left:.0f} s left"
             print(said, file=sys.stderr, flush=True)
             self._next = now + 10

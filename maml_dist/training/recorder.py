@@ -124,7 +124,9 @@ class Recorder:
             read = self._actors.get([report.metrics for report in reports])
         except (FloatingPointError, ActorLost):
             for report in reports:
-                yield report, self._actors.get(report.metrics)
+                metrics = self._actors.get(report.metrics)
+                self._counted += 1
+                yield report, metrics
             raise
         self._counted += len(reports)
         yield from zip(reports, read, strict=True)
