@@ -23,25 +23,28 @@ TAKES = (
 
 
 def join(address: str) -> None:
-    """Make this process a driver of the cluster at `address`: "auto", HOST:PORT or ray://HOST:PORT.
+    """Make this process a driver of the cluster at `address`: "auto" or HOST:PORT.
 
     Raises:
-        ValueError: nothing answers there, or what answers does not take this process's token.
+        ValueError: nothing answers there, or what answers does not take this process's token; or it
+            is one of Ray Client, which does not say what becomes of actors.
     """
     import ray
     from ray._private.authentication import authentication_token_setup as token
     from ray._private.services import canonicalize_bootstrap_address
 
+    if address.startswith("ray://"):
+        raise ValueError(
+            f"--address {address}: must be HOST:PORT, on a machine of the cluster; from elsewhere, "
+            "submit a job (docs/cluster.md)"
+        )
     try:
-        if address.startswith("ray://"):
-            _connect(address.removeprefix("ray://"))
-        else:
-            found = canonicalize_bootstrap_address(address) or address
-            _connect(found)
-            if address == "auto":  # as `ray.init` does
-                token.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
-            token.ensure_token_if_auth_enabled(create_token_if_missing=False)
-            _call(found)
+        found = canonicalize_bootstrap_address(address) or address
+        _connect(found)
+        if address == "auto":  # as `ray.init` does
+            token.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+        token.ensure_token_if_auth_enabled(create_token_if_missing=False)
+        _call(found)
         mute()
         ray.init(address=address, **options())
     except ray.exceptions.AuthenticationError as error:

@@ -52,6 +52,19 @@ def server_pid(ray, group) -> int:
     return pid
 
 
+def occupy(ray, *, cpus):
+    """An actor that takes so many of Ray's eight CPUs."""
+
+    @ray.remote(num_cpus=cpus)
+    class Occupant:
+        def ready(self):
+            return True
+
+    occupant = Occupant.remote()
+    ray.get(occupant.ready.remote())
+    return occupant
+
+
 def test_whatever_is_lost_the_bits_are_the_same(tmp_path, ray_here, local, groups, capfd):
     done = []
 
@@ -98,13 +111,7 @@ def test_whatever_is_lost_the_bits_are_the_same(tmp_path, ray_here, local, group
 def test_shards_that_come_later_take_slices(tmp_path, ray_here, local, groups):
     """Ray has room for two of four at first."""
 
-    @ray_here.remote(num_cpus=6)
-    class Occupant:
-        def ready(self):
-            return True
-
-    occupant = Occupant.remote()
-    ray_here.get(occupant.ready.remote())
+    occupant = occupy(ray_here, cpus=6)
     up = []
 
     def make_room(row):
@@ -126,6 +133,28 @@ def test_shards_that_come_later_take_slices(tmp_path, ray_here, local, groups):
     assert up[:2] == [2, 2] and up[-1] == 4
     assert run.config["slices"] == 4 and run.config["shards"] == {"min": 2, "max": 4}
     assert np.array_equal(weights(run), weights(local))
+
+
+def test_no_shard_takes_the_room_of_rollout_workers(tmp_path, ray_here, groups):
+    """Three shards of three would fit into three CPUs, and no worker beside them."""
+    occupant = occupy(ray_here, cpus=5)
+    up = []
+
+    def look(row):
+        (group,) = groups
+        up.append([seat.name[:15] for seat in (*group.shards, *group.workers) if seat.placed])
+
+    maml_dist.meta_train(
+        "navigation",
+        run=tmp_path / "run",
+        shards={"min": 1, "max": 3},
+        rollout_workers=1,
+        on_validation=look,
+        **RECIPE | {"iterations": 2, "checkpoint_every": 1, "meta_batch": 3},
+        **{"task.episodes": 4, "task.horizon": 6},
+    )
+    ray_here.kill(occupant)
+    assert [name.split()[0] for name in up[-1]] == ["TaskShard", "RolloutWorker"]
 
 
 def test_where_there_is_no_room_it_waits_with_a_word_and_can_be_stopped(

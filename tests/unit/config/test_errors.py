@@ -83,6 +83,7 @@ def folder(tmp_path, monkeypatch):
         ("sinusoid --resume nowhere", "no RECIPE and no --run beside it"),
         ("sinusoid init=nowhere", "nowhere is not a run"),
         ("sinusoid --address 127.0.0.1:1", "no Ray cluster at 127.0.0.1:1"),
+        ("sinusoid --address ray://head:10001", "--address ray://head:10001: must be HOST:PORT"),
         ("sinusoid --address nonsense", "nonsense"),
         pytest.param(  # starts a Ray
             "sinusoid gpus_per_shard=8 shards=2",
