@@ -22,10 +22,10 @@ class Maker:
         self._title = f" · {given.title}" if given.title else ""
         self._spec = ray.put(Second(given.modules, given.shard))
         self._rooms: list[Any] = []  # placement groups, each of a shard and its workers
-        request = resources.request
-        if request.placement == "spread" and not ray.util.get_current_placement_group():
-            if request.workers and request.worker_cpus and (request.cpus or resources.gpus):
-                self._rooms = [self._room() for _ in range(resources.shards)]
+        request, inside = resources.request, ray.util.get_current_placement_group()
+        reserves = request.worker_cpus and (request.cpus or resources.gpus)
+        if request.workers and reserves and request.placement == "spread" and not inside:
+            self._rooms = [self._room() for _ in range(resources.shards)]
 
     def server(self) -> ParameterServer:
         """Beside the driver: they live and die together, shards come and go."""
