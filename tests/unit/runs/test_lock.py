@@ -11,14 +11,15 @@ import pytest
 
 from maml_dist.runs import lock
 from maml_dist.runs.folder import Folder
-from maml_dist.runs.lock import NAME, Owner, locked
+from maml_dist.runs.lock import locked
+from maml_dist.runs.owner import NAME, Owner
 
 HOLDS = """
 import sys
 from maml_dist.runs.folder import Folder
 from maml_dist.runs.lock import locked
-with locked(Folder(sys.argv[1])) as word:
-    print(word or "held", flush=True)
+with locked(Folder(sys.argv[1])) as held:
+    print(held.word or "held", flush=True)
     sys.stdin.read()
 """
 
@@ -39,12 +40,13 @@ def without_kernel_locks(monkeypatch):
         raise OSError("not supported")
 
     monkeypatch.setattr(lock.fcntl, "flock", unknown)
+    monkeypatch.setattr(lock, "SETTLES", 0.01)
 
 
 def test_it_is_there_while_it_is_held_and_gone_afterwards(tmp_path):
     folder = tmp_path / "new" / "run"
-    with locked(Folder(folder)) as word:
-        assert word == "" and json.loads((folder / NAME).read_text())["pid"] == os.getpid()
+    with locked(Folder(folder)) as held:
+        assert held.word == "" and json.loads((folder / NAME).read_text())["pid"] == os.getpid()
         (folder / "made").write_text("")
     assert os.listdir(folder) == ["made"]
 
@@ -53,8 +55,8 @@ def test_a_second_is_refused_in_this_process_too(tmp_path):
     with locked(Folder(tmp_path)):
         for _ in range(2):
             refused(tmp_path, rf"trained by process {os.getpid()} on .* since")
-    with locked(Folder(tmp_path)) as word:
-        assert word == ""
+    with locked(Folder(tmp_path)) as held:
+        assert held.word == ""
 
 
 def test_a_failure_lets_go_and_leaves_no_folder(tmp_path):
@@ -70,16 +72,18 @@ def test_another_process_holds_it_until_it_is_killed(tmp_path):
         refused(tmp_path, f"by process {other.pid} on")
         other.kill()
         other.wait()
-        with locked(Folder(tmp_path)) as word:
-            assert f"taking over from process {other.pid} on" in word and "has ended" in word
+        with locked(Folder(tmp_path)) as held:
+            assert (
+                f"taking over from process {other.pid} on" in held.word and "has ended" in held.word
+            )
 
 
 def test_one_on_another_host_is_refused_and_the_line_says_how_to_clear_it(tmp_path):
     write(tmp_path, host="elsewhere")
     refused(tmp_path, rf"on elsewhere since .*, or, if it has, remove .*{NAME}")
     (tmp_path / NAME).unlink()
-    with locked(Folder(tmp_path)) as word:
-        assert word == ""
+    with locked(Folder(tmp_path)) as held:
+        assert held.word == ""
 
 
 def test_without_kernel_locks_a_living_process_keeps_it(tmp_path, without_kernel_locks):
@@ -91,8 +95,8 @@ def test_without_kernel_locks_a_living_process_keeps_it(tmp_path, without_kernel
 @pytest.mark.parametrize("changes", [{"pid": 2**22 + 1}, {"started": 1.5}])
 def test_and_one_that_has_ended_does_not(tmp_path, without_kernel_locks, changes):
     write(tmp_path, **changes)  # no such process, or another has its number now
-    with locked(Folder(tmp_path)) as word:
-        assert "which has ended" in word
+    with locked(Folder(tmp_path)) as held:
+        assert "which has ended" in held.word
         assert json.loads((tmp_path / NAME).read_text())["pid"] == os.getpid()
 
 
@@ -114,11 +118,12 @@ def test_it_is_not_made_through_a_link(tmp_path):
 
 def test_a_place_that_is_not_local_has_one_too(tmp_path, monkeypatch):
     monkeypatch.setattr(Folder, "local", None)  # as of object stores
+    monkeypatch.setattr(lock, "SETTLES", 0.01)
     folder = Folder(tmp_path)
     with locked(folder), pytest.raises(ValueError, match="is being trained by"), locked(folder):
         pass
     write(tmp_path, host="elsewhere")
     refused(tmp_path, "on elsewhere")
     write(tmp_path, host=socket.gethostname(), pid=2**22 + 1)
-    with locked(folder) as word:
-        assert "which has ended" in word
+    with locked(folder) as held:
+        assert "which has ended" in held.word
