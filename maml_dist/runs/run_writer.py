@@ -121,6 +121,9 @@ class RunWriter:
         end = time.monotonic() + (LAST_TRIES if wait else 0)
         try:
             self._writer.flush()
+            if wait and not self._stop() and (left := self._unwritten()):
+                word = f"{'; '.join(left)}: tried for {LAST_TRIES:.0f} s more, then elsewhere"
+                print(word, file=sys.stderr, flush=True)
             while self._unwritten() and time.monotonic() < end and not self._stop():
                 time.sleep(BETWEEN)
                 self._writer.flush()

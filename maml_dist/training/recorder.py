@@ -184,9 +184,11 @@ class Recorder:
             parts = [part for part in self._actors.get(validate()) if part]
             scores = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         except ValueError as error:
+            kept = f"; its checkpoint is kept, --resume {run.path} goes on from there"
+            last = self._files.last
             raise ValueError(
-                f"the validation at iteration {row['iteration']} failed: {error}; its checkpoint "
-                f"is kept, --resume {run.path} goes on from there"
+                f"the validation at iteration {row['iteration']} failed: {error}"
+                f"{'' if last and last.saved else kept}"
             ) from error
         row |= {f"val/{name}": float(by[:, -1].mean()) for name, by in scores.items()}
         row[f"val/{metric}/before"] = float(scores[metric][:, 0].mean())
