@@ -38,6 +38,11 @@ class Folder:
             raise ValueError(f"{self.path}/{name} is not a file")
         return int(info.size)
 
+    def modified(self, name: str) -> float | None:
+        """When a file was written, seconds since 1970; None where that is not known."""
+        seconds: float | None = self._fs.get_file_info(f"{self.path}/{name}").mtime_ns
+        return None if seconds is None else seconds / 1e9
+
     def read(self, name: str, *, most: int, start: int = 0) -> bytes | None:
         """A file's bytes from `start` on, `most` at the most; None where it is not there.
 
