@@ -180,8 +180,8 @@ def _lines(found: Status) -> Iterator[str]:
         yield f"checkpoint: {'unknown' if found.faults else 'none yet'}"
     else:
         of = "" if found.iterations is None else f" of {found.iterations}"
-        validated = "" if found.validated else ", not validated yet"
-        yield f"checkpoint: iteration {found.iteration}{of}, {_ago(found.checkpoint_age)}{validated}"
+        when = _ago(found.checkpoint_age) + ("" if found.validated else ", not validated yet")
+        yield f"checkpoint: iteration {found.iteration}{of}, {when}"
     if found.best_iteration is not None:
         score = "diverged" if found.best_score is None else f"{found.best_score:.4g}"
         yield f"best: iteration {found.best_iteration}, {found.metric or 'score'} {score}"
