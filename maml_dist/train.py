@@ -22,6 +22,10 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("words", nargs="*", metavar="RECIPE key=value", help="default: sinusoid")
     parser.add_argument("--run", metavar="DIR", help="the run's folder (default: new, under runs/)")
     parser.add_argument("--resume", metavar="DIR", help="go on with a run; iterations=N extends it")
+    parser.add_argument(
+        "--status", metavar="RUN", help="say where a run stands, by its folder or checkpoints' URI"
+    )
+    parser.add_argument("--json", action="store_true", help="with --status: as a JSON object")
     parser.add_argument("--address", help="a Ray cluster (default: RAY_ADDRESS, else a local Ray)")
     parser.add_argument("--local", action="store_true", help="all in this process, without Ray")
     add_trust(parser)
@@ -31,6 +35,9 @@ def main(arguments: list[str]) -> int:
     )
     options = parser.parse_intermixed_args(arguments)
 
+    if options.status is not None or options.json:
+        beside = options.words or options.run or options.resume or options.address
+        return _show_status(options.status, beside=bool(beside), as_json=options.json)
     from maml_dist.config.recipe import parse_overrides, recipes
 
     if options.list:
@@ -77,6 +84,22 @@ def _conclude(run: "Run") -> int:
     except ValueError as error:
         raise ValueError(f"{run.path} is trained and kept, but {error}") from error
     print(f"run: {run.path}  pictures: {run.path / 'report.html'}")
+    return 0
+
+
+def _show_status(where: str | None, *, beside: bool, as_json: bool) -> int:
+    """Say where a run stands."""
+    import json
+    from dataclasses import asdict
+
+    from maml_dist.runs.status import lines, status
+
+    if where is None:
+        raise ValueError("--json is for --status RUN")
+    if beside:
+        raise ValueError("--status RUN says where a run stands, and does nothing: give it alone")
+    found = status(where)
+    print(json.dumps(asdict(found)) if as_json else "\n".join(lines(found)))
     return 0
 
 

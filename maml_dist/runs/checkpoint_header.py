@@ -1,7 +1,6 @@
 """Checkpoint header: what a safetensors file says of itself, checked before its tensors are read.
 
-A file starts with the length of a JSON object and that object: each tensor's dtype, shape and place
-and, as texts, our metadata. With the metadata goes a digest of it and of all tensors.
+With the metadata goes a digest of it and of all tensors.
 """
 
 import hashlib
@@ -17,8 +16,8 @@ from torch import Tensor
 
 from maml_dist.core.schema import checked, from_json
 from maml_dist.runs.folder import Folder
+from maml_dist.runs.safetensors_file import read_contents
 
-HEADER_BYTES = 50_000_000  # at the most
 DTYPES = {  # of what we write, by safetensors' names
     **{"BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16},
     **{"U16": torch.uint16, "U32": torch.uint32, "U64": torch.uint64},
@@ -60,15 +59,6 @@ class Metadata:
     def __post_init__(self) -> None:
         if not 0 <= self.iteration < 10**18:
             raise ValueError(f"iteration must be 0 or more, not {str(self.iteration)[:20]}")
-
-
-@dataclass(frozen=True)
-class Tensors:
-    """The entry of a tensor in the JSON object."""
-
-    dtype: str
-    shape: list[int]
-    data_offsets: list[int]
 
 
 class Header(NamedTuple):
@@ -121,25 +111,12 @@ def read_header(folder: Folder, name: str) -> Header:
     Raises:
         ValueError: the file is not there, no safetensors file, or not whole.
     """
-    path = f"{folder.path}/{name}"
-    size = folder.size(name)
-    if size is None:
-        raise ValueError(f"{path} is not there")
-    length = int.from_bytes(folder.read(name, most=8) or b"", "little")
-    if size < 10 or length > min(size - 8, HEADER_BYTES):
-        raise ValueError(f"{path} is damaged: no safetensors file, or not a whole one")
-    text = folder.read(name, most=length, start=8) or b""
-    content = from_json(text, dict[str, Any], f"{path}: its header")
-    texts = checked(content.pop("__metadata__", {}), dict[str, str], f"{path}: its metadata")
-    listed = checked(content, dict[str, Tensors], f"{path}: its header")
-    kinds, end = {}, 0
-    for key, each in listed.items():
+    path, texts, tensors, size = read_contents(folder, name)
+    kinds = {}
+    for key, each in tensors.items():
         if each.dtype not in DTYPES:
             raise ValueError(f"{path}: {key} is of dtype {each.dtype[:20]!r}, which no run writes")
         kinds[key] = Kind(DTYPES[each.dtype], tuple(each.shape))
-        end = max(end, *each.data_offsets[-1:], 0)
-    if size != 8 + length + end:
-        raise ValueError(f"{path} is damaged: it has {size:,} bytes, not {8 + length + end:,}")
     return Header(path, texts, kinds, size)
 
 

@@ -93,6 +93,11 @@ class Checkpoints:
         """The best checkpoint that is whole, if there is any; otherwise as `last`."""
         return self._whole(lambda: self._best)
 
+    @property
+    def noted_best(self) -> Entry | None:
+        """The best checkpoint by the index, whole or not: nothing is read for it."""
+        return self._best
+
     def save(
         self, tensors: dict[str, Tensor], *, iteration: int, recipe: str, maximize: bool
     ) -> Entry:

@@ -38,6 +38,11 @@ class Folder:
             raise ValueError(f"{self.path}/{name} is not a file")
         return int(info.size)
 
+    def modified(self, name: str) -> float | None:
+        """When a file was written, seconds since 1970; None where that is not known."""
+        seconds: float | None = self._fs.get_file_info(f"{self.path}/{name}").mtime_ns
+        return None if seconds is None else seconds / 1e9
+
     def read(self, name: str, *, most: int, start: int = 0) -> bytes | None:
         """A file's bytes from `start` on, `most` at the most; None where it is not there.
 
@@ -69,22 +74,24 @@ class Folder:
         selector = fs.FileSelector(self.path, allow_not_found=True)
         return sorted(info.base_name for info in self._fs.get_file_info(selector))
 
-    def write(self, name: str, content: bytes) -> None:
+    def write(self, name: str, content: bytes, *, part: str | None = None) -> None:
         """Make or replace a file; what was there stays until all of it is written.
+
+        `part` is its name until then, where several processes may write it.
 
         Raises:
             OSError: it cannot be written; names the path.
         """
-        path = f"{self.path}/{name}"
+        path, part = f"{self.path}/{name}", part or f"{name}.part"
         if self.local:
             self.local.mkdir(parents=True, exist_ok=True)
-            replace(self.local / name, content, part=f"{name}.part")
+            replace(self.local / name, content, part=part)
             return
         try:
             self._fs.create_dir(self.path, recursive=True)
-            with self._fs.open_output_stream(f"{path}.part") as stream:
+            with self._fs.open_output_stream(f"{self.path}/{part}") as stream:
                 stream.write(content)
-            self._fs.move(f"{path}.part", path)
+            self._fs.move(f"{self.path}/{part}", path)
         except OSError as error:
             raise OSError(f"{path} cannot be written: {error}") from error
 
@@ -191,9 +198,14 @@ def make_within(folder: Path) -> None:
         ValueError: it is a link, by which files elsewhere would be overwritten.
         OSError: it cannot be made.
     """
+    refuse_link(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def refuse_link(folder: Path) -> None:
+    """Raise ValueError where a folder of a run's own is a link, by which others are written to."""
     if folder.is_symlink():
         raise ValueError(f"{folder} is a link to {folder.resolve()}: must be a folder, or not be")
-    folder.mkdir(parents=True, exist_ok=True)
 
 
 def _file_system(where: str) -> tuple[fs.FileSystem, str]:

@@ -2,63 +2,72 @@
 
 import json
 import math
-import sys
-import time
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
 from maml_dist.core.schema import from_json
-from maml_dist.runs.folder import naming, read_bounded, replace
-from maml_dist.runs.tensorboard import Events
+from maml_dist.runs import tensorboard
+from maml_dist.runs.folder import read_bounded, refuse_link, replace
+from maml_dist.runs.growing_file import GrowingFile
+from maml_dist.runs.lock import Held
+from maml_dist.runs.progress import progress
+from maml_dist.runs.writer import Writer
 
-FLUSH_EVERY = 1.0  # seconds
 METRICS_BYTES = 2_000_000_000  # at the most
 
 
 class Metrics:
     """Where the numbers of a run go. Rows after `start` (of a run that was killed) are dropped."""
 
-    def __init__(self, folder: Path, *, start: int, total: int, quiet: bool = False) -> None:
-        self._path = folder / "metrics.jsonl"
-        kept = [row for row in read(self._path) if row["iteration"] <= start]
-        replace(self._path, "".join(json.dumps(row) + "\n" for row in kept).encode())
-        self._file = self._path.open("a")
-        self._events = Events(folder / "tensorboard", start=start + 1)
-        self._flushed = time.monotonic()
-        self._progress = _progress(start, total, quiet=quiet)
+    def __init__(
+        self,
+        folder: Path,
+        writer: Writer,
+        *,
+        start: int,
+        total: int,
+        quiet: bool = False,
+        held: Held | None = None,
+    ) -> None:
+        """`writer` writes them; raises OSError where the rows that there are cannot be."""
+        path, events = folder / "metrics.jsonl", folder / "tensorboard"
+        refuse_link(events)
+        content = b""
+        if os.path.lexists(path):
+            kept = [row for row in read(path) if row["iteration"] <= start]
+            content = "".join(json.dumps(row) + "\n" for row in kept).encode()
+            replace(path, content)
+        self.rows = GrowingFile(
+            path, size=len(content), meanwhile="rows of metrics are kept", held=held
+        )
+        self._events = GrowingFile(
+            events / tensorboard.file_name(),
+            own_folder=True,
+            meanwhile="events are kept",
+            held=held,
+        )
+        self._events.add(tensorboard.opening(start + 1))
+        writer.add(self.rows)
+        writer.add(self._events)
+        self._progress = progress(start, total, quiet=quiet)
 
     def log(self, row: dict[str, Any]) -> None:
-        """One flat row; its `iteration` says when.
-
-        Raises:
-            OSError: it cannot be written; names the path.
-        """
+        """One flat row; its `iteration` says when."""
         numbers = {name: value if _is_sound(value) else None for name, value in row.items()}
-        with naming(self._path):
-            self._file.write(json.dumps(numbers) + "\n")  # JSON has no infinity
-        for name, value in numbers.items():
-            if name != "iteration" and not isinstance(value, str | None):
-                self._events.add(name, value, row["iteration"])
-        now = time.monotonic()
-        validated = any(name.startswith("val/") for name in row)  # its checkpoint comes next
-        if validated or now - self._flushed > FLUSH_EVERY:
-            with naming(self._path):
-                self._file.flush()
-            self._flushed = now
+        self.rows.add((json.dumps(numbers) + "\n").encode())  # JSON has no infinity
+        scalars = {
+            name: value
+            for name, value in numbers.items()
+            if name != "iteration" and not isinstance(value, str | None)
+        }
+        self._events.add(tensorboard.scalars(scalars, row["iteration"]))
         self._progress.show(row)
 
     def close(self) -> None:
-        """Flush everything."""
+        """End the progress line."""
         self._progress.close()
-        try:
-            with naming(self._path):
-                self._file.close()
-        finally:
-            self._events.close()
 
 
 def _is_sound(value: Any) -> bool:
@@ -100,69 +109,3 @@ def scores(rows: Iterable[dict[str, Any]]) -> dict[int, float | None]:
         for name, score in row.items()
         if name.startswith("val/") and name.endswith("/path") and not isinstance(score, str)
     }
-
-
-def _progress(start: int, total: int, *, quiet: bool) -> Any:
-    if quiet:
-        return _Quiet()
-    return _Bar(start, total) if sys.stderr.isatty() else _Lines(total)
-
-
-def _text(row: dict[str, Any]) -> str:
-    shown = {"it_per_s": "it/s", "tasks_per_s": "tasks/s"}
-    if "return/after" in row:  # rollouts, whose loss tells nothing
-        shown |= {"steps_per_s": "steps/s", "return/before": "before", "return/after": "after"}
-        shown |= {"kl": "KL", "entropy/after": "entropy", "explained/after": "explained"}
-    else:
-        shown |= {"loss/before": "before", "loss/after": "after"}
-    parts = [f"{row[key]:.4g} {name}" for key, name in shown.items() if key in row]
-    parts += [f"{name} {row[name]:.4g}" for name in row if name.startswith("val/")]
-    return "  ".join(parts)
-
-
-class _Quiet:
-    def show(self, row: dict[str, Any]) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class _Bar:
-    """A live line."""
-
-    def __init__(self, start: int, total: int) -> None:
-        self._bar = Progress(
-            TextColumn("{task.completed}/{task.total}"),
-            BarColumn(bar_width=20),
-            TextColumn("{task.description}"),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-        )
-        self._task = self._bar.add_task("starting", total=total, completed=start)
-        self._validation: dict[str, Any] = {}
-        self._bar.start()
-
-    def show(self, row: dict[str, Any]) -> None:
-        self._validation |= {name: row[name] for name in row if name.startswith("val/")}
-        text = _text({**row, **self._validation})
-        self._bar.update(self._task, completed=row["iteration"], description=text)
-
-    def close(self) -> None:
-        self._bar.stop()
-
-
-class _Lines:
-    """A plain line now and then, where there is no terminal."""
-
-    def __init__(self, total: int) -> None:
-        self._total = total
-        self._next = 0.0
-
-    def show(self, row: dict[str, Any]) -> None:
-        now = time.monotonic()
-        if now >= self._next or row["iteration"] == self._total:
-            left = (self._total - row["iteration"]) / row["it_per_s"] if row.get("it_per_s") else 0
-            said = f"{row['iteration']}/{self._total}  {_text(row)}  {left:.0f} s left"
-            print(said, file=sys.stderr, flush=True)
-            self._next = now + 10
-
-    def close(self) -> None: ...

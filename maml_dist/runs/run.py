@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from torch import Tensor
@@ -31,11 +31,18 @@ from maml_dist.runs.checkpoint_index import Entry
 from maml_dist.runs.checkpoints import Checkpoints
 from maml_dist.runs.folder import Folder, replace
 from maml_dist.runs.identity import complete, refuse_anothers, refuse_other
-from maml_dist.runs.lock import locked
+from maml_dist.runs.lock import Held, locked
 from maml_dist.runs.restored import restored, started
 from maml_dist.runs.server_state import to_saved, to_tensors
 from maml_dist.runtime.messages import ShardSpec
 from maml_dist.runtime.server import ParameterServer, Saved
+
+
+class Locks(NamedTuple):
+    """What a driver holds of a run."""
+
+    folder: Held
+    checkpoints: Held
 
 
 @dataclass(frozen=True)
@@ -76,7 +83,7 @@ class Run:
         self.write("recipe.yaml", yaml.safe_dump(self.config, sort_keys=False), new=new)
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> Iterator[Locks]:
         """Inside, no other driver trains this run, or writes to where its checkpoints are.
 
         Raises:
@@ -92,10 +99,11 @@ class Run:
                 self.path,
                 *([self.config["checkpoints"]] if self.config["checkpoints"] else []),
             ]
-            for place in places:
-                if taken_over := held.enter_context(locked(Folder(place))):
-                    print(taken_over, file=sys.stderr)
-            yield
+            locks = [held.enter_context(locked(Folder(place))) for place in places]
+            for lock in locks:
+                if lock.word:
+                    print(lock.word, file=sys.stderr)
+            yield Locks(locks[0], locks[-1])
 
     @property
     def experiment(self) -> Experiment:
@@ -201,33 +209,29 @@ class Run:
             raise ValueError(f"checkpoint {entry.file}: {wrong[0]} is not finite")
         return tensors, entry
 
-    def save(self, saved: Saved) -> None:
-        """Write the parameter server's state as a checkpoint; `judge` gives it its score.
+    def save(self, saved: Saved, place: Checkpoints | None = None) -> None:
+        """Write the parameter server's state as a checkpoint, to the run's place or to another.
 
         What is fixed of the model is written with the first.
 
         Raises:
             OSError: it cannot be written; what was there before is whole.
         """
-        held = self._built[1]
-        if not self.checkpoints.fixed and (fixed := saveable(held)):
-            self.checkpoints.save_fixed(fixed)
-        if not self.checkpoints.entries and (names := unsaveable(held)):
+        held, place = self._built[1], place or self.checkpoints
+        if not place.fixed and (fixed := saveable(held)):
+            place.save_fixed(fixed)
+        if not place.entries and (names := unsaveable(held)):
             print(
                 f"no checkpoint holds {', '.join(names)} of the model (sparse, or borrowed "
                 "memory): its constructor must make them the same again",
                 file=sys.stderr,
             )
-        self.checkpoints.save(
+        place.save(
             to_tensors(saved, self.layout),
             iteration=saved[0],
             recipe=json.dumps(self.config),
             maximize=self.experiment.task.maximize,
         )
-
-    def judge(self, score: float | None) -> None:
-        """Give the latest checkpoint its validation score; None: it diverged."""
-        self.checkpoints.judge(score)
 
     @property
     def shard_spec(self) -> ShardSpec:

@@ -1,41 +1,55 @@
-"""Scalars for TensorBoard, written by the thread that logs them.
+"""Scalars for TensorBoard, as the bytes of an event file.
 
 tensorboardX's own writer has a thread and a queue: where the disk is full the thread dies, and the
 queue is waited for ever after.
 """
 
+import os
+import socket
+import struct
 import time
-from pathlib import Path
+from typing import Any
 
-from maml_dist.runs.folder import make_within, naming
+# A record: its length, a checksum of that, the event, a checksum of that.
+LENGTH, CHECKSUM = struct.Struct("<Q"), struct.Struct("<I")
 
 
-class Events:
-    """One more event file in a folder. Events from `start` on in the others are void."""
+def file_name() -> str:
+    """Of a new event file; TensorBoard reads them in this order."""
+    return f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
 
-    def __init__(self, folder: Path, *, start: int) -> None:
-        """Raises ValueError where the folder is a link, OSError where it cannot be written."""
-        from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-        self._path = folder
-        with naming(folder):
-            make_within(folder)
-            self._writer = EventsWriter(str(folder / "events"))
-            self._writer.write_event(Event(step=start, file_version="brain.Event:2"))
-            log = SessionLog(status=SessionLog.START)
-            self._writer.write_event(Event(step=start, session_log=log))
+def opening(start: int) -> bytes:
+    """What a file begins with: events from `start` on in the files before are void."""
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-    def add(self, name: str, value: float, step: int) -> None:
-        """A scalar at a step."""
-        from tensorboardX.proto.event_pb2 import Event
-        from tensorboardX.summary import scalar
+    now = time.time()
+    log = SessionLog(status=SessionLog.START)
+    return _record(Event(wall_time=now, file_version="brain.Event:2")) + _record(
+        Event(wall_time=now, step=start, session_log=log)
+    )
 
-        event = Event(wall_time=time.time(), step=step, summary=scalar(name, value))
-        with naming(self._path):
-            self._writer.write_event(event)
 
-    def close(self) -> None:
-        """Flush everything."""
-        with naming(self._path):
-            self._writer.close()
+def scalars(numbers: dict[str, float], step: int) -> bytes:
+    """Scalars at a step, by name."""
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.summary import scalar
+
+    now = time.time()
+    return b"".join(
+        _record(Event(wall_time=now, step=step, summary=scalar(name, value)))
+        for name, value in numbers.items()
+    )
+
+
+def _record(event: Any) -> bytes:
+    from tensorboardX.record_writer import masked_crc32c
+
+    content: bytes = event.SerializeToString()
+    length = LENGTH.pack(len(content))
+    return (
+        length
+        + CHECKSUM.pack(masked_crc32c(length))
+        + content
+        + CHECKSUM.pack(masked_crc32c(content))
+    )

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+from maml_dist.runtime.ray_init import init
 from maml_dist.runtime.ray_options import mute, options
 
 SOCKET_PATH = 103 if sys.platform == "darwin" else 107  # bytes that the system allows
@@ -65,11 +66,10 @@ def _base() -> str | None:
 
 
 def _start(cpus: int, folder: Path) -> None:
-    import ray
-
     mute()
     try:
-        ray.init(
+        init(
+            "Ray on this machine",
             address="local",
             num_cpus=cpus,
             include_dashboard=False,
@@ -77,8 +77,9 @@ def _start(cpus: int, folder: Path) -> None:
             _system_config={"enable_metrics_collection": False},  # an open page of them, else
             **options(),
         )
-    except Exception as error:  # Ray's own word for a process that does not come up in time
-        raise ChildProcessError(f"Ray did not start on this machine: {error}") from error
+    except Exception as error:  # Ray's own word for a process that does not come up
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ChildProcessError(f"Ray did not start on this machine: {said}") from error
 
 
 def _stop() -> None:

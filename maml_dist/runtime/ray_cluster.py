@@ -11,6 +11,7 @@ from pathlib import Path
 import grpc
 import yaml
 
+from maml_dist.runtime.ray_init import init
 from maml_dist.runtime.ray_options import mute, options
 
 ANSWERS_WITHIN = 5  # seconds
@@ -26,8 +27,8 @@ def join(address: str) -> None:
     """Make this process a driver of the cluster at `address`: "auto" or HOST:PORT.
 
     Raises:
-        ValueError: nothing answers there, or what answers does not take this process's token; or it
-            is one of Ray Client, which does not say what becomes of actors.
+        ValueError: nothing answers there, or not in time, or it does not take this process's token;
+            or it is one of Ray Client, which does not say what becomes of actors.
     """
     import ray
     from ray._private.authentication import authentication_token_setup as token
@@ -46,10 +47,12 @@ def join(address: str) -> None:
         token.ensure_token_if_auth_enabled(create_token_if_missing=False)
         _call(found)
         mute()
-        ray.init(address=address, **options())
+        init(f"the Ray cluster at {address}", address=address, **options())
     except ray.exceptions.AuthenticationError as error:
         raise ValueError(f"the Ray cluster at {address}: {error.message}; {TAKES}") from None
-    except (OSError, RuntimeError, ValueError) as error:
+    except TimeoutError as error:
+        raise ValueError(f"the Ray cluster at {address} does not answer: {error}") from None
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise ValueError(f"no Ray cluster at {address}: {error}") from None
 
 

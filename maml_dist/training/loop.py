@@ -11,8 +11,8 @@ from contextlib import suppress
 import numpy as np
 
 from maml_dist.config.experiment import Experiment
-from maml_dist.runs.metrics import Metrics
-from maml_dist.runs.run import Run
+from maml_dist.runs.run import Locks, Run
+from maml_dist.runs.run_writer import RunWriter
 from maml_dist.runtime.allocator import freeze_gc
 from maml_dist.runtime.backend import ActorGroup, ActorLost
 from maml_dist.runtime.messages import Contribution
@@ -90,23 +90,29 @@ def train(
     run: Run,
     actors: ActorGroup,
     *,
+    locks: Locks | None = None,
     progress: bool = True,
     on_validation: Callable[[Row], None] = lambda row: None,
 ) -> None:
     """Train a run from its last checkpoint to its end, or to a checkpoint when interrupted.
 
+    `locks` are seen to before the run is written to.
+
     Raises:
         FloatingPointError: a task diverged, and such are not to be skipped.
         ChildProcessError: too many failures, or a task that ends each process.
-        OSError: the last checkpoint could not be written.
+        OSError: what was left at the end could not be written to the run; says where it is.
+        ValueError: another driver has taken the run over.
     """
     saved = run.saved()
     start = saved[0] if saved else 0
-    metrics = Metrics(run.path, start=start, total=run.experiment.iterations, quiet=not progress)
-    recorder = Recorder(run, actors, start=start, log=metrics.log, on_validation=on_validation)
     failure: ActorLost | None = None
-    try:
-        with interruptible() as stop:
+    with (
+        interruptible() as stop,
+        RunWriter(run, locks, start=start, quiet=not progress, stop=stop) as files,
+    ):
+        recorder = Recorder(run, actors, files, start=start, on_validation=on_validation)
+        try:
             while True:
                 try:
                     if failure is not None:
@@ -126,13 +132,11 @@ def train(
                     return
                 except ActorLost as lost:
                     failure = lost
-    except ChildProcessError:
-        if saved is not None:
-            recorder.conclude(saved)
-        raise
-    except FloatingPointError:  # nothing since the last good update has changed the server
-        with suppress(ActorLost):
-            recorder.save(actors.get(actors.server.state.remote()))
-        raise
-    finally:
-        metrics.close()
+        except ChildProcessError:
+            if saved is not None:
+                recorder.conclude(saved)
+            raise
+        except FloatingPointError:  # nothing since the last good update has changed the server
+            with suppress(ActorLost):
+                recorder.save(actors.get(actors.server.state.remote()))
+            raise

@@ -16,6 +16,7 @@ import numpy as np
 
 from maml_dist.config.experiment import Experiment
 from maml_dist.runs.run import Run
+from maml_dist.runs.run_writer import RunWriter
 from maml_dist.runtime.backend import ActorGroup, ActorLost
 from maml_dist.runtime.remote import Ref
 from maml_dist.runtime.server import Saved
@@ -40,14 +41,14 @@ class Recorder:
         self,
         run: Run,
         actors: ActorGroup,
+        files: RunWriter,
         *,
         start: int,
-        log: Callable[[Row], None],
         on_validation: Callable[[Row], None],
     ) -> None:
-        """`start` iterations have been read; `log` takes rows, `on_validation` those with one."""
-        self._run, self._actors = run, actors
-        self._log, self._on_validation = log, on_validation
+        """`start` iterations have been read; `on_validation` takes rows with a validation."""
+        self._run, self._actors, self._files = run, actors, files
+        self._on_validation = on_validation
         self.unread: list[IterationRefs] = []  # what the loop has submitted
         self._read = start  # the last iteration
         self._window: list[Row] = []  # the metrics since the last row
@@ -75,16 +76,17 @@ class Recorder:
         with suppress(ActorLost):
             self.catch_up(state, validate=False)
         if self._open:
-            self._log(self._open)
+            self._files.log(self._open)
         self.save(state)
 
     def save(self, state: Saved) -> None:
         """Save a state that is further than the last checkpoint; --resume validates it."""
-        last = self._run.checkpoints.last
+        last = self._files.last
         if state[0] > (last.iteration if last else -1):
-            self._run.save(state)
+            self._files.keep(state)
 
     def _take(self, count: int, *, state: Saved | None = None, validate: bool = True) -> None:
+        self._files.refuse_failed()
         for report, metrics in self._metrics(self.unread[:count]):
             saved = None
             if report.saved is not None:  # lost here, it is submitted again: nothing is noted yet
@@ -106,12 +108,12 @@ class Recorder:
 
     def validate_last(self) -> None:
         """Validate the last checkpoint if it is not; untrained weights are saved and validated."""
-        last = self._run.checkpoints.last
+        last = self._files.last
         if self._run.experiment.iterations == 0 and not last:
             refs, validate = due(self._run.experiment, self._actors, 0)
             self._keep(self._actors.get(refs), validate, {"iteration": 0})
         elif last and not last.validated:
-            saved = self._run.saved()
+            saved = self._files.saved()
             assert saved is not None
             row = self._open or {"iteration": last.iteration}
             weights = saved[2].get("average", saved[1])
@@ -142,24 +144,23 @@ class Recorder:
             row["steps_per_s"] = row["steps/after"] * row["tasks_per_s"]
         self._window = []
         if saved is None or report.validate is None:
-            self._log(row)
+            self._files.log(row)
         elif not validate:
-            self._log(row)
+            self._files.log(row)
             self.save(saved)
         else:
             self._keep(saved, report.validate, row)
 
     def _keep(self, saved: Saved, validate: Validate, row: Row) -> None:
-        """Write a checkpoint, validate it and log its row, which is logged whatever fails.
+        """Save a checkpoint, validate it and log its row, which is logged whatever fails.
 
         Raises:
             ValueError: the validation failed; names the part of the experiment that did.
-            OSError: the checkpoint cannot be written; those before are whole.
         """
         try:
-            self._run.save(saved)
+            self._files.keep(saved)
         except BaseException:
-            self._log(row)
+            self._files.log(row)
             raise
         self._validate(validate, row)
 
@@ -170,11 +171,11 @@ class Recorder:
             self._open = row
             raise
         except BaseException:
-            self._log(row)
+            self._files.log(row)
             raise
         self._open = {}
-        self._log(row)
-        self._run.judge(score)
+        self._files.log(row)
+        self._files.judge(score)
         self._on_validation(row)
 
     def _scored(self, validate: Validate, row: Row) -> float:
@@ -185,9 +186,11 @@ class Recorder:
             parts = [part for part in self._actors.get(validate()) if part]
             scores = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         except ValueError as error:
+            kept = f"; its checkpoint is kept, --resume {run.path} goes on from there"
+            last = self._files.last
             raise ValueError(
-                f"the validation at iteration {row['iteration']} failed: {error}; its checkpoint "
-                f"is kept, --resume {run.path} goes on from there"
+                f"the validation at iteration {row['iteration']} failed: {error}"
+                f"{'' if last and last.saved else kept}"
             ) from error
         row |= {f"val/{name}": float(by[:, -1].mean()) for name, by in scores.items()}
         row[f"val/{metric}/before"] = float(scores[metric][:, 0].mean())

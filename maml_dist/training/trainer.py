@@ -142,7 +142,7 @@ def execute(
     resumed = (run.path / "recipe.yaml").exists()
     with ExitStack() as held:
         if resumed:
-            held.enter_context(run.locked())
+            locks = held.enter_context(run.locked())
             run = Run(run.path, run.config)  # as the driver before has left it
         experiment = run.experiment
         if not resumed:
@@ -181,7 +181,7 @@ def execute(
         actors = backend.start(given, resources)
         held.callback(actors.close)
         if not resumed:  # a start that fails before this leaves nothing behind
-            held.enter_context(run.locked())
+            locks = held.enter_context(run.locked())
         run.write_recipe(new=not resumed)
-        train(run, actors, progress=progress, on_validation=on_validation)
+        train(run, actors, locks=locks, progress=progress, on_validation=on_validation)
     return run

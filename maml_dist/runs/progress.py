@@ -1,0 +1,75 @@
+"""Progress: what a run shows while it trains, a live line, or a plain one now and then."""
+
+import sys
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+def progress(start: int, total: int, *, quiet: bool) -> Any:
+    """What shows rows of metrics, by `show`, until it is closed."""
+    if quiet:
+        return _Quiet()
+    return _Bar(start, total) if sys.stderr.isatty() else _Lines(total)
+
+
+def _text(row: dict[str, Any]) -> str:
+    shown = {"it_per_s": "it/s", "tasks_per_s": "tasks/s"}
+    if "return/after" in row:  # rollouts, whose loss tells nothing
+        shown |= {"steps_per_s": "steps/s", "return/before": "before", "return/after": "after"}
+        shown |= {"kl": "KL", "entropy/after": "entropy", "explained/after": "explained"}
+    else:
+        shown |= {"loss/before": "before", "loss/after": "after"}
+    parts = [f"{row[key]:.4g} {name}" for key, name in shown.items() if key in row]
+    parts += [f"{name} {row[name]:.4g}" for name in row if name.startswith("val/")]
+    return "  ".join(parts)
+
+
+class _Quiet:
+    def show(self, row: dict[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class _Bar:
+    """A live line."""
+
+    def __init__(self, start: int, total: int) -> None:
+        self._bar = Progress(
+            TextColumn("{task.completed}/{task.total}"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.description}"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+        )
+        self._task = self._bar.add_task("starting", total=total, completed=start)
+        self._validation: dict[str, Any] = {}
+        self._bar.start()
+
+    def show(self, row: dict[str, Any]) -> None:
+        self._validation |= {name: row[name] for name in row if name.startswith("val/")}
+        text = _text({**row, **self._validation})
+        self._bar.update(self._task, completed=row["iteration"], description=text)
+
+    def close(self) -> None:
+        self._bar.stop()
+
+
+class _Lines:
+    """A plain line now and then, where there is no terminal."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._next = 0.0
+
+    def show(self, row: dict[str, Any]) -> None:
+        now = time.monotonic()
+        if now >= self._next or row["iteration"] == self._total:
+            left = (self._total - row["iteration"]) / row["it_per_s"] if row.get("it_per_s") else 0
+            said = f"{row['iteration']}/{self._total}  {_text(row)}  {left:.0f} s left"
+            print(said, file=sys.stderr, flush=True)
+            self._next = now + 10
+
+    def close(self) -> None: ...

@@ -1,0 +1,167 @@
+"""Run writer: all that a run writes while it trains, its rows of metrics and its checkpoints.
+
+Where they cannot be written training goes on. What is not written when it ends is tried for a while
+and then written to another folder; only that the run ends with an error.
+"""
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from maml_dist.runs.lock import LockLost
+from maml_dist.runs.metrics import Metrics
+from maml_dist.runs.pending_checkpoints import Due, PendingCheckpoints
+from maml_dist.runs.rescue import rescue
+from maml_dist.runs.run import Locks, Run
+from maml_dist.runs.writer import Writer
+from maml_dist.runtime.server import Saved
+
+LAST_TRIES = 60.0  # seconds after the end
+BETWEEN = 3.0  # seconds between two of them
+
+
+class RunWriter:
+    """The sink of a run in training."""
+
+    def __init__(
+        self,
+        run: Run,
+        locks: Locks | None = None,
+        *,
+        start: int,
+        quiet: bool = False,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """`start` iterations are there; `stop` says that nothing is to be waited for.
+
+        Raises:
+            OSError: the rows that there are cannot be written.
+        """
+        self._run, self._locks, self._stop = run, locks, stop
+        self._parent = run.path.parent.stat().st_ino
+        self._writer = Writer()
+        total = run.experiment.iterations
+        held = locks.folder if locks else None
+        try:
+            self._metrics = Metrics(
+                run.path, self._writer, start=start, total=total, quiet=quiet, held=held
+            )
+        except BaseException:
+            self._writer.close()
+            raise
+        self._checkpoints = PendingCheckpoints(
+            run.checkpoints,
+            run.save,
+            maximize=run.experiment.task.maximize,
+            held=locks.checkpoints if locks else None,
+        )
+        self._writer.add(self._checkpoints)
+
+    def __enter__(self) -> "RunWriter":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._metrics.close()
+        try:
+            if not isinstance(error, LockLost):
+                self._finish(wait=error is None)
+        except OSError as unwritten:
+            if error is None:
+                raise
+            print(unwritten, file=sys.stderr)
+        finally:
+            self._writer.close()
+
+    @property
+    def last(self) -> Due | None:
+        """The last checkpoint, written or not."""
+        return self._checkpoints.last
+
+    def log(self, row: dict[str, Any]) -> None:
+        """One flat row; it is written within a second or two."""
+        self._metrics.log(row)
+
+    def keep(self, saved: Saved) -> None:
+        """A checkpoint, not validated yet; written now, if it can be."""
+        self._checkpoints.keep(saved)
+        self._writer.flush()
+
+    def judge(self, score: float | None) -> None:
+        """Give the last checkpoint its validation score; None: it diverged."""
+        self._checkpoints.judge(score)
+        self._writer.flush()
+
+    def saved(self) -> Saved | None:
+        """The state of the last checkpoint; None before the first."""
+        last = self._checkpoints.last
+        return last.saved if last and last.saved else self._run.saved()
+
+    def refuse_failed(self) -> None:
+        """Raise what ends the run: another driver has taken it over, or a mistake in writing."""
+        self._writer.refuse_failed()
+        for lock in self._locks or ():
+            lock.refuse_lost()
+
+    def _finish(self, *, wait: bool) -> None:
+        """Write all that is not written, here or elsewhere.
+
+        Raises:
+            OSError: it is elsewhere, or nowhere.
+        """
+        end = time.monotonic() + (LAST_TRIES if wait else 0)
+        try:
+            self._writer.flush()
+            if wait and not self._stop() and (left := self._unwritten()):
+                word = f"{'; '.join(left)}: tried for {LAST_TRIES:.0f} s more, then elsewhere"
+                print(word, file=sys.stderr, flush=True)
+            while self._unwritten() and time.monotonic() < end and not self._stop():
+                time.sleep(BETWEEN)
+                self._writer.flush()
+        except KeyboardInterrupt:  # it is not waited for
+            pass
+        except Exception:  # not of the place: another would not help
+            if wait:
+                raise
+            return
+        if not (left := self._unwritten()):
+            return
+        where = "; ".join(left)
+        what = f"{where}: not written at the end"
+        try:
+            made = self._rescued()
+        except OSError as error:
+            raise OSError(f"{what}, {error}") from None
+        raise OSError(
+            f"{what}: it lies in {made}, a run of its own, and --resume {made} goes on from there"
+        )
+
+    def _unwritten(self) -> list[str]:
+        """What is in the way of rows and checkpoints."""
+        ours = (self._metrics.rows, self._checkpoints)
+        reasons = [why for each, why in self._writer.unwritten.items() if each in ours]
+        return list(dict.fromkeys(reasons))
+
+    def _rescued(self) -> Path:
+        beside = []
+        with suppress(OSError):
+            if self._run.path.parent.stat().st_ino == self._parent:
+                beside.append(self._run.path.parent)
+        with suppress(RuntimeError):
+            beside.append(Path.home())
+        return rescue(
+            self._run,
+            self._metrics.rows.unwritten,
+            self._checkpoints.write_to,
+            beside=[*beside, Path(tempfile.gettempdir())],
+            readable=not self._writer.hangs,
+        )
