@@ -21,7 +21,12 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("words", nargs="*", metavar="RECIPE key=value", help="default: sinusoid")
     parser.add_argument("--run", metavar="DIR", help="the run's folder (default: new, under runs/)")
-    parser.add_argument("--resume", metavar="DIR", help="go on with a run; iterations=N extends it")
+    parser.add_argument(
+        "--resume",
+        metavar="RUN",
+        help="go on with a run, or from the folder or URI of its "
+        "checkpoints; iterations=N extends it",
+    )
     parser.add_argument(
         "--status", metavar="RUN", help="say where a run stands, by its folder or checkpoints' URI"
     )
@@ -52,8 +57,8 @@ def main(arguments: list[str]) -> int:
     overrides = parse_overrides(words)
     if options.local and options.address is not None:
         raise ValueError("--local uses no cluster, --address names one: give one of them")
-    if options.resume is not None and (named or options.run is not None):
-        raise ValueError("--resume goes on with a run as it is: no RECIPE and no --run beside it")
+    if options.resume is not None and named:
+        raise ValueError("--resume goes on with a run as it is: no RECIPE beside it")
     before = prepare(recipe, overrides, run=options.run, resume=options.resume, trust=options.trust)
     if options.print_config:
         import yaml

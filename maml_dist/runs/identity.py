@@ -16,7 +16,7 @@ TEXTS = dict[int | str, float]  # YAML and JSON hold the steps of `paper` as tex
 SAME = ("seed", "model", "learner", "outer", "task")  # what decides the weights of a run
 
 
-def complete(config: Config, path: Path) -> Config:
+def complete(config: Config, where: str) -> Config:
     """The recipe of a run in the words of this version; a key that it was made without, by default.
 
     Raises:
@@ -26,11 +26,11 @@ def complete(config: Config, path: Path) -> Config:
     defaults = {item.name: item.default for item in fields(Experiment)}
     lacks = [name for name in defaults if name not in config and defaults[name] is MISSING]
     if lacks:
-        raise ValueError(f"{path.parent} is not a run: its recipe.yaml lacks {', '.join(lacks)}")
+        raise ValueError(f"{where} is not one of a run: it lacks {', '.join(lacks)}")
     for name, form in get_type_hints(Experiment).items():
         if name in config:
             form = dict[str, Any] | str if name in OBJECTS else TEXTS if name == "paper" else form
-            checked(config[name], form, f"{path}: {name}")
+            checked(config[name], form, f"{where}: {name}")
     if "slices" not in config and isinstance(config.get("shards"), int):
         config["slices"] = config["shards"]  # as up to 0.2.0 each shard had its share
     return {**defaults, **config}

@@ -70,7 +70,7 @@ class Run:
         recipe = path / "recipe.yaml"
         if not recipe.is_file():
             raise ValueError(f"{path} is not a run: it holds no recipe.yaml")
-        return cls(path, complete(read_yaml(recipe), recipe))
+        return cls(path, complete(read_yaml(recipe), str(recipe)))
 
     def write_recipe(self, *, new: bool) -> None:
         """Write `recipe.yaml`: from then on the folder is a run.
@@ -114,7 +114,7 @@ class Run:
     def _built(self) -> tuple[Experiment, FrozenState]:
         """The experiment, and what is fixed of its model: as it was in training, or for `init`."""
         init = self.config["init"]
-        if Path(self.path, "recipe.yaml").exists() and self.checkpoints.last is not None:
+        if self.checkpoints.last is not None:
             return restored(self.config, self.checkpoints)
         return started(self.config, Run.open(init)._built[1] if init else None)
 
@@ -134,6 +134,11 @@ class Run:
     def metrics(self) -> list[dict[str, Any]]:
         """The rows of `metrics.jsonl`: flat dicts, each with its `iteration`."""
         return metrics.read(self.path / "metrics.jsonl")
+
+    @property
+    def begun(self) -> bool:
+        """Whether it was trained before: it has a folder, or checkpoints."""
+        return (self.path / "recipe.yaml").exists() or self.checkpoints.last is not None
 
     @property
     def finished(self) -> bool:

@@ -87,7 +87,8 @@ def _of_checkpoints(folder: Folder, where: str) -> Status:
     index = _take_index(found, folder)
     if index is None:
         raise ValueError(f"{where} holds no checkpoints" + "".join(f": {f}" for f in found.faults))
-    found.run = index.run
+    if index.run and (Path(index.run) / "recipe.yaml").is_file():
+        found.run = index.run
     with suppress(ValueError):  # it is noted already
         name = index.last[-1].file
         texts = read_contents(folder, name).texts
@@ -197,8 +198,8 @@ def _lines(found: Status) -> Iterator[str]:
 
 
 def _next(found: Status) -> str:
-    run = found.run or "RUN, its folder"
-    resume = f"python -m maml_dist.train --resume {shlex.quote(run) if found.run else run}"
+    run = shlex.quote(found.run or found.checkpoints)
+    resume = f"python -m maml_dist.train --resume {run}"
     trust = "".join(f" --trust {shlex.quote(folder)}" for folder in found.code)
     own = f" (and{trust}, if it uses modules there and they are yours)" if trust else ""
     if found.state == "training":

@@ -14,6 +14,7 @@ from maml_dist.config.user_code import Sources
 from maml_dist.core.params import flatten
 from maml_dist.preflight.check import check, check_engine, resolve_engine
 from maml_dist.preflight.settings import refuse_unused_settings
+from maml_dist.runs.recovered import is_place, recovered
 from maml_dist.runs.run import Run
 from maml_dist.runs.run_folder import refuse_used, run_folder
 from maml_dist.runtime.local_backend import LocalBackend
@@ -56,7 +57,8 @@ def meta_train(
     Args:
         recipe: a recipe's name, or a YAML file of your own.
         run: the run's folder; a new one under `runs/` if None.
-        resume: a run to go on with instead; `iterations` extends it.
+        resume: a run to go on with instead, or, where its folder is lost, the folder or URI of its
+            checkpoints; `iterations` extends it.
         address: a Ray cluster; `RAY_ADDRESS` if None, else a Ray started on this machine.
         local: the same classes in this process, without Ray.
         progress: show a progress line.
@@ -98,11 +100,15 @@ def prepare(
         check_path(run, "the run's folder")
     allow(trust)
     if resume is not None:
-        if run is not None:
+        check_path(resume, "the run's folder")
+        if is_place(resume):
+            before = recovered(resume, folder=run)
+        elif run is not None:
             raise ValueError(
                 "a run that is resumed stays in its folder: run and resume exclude each other"
             )
-        before = Run.open(resume)
+        else:
+            before = Run.open(resume)
         before.refuse_lost()
         fixed = sorted(overrides.keys() - RESUMABLE)
         if fixed:
@@ -139,7 +145,7 @@ def execute(
     """Train a prepared run; returns it with what was decided on these machines."""
     if address is not None and not (isinstance(address, str) and address.strip()):
         raise ValueError(f"address={address!r}: must name a Ray cluster, or be left out")
-    resumed = (run.path / "recipe.yaml").exists()
+    resumed = run.begun
     with ExitStack() as held:
         if resumed:
             locks = held.enter_context(run.locked())
@@ -182,6 +188,6 @@ def execute(
         held.callback(actors.close)
         if not resumed:  # a start that fails before this leaves nothing behind
             locks = held.enter_context(run.locked())
-        run.write_recipe(new=not resumed)
+        run.write_recipe(new=not (run.path / "recipe.yaml").exists())
         train(run, actors, locks=locks, progress=progress, on_validation=on_validation)
     return run

@@ -80,7 +80,7 @@ def folder(tmp_path, monkeypatch):
         ("sinusoid --run broken.yaml", "broken.yaml is not a folder"),
         ("sinusoid --run broken.yaml/run", "broken.yaml is not a folder"),
         ("--resume nowhere", "nowhere is not a run"),
-        ("sinusoid --resume nowhere", "no RECIPE and no --run beside it"),
+        ("sinusoid --resume nowhere", "no RECIPE beside it"),
         ("sinusoid init=nowhere", "nowhere is not a run"),
         ("sinusoid --address 127.0.0.1:1", "no Ray cluster at 127.0.0.1:1"),
         ("sinusoid --address ray://head:10001", "--address ray://head:10001: must be HOST:PORT"),
