@@ -4,6 +4,7 @@ How long it is to be is known here: what a full disk has cut is written over at 
 """
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 
@@ -43,11 +44,17 @@ class GrowingFile(Output):
         """Whether something is not written."""
         return bool(self._pieces)
 
-    @property
-    def unwritten(self) -> bytes:
-        """What is not written."""
+    def whole(self, *, readable: bool) -> bytes:
+        """All of it: what can be read of the file, without what a full disk has cut, and the rest.
+
+        Not `readable`, only the rest.
+        """
+        written = b""
+        if readable:
+            with suppress(OSError), self._path.open("rb") as file:
+                written = file.read(self._size)
         with self._guard:
-            return b"".join(self._pieces)
+            return written + b"".join(self._pieces)
 
     def add(self, piece: bytes) -> None:
         """One more piece."""

@@ -158,10 +158,11 @@ class RunWriter:
                 beside.append(self._run.path.parent)
         with suppress(RuntimeError):
             beside.append(Path.home())
+        readable = not self._writer.hangs
         return rescue(
             self._run,
-            self._metrics.rows.unwritten,
+            self._metrics.rows.whole(readable=readable),
             self._checkpoints.write_to,
             beside=[*beside, Path(tempfile.gettempdir())],
-            readable=not self._writer.hangs,
+            readable=readable,
         )
