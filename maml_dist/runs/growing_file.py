@@ -37,7 +37,7 @@ class GrowingFile(Output):
         self._path, self._size, self._own_folder = path, size, own_folder
         self._pieces: list[bytes] = []
         self._guard = Lock()
-        self.place, self.meanwhile, self.held = str(path), meanwhile, held
+        self.place, self.meanwhile, self._held = str(path), meanwhile, held
 
     @property
     def pending(self) -> bool:
@@ -62,7 +62,9 @@ class GrowingFile(Output):
             self._pieces.append(piece)
 
     def write(self) -> None:
-        """Write what is pending, at the end of what is there; raises OSError."""
+        """Write what is pending, at the end of what is there; raises OSError, LockLost."""
+        if self._held:
+            self._held.check()
         with self._guard:
             count, content = len(self._pieces), b"".join(self._pieces)
         with naming(self._path):
