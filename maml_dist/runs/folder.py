@@ -6,7 +6,7 @@ it is moved, and never written through a link that somebody has put in its place
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -19,6 +19,7 @@ class Folder:
     def __init__(self, where: str | Path) -> None:
         """`where`: a path, or a URI of `pyarrow.fs`. ValueError: it is neither."""
         self._fs, self.path = _file_system(str(where))
+        self.guard: Callable[[], None] | None = None  # called before the folder is changed
 
     @property
     def local(self) -> Path | None:
@@ -82,6 +83,8 @@ class Folder:
         Raises:
             OSError: it cannot be written; names the path.
         """
+        if self.guard:
+            self.guard()
         path, part = f"{self.path}/{name}", part or f"{name}.part"
         if self.local:
             self.local.mkdir(parents=True, exist_ok=True)
@@ -97,6 +100,8 @@ class Folder:
 
     def delete(self, name: str) -> None:
         """Remove a file, if it is there."""
+        if self.guard:
+            self.guard()
         with suppress(FileNotFoundError):
             self._fs.delete_file(f"{self.path}/{name}")
 

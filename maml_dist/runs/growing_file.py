@@ -4,6 +4,7 @@ How long it is to be is known here: what a full disk has cut is written over at 
 """
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 
@@ -36,18 +37,24 @@ class GrowingFile(Output):
         self._path, self._size, self._own_folder = path, size, own_folder
         self._pieces: list[bytes] = []
         self._guard = Lock()
-        self.place, self.meanwhile, self.held = str(path), meanwhile, held
+        self.place, self.meanwhile, self._held = str(path), meanwhile, held
 
     @property
     def pending(self) -> bool:
         """Whether something is not written."""
         return bool(self._pieces)
 
-    @property
-    def unwritten(self) -> bytes:
-        """What is not written."""
+    def whole(self, *, readable: bool) -> bytes:
+        """All of it: what can be read of the file, without what a full disk has cut, and the rest.
+
+        Not `readable`, only the rest.
+        """
+        written = b""
+        if readable:
+            with suppress(OSError), self._path.open("rb") as file:
+                written = file.read(self._size)
         with self._guard:
-            return b"".join(self._pieces)
+            return written + b"".join(self._pieces)
 
     def add(self, piece: bytes) -> None:
         """One more piece."""
@@ -55,7 +62,9 @@ class GrowingFile(Output):
             self._pieces.append(piece)
 
     def write(self) -> None:
-        """Write what is pending, at the end of what is there; raises OSError."""
+        """Write what is pending, at the end of what is there; raises OSError, LockLost."""
+        if self._held:
+            self._held.check()
         with self._guard:
             count, content = len(self._pieces), b"".join(self._pieces)
         with naming(self._path):

@@ -99,10 +99,13 @@ class Held:
     def _refresh(self) -> None:
         while not self._released.wait(REFRESH):
             try:
+                looked = time.time()
                 self.check()
                 with self._guard:
                     mine = replace(self._mine, refreshed=time.time())
                     self._write(mine)
+                    if self._file is None and self._mine.stale and time.time() - looked > SETTLES:
+                        self._withdraw()
                     self._mine = mine
             except LockLost:
                 return
@@ -142,6 +145,11 @@ class Held:
                     self._lose(str(error))
                 os.close(before)
         self._write(self._mine)
+
+    def _withdraw(self) -> None:
+        """Leave the place to whoever has taken it between a look and a write: this one slept."""
+        self._folder.delete(NAME)
+        self._lose("another driver, as far as can be told: this one was frozen")
 
     def _lose(self, to: str) -> None:
         self._lost = LockLost(

@@ -11,7 +11,6 @@ from threading import Lock
 
 from maml_dist.runs.checkpoint_index import better
 from maml_dist.runs.checkpoints import Checkpoints
-from maml_dist.runs.lock import Held
 from maml_dist.runs.writer import Output
 from maml_dist.runtime.server import Saved
 
@@ -43,11 +42,10 @@ class PendingCheckpoints(Output):
         save: Callable[..., None],
         *,
         maximize: bool,
-        held: Held | None = None,
     ) -> None:
         """`save` writes a state there, or to another place that it is given."""
         self._checkpoints, self._save, self._maximize = checkpoints, save, maximize
-        self.place, self.held = checkpoints.folder.path, held
+        self.place = checkpoints.folder.path
         self._guard = Lock()
         self._due: list[Due] = []
         last = checkpoints.last

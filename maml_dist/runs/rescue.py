@@ -6,13 +6,11 @@ That folder is a run, which --resume goes on with. What can still be read of the
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from maml_dist.runs.checkpoints import FIXED, INDEX, INDEX_BYTES, Checkpoints
 from maml_dist.runs.folder import replace as write
-from maml_dist.runs.metrics import METRICS_BYTES
 from maml_dist.runs.run import Run
 
 
@@ -28,10 +26,10 @@ def rescue(
 
     Args:
         run: whose it is.
-        rows: lines of metrics that are not in its file.
+        rows: its lines of metrics.
         write_to: writes the checkpoints that are not written to a place of them.
         beside: folders in which to make one.
-        readable: whether the run's own folder can be read, or would be waited for.
+        readable: whether the checkpoints that are written can be read, or would be waited for.
 
     Raises:
         OSError: no place takes it.
@@ -58,11 +56,7 @@ def _fill(
     *,
     readable: bool,
 ) -> None:
-    before = b""
-    if readable:
-        with suppress(OSError):
-            before = (run.path / "metrics.jsonl").read_bytes()[:METRICS_BYTES]
-    write(new.path / "metrics.jsonl", before[: before.rfind(b"\n") + 1] + rows)
+    write(new.path / "metrics.jsonl", rows)
     place = new.path / "checkpoints"
     place.mkdir()
     if readable:

@@ -55,11 +55,9 @@ class RunWriter:
             self._writer.close()
             raise
         self._checkpoints = PendingCheckpoints(
-            run.checkpoints,
-            run.save,
-            maximize=run.experiment.task.maximize,
-            held=locks.checkpoints if locks else None,
+            run.checkpoints, run.save, maximize=run.experiment.task.maximize
         )
+        run.checkpoints.folder.guard = locks.checkpoints.check if locks else None
         self._writer.add(self._checkpoints)
 
     def __enter__(self) -> "RunWriter":
@@ -81,6 +79,7 @@ class RunWriter:
             print(unwritten, file=sys.stderr)
         finally:
             self._writer.close()
+            self._run.checkpoints.folder.guard = None
 
     @property
     def last(self) -> Due | None:
@@ -158,10 +157,11 @@ class RunWriter:
                 beside.append(self._run.path.parent)
         with suppress(RuntimeError):
             beside.append(Path.home())
+        readable = not self._writer.hangs
         return rescue(
             self._run,
-            self._metrics.rows.unwritten,
+            self._metrics.rows.whole(readable=readable),
             self._checkpoints.write_to,
             beside=[*beside, Path(tempfile.gettempdir())],
-            readable=not self._writer.hangs,
+            readable=readable,
         )

@@ -9,8 +9,6 @@ import time
 from abc import ABC, abstractmethod
 from threading import Condition, Thread
 
-from maml_dist.runs.lock import Held
-
 EVERY = 1.0  # seconds between two writings
 RETRY = 60.0  # seconds until what failed is tried again
 PATIENCE = 30.0  # seconds that `flush` waits for a place that neither takes nor refuses
@@ -22,7 +20,6 @@ class Output(ABC):
 
     place: str  # where it is
     meanwhile: str  # what becomes of what is not written, for a message
-    held: Held | None = None  # the lock on it
 
     @property
     @abstractmethod
@@ -121,8 +118,6 @@ class Writer:
 
     def _try(self, output: Output) -> None:
         try:
-            if output.held:
-                output.held.check()
             output.write()
         except OSError as error:
             self._again[output] = time.monotonic() + RETRY

@@ -293,6 +293,27 @@ def test_but_not_by_one_that_slept_meanwhile(objects):
     assert objects.names() == []
 
 
+def test_one_that_was_frozen_between_its_look_and_its_write_leaves_the_place(objects, monkeypatch):
+    with locked(objects) as held:
+        held._released.set()
+        held._thread.join()
+        held._released.clear()
+        held._mine = replace(held._mine, refreshed=1e9)
+        objects.write(NAME, held._mine.content())
+        write, other = held._write, replace(Owner.me(), host="elsewhere")
+
+        def late(mine):
+            objects.write(NAME, other.content())  # who has begun, and is written over
+            time.sleep(0.1)
+            write(mine)
+
+        monkeypatch.setattr(held, "_write", late)
+        held._refresh()
+        with pytest.raises(LockLost, match="this one was frozen"):
+            held.refuse_lost()
+        assert objects.names() == []  # the other writes it again
+
+
 def test_what_cannot_be_read_is_no_reason_to_stop(objects, monkeypatch):
     with locked(objects) as held:
         objects.write(NAME, b"{")

@@ -133,7 +133,8 @@ def test_a_file_grows_by_whole_pieces_over_what_a_full_disk_has_cut(tmp_path, mo
     monkeypatch.setattr(growing_file.os, "pwrite", cut)
     with pytest.raises(OSError, match=f"No space left on device: '{path}'"):
         file.write()
-    assert path.read_bytes() == b"old\nfirst\nsec" and file.unwritten == b"second\n"
+    assert path.read_bytes() == b"old\nfirst\nsec" and file.whole(readable=False) == b"second\n"
+    assert file.whole(readable=True) == b"old\nfirst\nsecond\n"
     file.add(b"third\n")
     room[0] = 100
     file.write()
