@@ -1,6 +1,7 @@
 """The fault drill: runs that are disturbed at random, and must end with an undisturbed one's bits.
 
     python -m benchmarks.drill [--seeds 20] [--first 0] [--kind supervised|rollouts] [--faults A,B]
+    python -m benchmarks.drill --each    # one fault a seed, each in turn: for the seconds
 
 Each seed draws faults, and the iterations at which they strike, some while another is being mended.
 The run is a driver of its own on a Ray cluster of this machine, with two machines of two cores;
@@ -23,8 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
+from torch import Tensor
 
-from benchmarks.drill_driver import Driver
+from benchmarks.drill_driver import ENDED, Driver
 from benchmarks.drill_faults import FAULTS, Machines
 
 SETTINGS = {
@@ -83,16 +85,18 @@ def main() -> int:
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.drill", description=__doc__)
-    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--seeds", type=int, help="20; with --each as many as faults")
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--kind", choices=[*SETTINGS], default="supervised")
     parser.add_argument("--faults", help="only these, by name, with commas between")
+    parser.add_argument("--each", action="store_true", help="one fault a seed, each in turn")
     parser.add_argument("--strikes", type=int, default=5, help="faults a seed")
     parser.add_argument("--patience", type=float, default=150.0, help="seconds")
     options = parser.parse_args()
     options.faults = options.faults.split(",") if options.faults else applicable(options.kind)
     if unknown := set(options.faults) - set(FAULTS):
         parser.error(f"no fault {min(unknown)!r}; there are {', '.join(FAULTS)}")
+    options.seeds = options.seeds or (len(options.faults) if options.each else 20)
     return options
 
 
@@ -105,6 +109,8 @@ def schedule(seed: int, options: argparse.Namespace) -> list[Strike]:
     """The faults of a seed, in the order of their iterations: each third one with another's."""
     draw = random.Random(seed)
     last = next(int(key[11:]) for key in SETTINGS[options.kind] if key.startswith("iterations="))
+    if options.each:
+        return [Strike(options.faults[seed % len(options.faults)], last // 3, 0.5)]
     strikes: list[Strike] = []
     for iteration in sorted(draw.sample(range(2, last - last // 10), options.strikes)):
         if strikes and draw.random() < 1 / 3:
@@ -161,9 +167,8 @@ def drill(
     measure(outcome, struck, driver)
     if waiting:
         outcome.wrong.append(f"ended before {len(waiting)} faults")
-    if not outcome.wrong:
-        outcome.wrong += driver.wrong
-        outcome.wrong += differences(folder, undisturbed)
+    outcome.wrong += driver.wrong
+    outcome.wrong += differences(folder, undisturbed)
     outcome.wrong += [f"the output has {text!r}" for text in NOT_OURS if text in driver.output]
     if outcome.wrong:
         print(driver.output[-6000:], file=sys.stderr, flush=True)
@@ -173,15 +178,15 @@ def measure(outcome: Outcome, struck: list[tuple[Strike, float]], driver: Driver
     """The seconds until a fault was said, and until the run went on, of those that struck alone."""
     times = [at for _, at in struck]
     for (strike, at), until in zip(struck, [*times[1:], float("inf")], strict=True):
-        words = [when for when, text in driver.words if at < when < until]
-        rows = [when for when, iteration in driver.rows if at < when < until]
         if len([each for each in outcome.strikes if each.iteration == strike.iteration]) > 1:
             continue
+        words = [(when, text) for when, text in driver.words if at < when < until]
+        again = [when for when, text in words if "goes on from" in text or text in ENDED.values()]
+        later = [when for when, _ in driver.rows if again and again[0] < when < until]
         if words:
-            outcome.noticed[strike.fault] = words[0] - at
-            later = [when for when in rows if when > words[-1]]
-            if later:
-                outcome.went_on[strike.fault] = later[0] - at
+            outcome.noticed[strike.fault] = words[0][0] - at
+        if later:
+            outcome.went_on[strike.fault] = later[0] - at
 
 
 def differences(folder: Path, undisturbed: Path) -> list[str]:
@@ -191,7 +196,7 @@ def differences(folder: Path, undisturbed: Path) -> list[str]:
     if ours.name != theirs.name:
         return [f"the last checkpoint is {ours.name}, not {theirs.name}"]
     one, other = load_file(ours), load_file(theirs)
-    names = [name for name in other if name not in one or not one[name].equal(other[name])]
+    names = [name for name in other if name not in one or bits(one[name]) != bits(other[name])]
     if names or one.keys() != other.keys():
         wrong.append(f"other bits: {', '.join(names) or 'more of them'}")
     mine = {row["iteration"]: row for row in rows(folder)}
@@ -203,6 +208,11 @@ def differences(folder: Path, undisturbed: Path) -> list[str]:
     if len(mine) != len(rows(folder)):
         wrong.append("a row stands twice")
     return wrong
+
+
+def bits(tensor: Tensor) -> bytes:
+    """A tensor's, and its shape."""
+    return str(tensor.shape).encode() + tensor.numpy().tobytes()
 
 
 def last(folder: Path) -> Path:

@@ -62,7 +62,9 @@ def test_so_is_a_row(run, copy, change, wrong):
 
 
 def test_a_seed_has_its_faults():
-    options = argparse.Namespace(kind="rollouts", strikes=6, faults=drill.applicable("rollouts"))
+    options = argparse.Namespace(
+        kind="rollouts", strikes=6, each=False, faults=drill.applicable("rollouts")
+    )
     drawn = [drill.schedule(seed, options) for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2]
     assert [each.iteration for each in drawn[0]] == sorted(each.iteration for each in drawn[0])
