@@ -4,7 +4,6 @@ A loss drains what was submitted by itself: whoever waits for a lost answer fail
 the server, which stays at the last update that it could apply. Then the group is formed anew.
 """
 
-import socket
 import sys
 import time
 from collections.abc import Callable
@@ -53,6 +52,7 @@ class RayGroup(ActorGroup):
         self._said: set[str] = set()
         self._reason = ""  # of the loss under way, in Ray's words
         self._away = 0.0  # when this process was last found to have been away
+        self._parted = 0.0  # when somebody was last found to be lost, whom the server waited for
         self._patience = resources.request.heartbeat_timeout  # with the server
         self._failures = Failures(
             most=resources.request.max_failures,
@@ -135,7 +135,7 @@ class RayGroup(ActorGroup):
             self._tick()
             if not waiting:
                 break
-            waited = time.monotonic() - max(began, self._away)
+            waited = time.monotonic() - max(began, self._away, self._parted)
             idle = min(waited, self._server.age())
             if self._up:  # else there is nobody who could be waited for
                 idle = min(idle, self._watches[0].idle())
@@ -180,8 +180,8 @@ class RayGroup(ActorGroup):
 
     def _part(self, loss: Loss, *, pause: float = 0.0) -> None:
         """Let go of one who is lost, and say so."""
-        seat = loss.seat
-        alone = loss.died and _answers(seat)
+        seat, self._parted = loss.seat, time.monotonic()
+        alone = loss.died and bool(seat.answers())
         line = f"{seat.where} {loss.why}"
         if loss.died and seat.pulse and not alone:
             line = f"{seat.where} was lost: its machine does not answer"
@@ -242,18 +242,3 @@ class RayGroup(ActorGroup):
     def _say(self, line: str) -> None:
         self._said.add(line)
         print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True)
-
-
-def _answers(seat: Seat) -> bool:
-    """Whether the machine of one who is lost still does."""
-    import ray
-
-    for node in ray.nodes():
-        if seat.pulse and node["NodeID"] == seat.pulse.node and node["Alive"]:
-            address = node["NodeManagerAddress"], node["NodeManagerPort"]
-            try:
-                socket.create_connection(address, timeout=1).close()
-            except OSError:
-                return False
-            return True
-    return False

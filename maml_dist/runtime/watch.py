@@ -3,6 +3,7 @@
 An actor that is asked for its pulse answers in a thread of its own, whatever it computes.
 """
 
+import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -60,9 +61,27 @@ class Seat:
         self.actor = self.pulse = self.question = None
         self.again = time.monotonic() + pause
 
-    def _ask(self) -> None:
-        health = self.actor.pulse.options(concurrency_group="health")
-        self.question, self.since = health.remote(), time.monotonic()
+    def answers(self) -> bool | None:
+        """Whether Ray on its machine takes a connection; None: nothing is heard from there."""
+        import ray
+
+        for node in ray.nodes():
+            if self.pulse and node["NodeID"] == self.pulse.node and node["Alive"]:
+                address = node["NodeManagerAddress"], node["NodeManagerPort"]
+                try:
+                    socket.create_connection(address, timeout=1).close()
+                except ConnectionRefusedError:
+                    return False
+                except OSError:
+                    return None
+                return True
+        return False
+
+    def _ask(self, *, again: bool = False) -> None:
+        """`again`: the silence goes on."""
+        self.question = self.actor.pulse.options(concurrency_group="health").remote()
+        if not again:
+            self.since = time.monotonic()
 
 
 @dataclass(frozen=True)
@@ -146,12 +165,16 @@ class Watch:
         try:
             seat.pulse = ray.get(question)
         except ray.exceptions.RayError as error:
-            return _loss(seat, error)
+            loss = _loss(seat, error)
+            if loss is None:
+                seat._ask(again=True)
+            return loss
         seat.since, seat.failed = time.monotonic(), 0
         return None
 
 
-def _loss(seat: Seat, error: Exception) -> Loss:
+def _loss(seat: Seat, error: Exception) -> Loss | None:
+    """What is lost by an error; None where only the way there is, and may be mended."""
     import ray
 
     cause = (
@@ -160,7 +183,8 @@ def _loss(seat: Seat, error: Exception) -> Loss:
     if "creation task" in str(cause).partition("\n")[0]:
         return Loss(seat, f"could not be made: {last_line(cause)}", unmade=last_line(cause))
     if isinstance(cause, ray.exceptions.ActorUnavailableError):
-        return Loss(seat, "cannot be reached")
+        gone = seat.pulse is not None and seat.answers() is False
+        return Loss(seat, "was lost: Ray on its machine has ended") if gone else None
     return Loss(seat, "was lost: its process has ended", died=True)
 
 

@@ -156,7 +156,10 @@ def execute(
         check(experiment, run.initial)
         if not resumed:
             rehearse(run)
+        new = not (run.path / "recipe.yaml").exists()
         if run.finished:
+            if new:  # recovered from its checkpoints
+                run.write_recipe(new=True)
             return run
         in_process = local or experiment.iterations == 0
         if not in_process:
@@ -188,6 +191,6 @@ def execute(
         held.callback(actors.close)
         if not resumed:  # a start that fails before this leaves nothing behind
             locks = held.enter_context(run.locked())
-        run.write_recipe(new=not (run.path / "recipe.yaml").exists())
+        run.write_recipe(new=new)
         train(run, actors, locks=locks, progress=progress, on_validation=on_validation)
     return run

@@ -42,6 +42,12 @@ def test_where_its_folder_is_lost(tmp_path, place, form):
     assert maml_dist.meta_train(resume=place, **QUIET).path == run.path
 
 
+def test_of_one_that_was_finished(tmp_path, place):
+    shutil.rmtree("first")
+    run = maml_dist.meta_train(resume=place, run="second", **QUIET)
+    assert run.finished and Run.open("second").finished
+
+
 def test_into_a_folder_of_ones_choice(tmp_path, place):
     shutil.rmtree("first")
     run = maml_dist.meta_train(resume=place, run="second", iterations=6, **QUIET)
