@@ -41,7 +41,8 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_intermixed_args(arguments)
 
     if options.status is not None or options.json:
-        beside = options.words or options.run or options.resume or options.address
+        alone = {"status", "json", "traceback"}
+        beside = [name for name, value in vars(options).items() if value and name not in alone]
         return _show_status(options.status, beside=bool(beside), as_json=options.json)
     from maml_dist.config.recipe import parse_overrides, recipes
 

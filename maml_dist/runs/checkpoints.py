@@ -11,6 +11,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
@@ -60,6 +61,7 @@ class Checkpoints:
         self._verified: set[Entry] = set()
         self.entries: list[Entry] = []
         self.fixed: str | None = None  # sha256 of the fixed file
+        self._void: set[str] = set()  # files that are to be removed
         self._best: Entry | None = None
         self._maximize: bool | None = None
         content = self.folder.read(INDEX, most=INDEX_BYTES)
@@ -275,8 +277,11 @@ class Checkpoints:
         index = Index(entries, best, self._maximize, self.fixed, self._run)
         self.folder.write(INDEX, json.dumps(asdict(index), indent=1).encode())
         self.entries, self._best = entries, best
-        for file in {old.file for old in before} - {kept.file for kept in (*entries, best)}:
-            self.folder.delete(file)
+        self._void |= {old.file for old in before} - {kept.file for kept in (*entries, best)}
+        for file in sorted(self._void):
+            with suppress(OSError):  # the next time, then
+                self.folder.delete(file)
+                self._void.discard(file)
 
 
 def _place(path: str) -> tuple[Folder, str]:

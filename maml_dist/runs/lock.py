@@ -74,6 +74,8 @@ class Held:
             OSError: it is away, or it cannot be read.
         """
         with self._guard:
+            if self._released.is_set():
+                raise LockLost(f"{self._folder.path} is not held any more")
             self.refuse_lost()
             try:
                 owner = read_owner(self._folder)
@@ -166,6 +168,7 @@ class Held:
                 self._folder.delete(NAME)
         if self._file is not None:
             os.close(self._file)
+            self._file = None
 
 
 def _refuse_living(folder: Folder, file: int | None) -> str:

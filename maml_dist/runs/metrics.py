@@ -53,8 +53,8 @@ class Metrics:
         writer.add(self._events)
         self._progress = progress(start, total, quiet=quiet)
 
-    def log(self, row: dict[str, Any]) -> None:
-        """One flat row; its `iteration` says when."""
+    def log(self, row: dict[str, Any], *, shown: dict[str, Any] | None = None) -> None:
+        """One flat row; its `iteration` says when. The progress line shows it, or `shown`."""
         numbers = {name: value if _is_sound(value) else None for name, value in row.items()}
         self.rows.add((json.dumps(numbers) + "\n").encode())  # JSON has no infinity
         scalars = {
@@ -63,7 +63,9 @@ class Metrics:
             if name != "iteration" and not isinstance(value, str | None)
         }
         self._events.add(tensorboard.scalars(scalars, row["iteration"]))
-        self._progress.show(row)
+        shown = row if shown is None else shown
+        if shown:
+            self._progress.show(shown)
 
     def close(self) -> None:
         """End the progress line."""

@@ -31,13 +31,22 @@ class Owner:
     since: str  # local time
     id: str = ""  # of this lock; before 0.2.0 it had none
     refreshed: float | None = None  # seconds since 1970, by its clock; None: it is not refreshed
+    system: str = ""  # whose processes have the numbers: containers may share a host's name
+
+    def __post_init__(self) -> None:
+        if not 0 < self.pid < 2**31:
+            raise ValueError(f"pid must be the number of a process, not {str(self.pid)[:20]}")
+        for text in (self.host, self.since, self.id, self.system):
+            if len(text) > 100 or not text.isprintable():
+                raise ValueError(f"{text[:20]!r} is no name, time or number of a process")
 
     @classmethod
     def me(cls) -> "Owner":
         """This process."""
         pid, since = os.getpid(), time.strftime("%Y-%m-%d %H:%M:%S")
         started = _started(pid) or 0.0
-        return cls(socket.gethostname(), pid, started, since, secrets.token_hex(8), time.time())
+        host, new, now = socket.gethostname(), secrets.token_hex(8), time.time()
+        return cls(host, pid, started, since, new, now, _system())
 
     @property
     def ended(self) -> bool:
@@ -47,7 +56,7 @@ class Owner:
     @property
     def here(self) -> bool:
         """Whether it is a process of this host."""
-        return self.host == socket.gethostname()
+        return self.host == socket.gethostname() and self.system in ("", _system())
 
     @property
     def silence(self) -> float | None:
@@ -83,6 +92,15 @@ def read_owner(folder: Folder) -> Owner | None:
     except ValueError as error:
         raise ValueError(f"{error}; if no driver is training there, remove it") from None
     return owner
+
+
+def _system() -> str:
+    """The boot of this machine and the namespace of process numbers; "" where not known."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
 
 
 def _started(pid: int) -> float | None:

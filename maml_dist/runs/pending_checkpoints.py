@@ -6,7 +6,7 @@ name. A score belongs to its state, written or not.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Lock
 
 from maml_dist.runs.checkpoint_index import better
@@ -90,9 +90,16 @@ class PendingCheckpoints(Output):
         with self._guard:
             self._due = [each for each in self._due if not each.done]
 
-    def write_to(self, place: Checkpoints) -> None:
-        """Write what is pending to another place; raises OSError."""
-        for each in self._due:
+    @property
+    def unwritten(self) -> list[Due]:
+        """What is not written, as it is now: it may be under way."""
+        with self._guard:
+            copies = [replace(each) for each in self._due]
+        return [each for each in copies if not each.done]
+
+    def write_to(self, place: Checkpoints, unwritten: list[Due]) -> None:
+        """Write that to another place; raises OSError."""
+        for each in unwritten:
             if each.saved is not None:
                 self._save(each.saved, place)
             there = place.entries and place.entries[-1].iteration == each.iteration

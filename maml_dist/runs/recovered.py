@@ -8,7 +8,8 @@ from pathlib import Path
 
 from maml_dist.config.trust import Trust, allow
 from maml_dist.runs.checkpoint_header import read_header
-from maml_dist.runs.checkpoints import INDEX, Checkpoints
+from maml_dist.runs.checkpoints import FILE, INDEX, Checkpoints
+from maml_dist.runs.folder import Folder
 from maml_dist.runs.identity import complete
 from maml_dist.runs.run import Run
 from maml_dist.runs.run_folder import refuse_used, run_folder
@@ -18,7 +19,9 @@ def is_place(where: str | Path) -> bool:
     """Whether that names a place of checkpoints, and not the folder of a run."""
     if "://" in str(where):
         return True
-    return not Path(where, "recipe.yaml").exists() and Path(where, INDEX).exists()
+    if not Path(where).is_dir() or Path(where, "recipe.yaml").exists():
+        return False
+    return any(name == INDEX or FILE.fullmatch(name) for name in Folder(where).names())
 
 
 def recovered(where: str | Path, *, folder: str | Path | None = None, trust: Trust = ()) -> Run:

@@ -21,7 +21,8 @@ from maml_dist.runs.run import Locks, Run
 from maml_dist.runs.writer import Writer
 from maml_dist.runtime.server import Saved
 
-LAST_TRIES = 60.0  # seconds after the end
+LAST_TRIES = 60.0  # seconds after the end, for a place that refuses
+UNDER_WAY = 600.0, 30.0  # seconds for one that is being written to; where the run is stopped
 BETWEEN = 3.0  # seconds between two of them
 
 
@@ -79,16 +80,17 @@ class RunWriter:
             print(unwritten, file=sys.stderr)
         finally:
             self._writer.close()
-            self._run.checkpoints.folder.guard = None
+            if self._writer.ended:
+                self._run.checkpoints.folder.guard = None
 
     @property
     def last(self) -> Due | None:
         """The last checkpoint, written or not."""
         return self._checkpoints.last
 
-    def log(self, row: dict[str, Any]) -> None:
-        """One flat row; it is written within a second or two."""
-        self._metrics.log(row)
+    def log(self, row: dict[str, Any], *, shown: dict[str, Any] | None = None) -> None:
+        """One flat row, written within a second or two; the progress line shows it, or `shown`."""
+        self._metrics.log(row, shown=shown)
 
     def keep(self, saved: Saved) -> None:
         """A checkpoint, not validated yet; written now, if it can be."""
@@ -103,7 +105,8 @@ class RunWriter:
     def saved(self) -> Saved | None:
         """The state of the last checkpoint; None before the first."""
         last = self._checkpoints.last
-        return last.saved if last and last.saved else self._run.saved()
+        state = last.saved if last else None  # once: it may be written at this moment
+        return state or self._run.saved()
 
     def refuse_failed(self) -> None:
         """Raise what ends the run: another driver has taken it over, or a mistake in writing."""
@@ -117,13 +120,16 @@ class RunWriter:
         Raises:
             OSError: it is elsewhere, or nowhere.
         """
-        end = time.monotonic() + (LAST_TRIES if wait else 0)
         try:
             self._writer.flush()
-            if wait and not self._stop() and (left := self._unwritten()):
+            self._await_slow(UNDER_WAY[0] if wait else UNDER_WAY[1])
+            end = time.monotonic() + (LAST_TRIES if wait else 0)
+            if wait and not self._writer.hangs and not self._stop() and (left := self._unwritten()):
                 word = f"{'; '.join(left)}: tried for {LAST_TRIES:.0f} s more, then elsewhere"
                 print(word, file=sys.stderr, flush=True)
             while self._unwritten() and time.monotonic() < end and not self._stop():
+                if self._writer.hangs:
+                    break
                 time.sleep(BETWEEN)
                 self._writer.flush()
         except KeyboardInterrupt:  # it is not waited for
@@ -144,6 +150,20 @@ class RunWriter:
             f"{what}: it lies in {made}, a run of its own, and --resume {made} goes on from there"
         )
 
+    def _await_slow(self, seconds: float) -> None:
+        """Let a place that takes its time have it."""
+        began = time.monotonic()
+        if self._writer.hangs:
+            places = "; ".join(self._unwritten())
+            print(f"{places}: waited for, {seconds:.0f} s at the most", file=sys.stderr, flush=True)
+        while self._writer.hangs:
+            waited = time.monotonic() - began
+            if waited > (UNDER_WAY[1] if self._stop() else seconds):
+                return
+            self._writer.wait(1.0)
+            if not self._writer.hangs:  # what has become due in the meantime
+                self._writer.flush()
+
     def _unwritten(self) -> list[str]:
         """What is in the way of rows and checkpoints."""
         ours = (self._metrics.rows, self._checkpoints)
@@ -151,9 +171,9 @@ class RunWriter:
         return list(dict.fromkeys(reasons))
 
     def _rescued(self) -> Path:
-        beside = []
+        beside, unwritten = [], self._checkpoints.unwritten
         with suppress(OSError):
-            if self._run.path.parent.stat().st_ino == self._parent:
+            if not self._writer.hangs and self._run.path.parent.stat().st_ino == self._parent:
                 beside.append(self._run.path.parent)
         with suppress(RuntimeError):
             beside.append(Path.home())
@@ -161,7 +181,7 @@ class RunWriter:
         return rescue(
             self._run,
             self._metrics.rows.whole(readable=readable),
-            self._checkpoints.write_to,
+            lambda place: self._checkpoints.write_to(place, unwritten),
             beside=[*beside, Path(tempfile.gettempdir())],
             readable=readable,
         )

@@ -8,15 +8,20 @@ import os
 import socket
 import struct
 import time
+from itertools import count
 from typing import Any
 
 # A record: its length, a checksum of that, the event, a checksum of that.
 LENGTH, CHECKSUM = struct.Struct("<Q"), struct.Struct("<I")
 
 
+_files = count()  # of this process
+
+
 def file_name() -> str:
     """Of a new event file; TensorBoard reads them in this order."""
-    return f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
+    now, process = time.time(), f"{socket.gethostname()}.{os.getpid()}"
+    return f"events.out.tfevents.{now:.0f}.{process}.{next(_files)}"
 
 
 def opening(start: int) -> bytes:

@@ -7,6 +7,7 @@ and each minute. That is said once, and once more when it is written.
 import sys
 import time
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from threading import Condition, Thread
 
 EVERY = 1.0  # seconds between two writings
@@ -83,8 +84,13 @@ class Writer:
             if not done and not self._slow:
                 places = ", ".join(output.place for output in self._outputs if output.pending)
                 _say(f"{places}: does not answer: training goes on, and writes when it does")
-            self._slow = not done
+                self._slow = True  # until the pass under way has ended
         self.refuse_failed()
+
+    def wait(self, seconds: float) -> None:
+        """Until nothing that was asked for is under way any more, or so long."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._done >= self._asked, timeout=seconds)
 
     def refuse_failed(self) -> None:
         """Raise what went wrong, other than that a place cannot be written."""
@@ -99,6 +105,11 @@ class Writer:
             self._changed.notify_all()
         self._thread.join(timeout=EVERY)
 
+    @property
+    def ended(self) -> bool:
+        """Whether its thread has: one that hangs may still write when its place answers."""
+        return not self._thread.is_alive()
+
     def _work(self) -> None:
         while not self._ends:
             with self._changed:
@@ -107,10 +118,12 @@ class Writer:
                 )
                 asked = self._asked
             for output in self._outputs:
+                if self._ends:
+                    break
                 if output.pending and (asked > self._done or self._is_time(output)):
                     self._try(output)
             with self._changed:
-                self._done = asked
+                self._done, self._slow = asked, False
                 self._changed.notify_all()
 
     def _is_time(self, output: Output) -> bool:
@@ -144,4 +157,5 @@ def in_words(error: OSError, place: str) -> str:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    with suppress(OSError, ValueError):  # nobody listens any more
+        print(text, file=sys.stderr, flush=True)

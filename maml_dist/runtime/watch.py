@@ -151,7 +151,7 @@ class Watch:
     def _not_up(self, seat: Seat, now: float) -> Loss | None:
         """One that has a machine, and does not come up there: it may have frozen as it was made."""
         asked = seat.question is not None and not seat.pulse
-        if not asked or now - seat.since < UP_WITHIN * 2**seat.failed:
+        if not asked or now - seat.since < UP_WITHIN * 2 ** min(seat.failed, 4):
             return None
         if not seat.placed:  # it has all its time from when there is room
             seat.since = now

@@ -75,8 +75,6 @@ class Recorder:
         """Read what was applied, validate nothing any more, and save the state."""
         with suppress(ActorLost):
             self.catch_up(state, validate=False)
-        if self._open:
-            self._files.log(self._open)
         self.save(state)
 
     def save(self, state: Saved) -> None:
@@ -152,34 +150,29 @@ class Recorder:
             self._keep(saved, report.validate, row)
 
     def _keep(self, saved: Saved, validate: Validate, row: Row) -> None:
-        """Save a checkpoint, validate it and log its row, which is logged whatever fails.
+        """Log a row, save its checkpoint, validate that and log the scores, in a line of their own.
 
         Raises:
             ValueError: the validation failed; names the part of the experiment that did.
         """
-        try:
-            self._files.keep(saved)
-        except BaseException:
-            self._files.log(row)
-            raise
+        self._files.log(row, shown={})
+        self._files.keep(saved)
         self._validate(validate, row)
 
     def _validate(self, validate: Validate, row: Row) -> None:
         try:
-            score = self._scored(validate, row)
+            scores, path = self._scored(validate, row["iteration"])
         except ActorLost:
             self._open = row
             raise
-        except BaseException:
-            self._files.log(row)
-            raise
         self._open = {}
-        self._files.log(row)
-        self._files.judge(score)
+        row |= scores
+        self._files.log({"iteration": row["iteration"], **scores}, shown=row)
+        self._files.judge(path)
         self._on_validation(row)
 
-    def _scored(self, validate: Validate, row: Row) -> float:
-        """Put the scores into the row; returns the one by which checkpoints are chosen."""
+    def _scored(self, validate: Validate, iteration: int) -> tuple[Row, float]:
+        """The scores for a row, and the one by which checkpoints are chosen."""
         run = self._run
         metric = run.experiment.task.metric
         try:
@@ -189,15 +182,15 @@ class Recorder:
             kept = f"; its checkpoint is kept, --resume {run.path} goes on from there"
             last = self._files.last
             raise ValueError(
-                f"the validation at iteration {row['iteration']} failed: {error}"
+                f"the validation at iteration {iteration} failed: {error}"
                 f"{'' if last and last.saved else kept}"
             ) from error
-        row |= {f"val/{name}": float(by[:, -1].mean()) for name, by in scores.items()}
+        row: Row = {f"val/{name}": float(by[:, -1].mean()) for name, by in scores.items()}
         row[f"val/{metric}/before"] = float(scores[metric][:, 0].mean())
         # Over the whole path, so that a good last step hides no bad first one.
         path = float(scores[metric][:, -run.experiment.test_steps :].mean())
         row[f"val/{metric}/path"] = path
-        return path
+        return row, path
 
 
 def due(experiment: Experiment, actors: ActorGroup, it: int) -> tuple[Ref[Saved], Validate]:

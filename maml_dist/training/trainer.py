@@ -128,10 +128,16 @@ def prepare(
     folder = run_folder(run, config["name"])
     refuse_used(folder)
     new = Run(folder, config)
-    if new.checkpoints.last is not None:
-        where = config["checkpoints"] or folder / "checkpoints"
-        raise ValueError(f"checkpoints={where}: holds the checkpoints of another run")
+    refuse_occupied(new)
     return new
+
+
+def refuse_occupied(new: Run) -> None:
+    """Raise ValueError where a run that is to begin finds checkpoints in its place."""
+    if new.checkpoints.last is not None:
+        raise ValueError(
+            f"checkpoints={new.checkpoints.folder.path}: holds the checkpoints of another run"
+        )
 
 
 def execute(
@@ -190,7 +196,8 @@ def execute(
         actors = backend.start(given, resources)
         held.callback(actors.close)
         if not resumed:  # a start that fails before this leaves nothing behind
-            locks = held.enter_context(run.locked())
+            locks = held.enter_context(Run(run.path, run.config).locked())
+            refuse_occupied(Run(run.path, run.config))  # by one that has come and gone since
         run.write_recipe(new=new)
         train(run, actors, locks=locks, progress=progress, on_validation=on_validation)
     return run

@@ -379,3 +379,18 @@ def test_a_place_that_is_not_local_is_kept_the_same_way(tmp_path, monkeypatch, c
     assert "taking 00000003.safetensors" in capsys.readouterr().err
     (tmp_path / "index.json").unlink()
     assert Checkpoints(tmp_path, scores=lambda: SCORES).best.iteration == 2
+
+
+def test_a_file_that_cannot_be_removed_is_the_next_time(tmp_path, monkeypatch):
+    checkpoints, delete = Checkpoints(tmp_path, keep=1), Folder.delete
+    write(checkpoints, 1, 3.0)
+    write(checkpoints, 2, 2.0)
+
+    def refusing(place, name):
+        raise OSError("busy")
+
+    monkeypatch.setattr(Folder, "delete", refusing)
+    write(checkpoints, 3, 1.0)
+    monkeypatch.setattr(Folder, "delete", delete)
+    write(checkpoints, 4, 0.5)
+    assert files(tmp_path) == ["00000004.safetensors", "index.json"]

@@ -320,3 +320,30 @@ def test_what_cannot_be_read_is_no_reason_to_stop(objects, monkeypatch):
         with pytest.raises(OSError, match="is not JSON"):
             held.check()
     objects.delete(NAME)
+
+
+def test_what_outlives_the_holder_writes_nothing(objects, tmp_path):
+    for place in (objects, Folder(tmp_path / "local")):
+        with locked(place) as held:
+            held.check()
+        with pytest.raises(LockLost, match="is not held any more"):
+            held.check()
+        assert place.read(NAME, most=SIZE) is None
+
+
+def test_a_process_of_another_container_of_this_host_has_not_ended():
+    mine = Owner.me()
+    assert mine.here and not mine.ended
+    gone = replace(mine, pid=2**22 + 1)
+    assert gone.ended and not replace(gone, system="another boot").ended
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"pid": 10**30}, {"pid": 0}, {"since": "\x1b]0;title\x07"}, {"host": "h" * 101}]
+)
+def test_a_strangers_lock_is_looked_at_before_it_is_said(tmp_path, wrong):
+    content = json.dumps({**asdict(Owner.me()), **wrong})
+    (tmp_path / NAME).write_text(content)
+    with pytest.raises(ValueError, match="driver.lock: .*if no driver is training there") as caught:
+        read_owner(Folder(tmp_path))
+    assert str(caught.value).isprintable()

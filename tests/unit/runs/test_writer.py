@@ -110,7 +110,11 @@ def test_a_place_that_does_not_answer_is_not_waited_for(quick, monkeypatch, caps
     assert said.count("does not answer: training goes on") == 1
     answers.set()
     assert hanging.written.wait(20) and behind.written.wait(20)
-    started.flush()
+    started.wait(20)
+    monkeypatch.setattr(writer, "PATIENCE", 20)
+    hanging.written.clear()
+    started.flush()  # waits again
+    assert not hanging.pending and not started.hangs
 
 
 def test_a_file_grows_by_whole_pieces_over_what_a_full_disk_has_cut(tmp_path, monkeypatch):

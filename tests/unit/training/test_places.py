@@ -4,7 +4,9 @@ import errno
 import json
 import os
 import shutil
+import time
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from maml_dist.runs import folder, growing_file, lock, run_writer, writer
 from maml_dist.runs.folder import Folder
 from maml_dist.runs.owner import NAME, Owner
 from maml_dist.runs.run import Run
+from maml_dist.runtime.local_backend import LocalBackend
 
 SMALL = {"iterations": 6, "checkpoint_every": 2, "log_every": 1, "meta_batch": 3, "local": True}
 SMALL |= {"validation_tasks": 3, "test_tasks": 4, "test_steps": 2, "progress": False}
@@ -250,3 +253,61 @@ def test_checkpoints_elsewhere_may_be_away_alone(tmp_path, monkeypatch, capsys, 
         "goes on, the checkpoint is kept in memory; tried again each minute",
         f"{tmp_path}/bucket: is written again",
     ]
+
+
+def test_a_place_that_takes_its_time_is_given_it(tmp_path, monkeypatch, undisturbed):
+    write = Folder.write
+
+    def slow(place, name, content, **options):
+        time.sleep(0.1)
+        write(place, name, content, **options)
+
+    monkeypatch.setattr(writer, "PATIENCE", 0.01)
+    monkeypatch.setattr(run_writer, "LAST_TRIES", 0.0)
+    monkeypatch.setattr(Folder, "write", slow)
+    settings = {**SMALL, "checkpoints": str(tmp_path / "bucket")}
+    run = maml_dist.meta_train("sinusoid", run=tmp_path / "r", **settings)
+    again = Run.open(run.path)
+    assert np.array_equal(weights(again), weights(undisturbed))
+    assert scores(again) == scores(undisturbed)
+    assert not list(tmp_path.glob("r-rescued-*"))
+
+
+def test_what_is_under_way_for_ever_is_also_written_elsewhere(tmp_path, monkeypatch, undisturbed):
+    write, answers, hangs = Folder.write, Event(), [False]
+
+    def hanging(place, name, content, **options):
+        assert not (hangs[0] and place.path.endswith("bucket")) or answers.wait(60)
+        write(place, name, content, **options)
+
+    def disturb(row):
+        hangs[0] = True
+
+    monkeypatch.setattr(writer, "PATIENCE", 0.05)
+    monkeypatch.setattr(run_writer, "UNDER_WAY", (0.3, 0.3))
+    monkeypatch.setattr(Folder, "write", hanging)
+    settings = {**SMALL, "checkpoints": str(tmp_path / "bucket")}
+    try:
+        with pytest.raises(OSError, match="goes on from there"):
+            maml_dist.meta_train("sinusoid", run=tmp_path / "r", on_validation=disturb, **settings)
+    finally:
+        answers.set()
+    (made,) = tmp_path.glob("r-rescued-*")
+    assert np.array_equal(weights(Run.open(made)), weights(undisturbed))
+
+
+def test_a_place_that_another_run_has_used_since_is_refused(tmp_path, monkeypatch):
+    """It began and ended while this one was making its actors."""
+    settings = {**SMALL, "checkpoints": str(tmp_path / "bucket")}
+    start = LocalBackend.start
+
+    def between(backend, *given):
+        monkeypatch.setattr(LocalBackend, "start", start)
+        maml_dist.meta_train("sinusoid", run=tmp_path / "first", **settings)
+        return start(backend, *given)
+
+    monkeypatch.setattr(LocalBackend, "start", between)
+    with pytest.raises(ValueError, match="holds the checkpoints of another run|of another run"):
+        maml_dist.meta_train("sinusoid", run=tmp_path / "second", **settings)
+    assert not (tmp_path / "second").exists()
+    assert Run.open(tmp_path / "first").checkpoints.last.iteration == 6

@@ -8,6 +8,7 @@ import torch
 
 import maml_dist
 from maml_dist.runs.run import Run
+from maml_dist.training.recorder import Recorder
 
 SMALL = {"checkpoint_every": 2, "log_every": 1, "meta_batch": 3}
 SMALL |= {"validation_tasks": 3, "test_tasks": 4, "test_steps": 2, "engine.running": "eager"}
@@ -81,3 +82,25 @@ def test_a_start_that_fails_leaves_nothing(tmp_path, place, monkeypatch):
 def test_where_there_are_none(tmp_path):
     with pytest.raises(ValueError, match="holds no checkpoints"):
         maml_dist.meta_train(resume=f"file://{tmp_path}", **QUIET)
+
+
+def test_killed_in_a_validation_a_run_loses_no_number(tmp_path, monkeypatch):
+    """Its checkpoint is there, and --resume begins with the validation."""
+    whole = maml_dist.meta_train("sinusoid", run=tmp_path / "a", iterations=6, **SMALL, **QUIET)
+    validate = Recorder._scored
+
+    def killed(recorder, scores, iteration):
+        if iteration == 4:
+            raise KeyboardInterrupt
+        return validate(recorder, scores, iteration)
+
+    monkeypatch.setattr(Recorder, "_scored", killed)
+    with pytest.raises(KeyboardInterrupt):
+        maml_dist.meta_train("sinusoid", run=tmp_path / "b", iterations=6, **SMALL, **QUIET)
+    monkeypatch.setattr(Recorder, "_scored", validate)
+    run = maml_dist.meta_train(resume=tmp_path / "b", **QUIET)
+    paces = ("it_per_s", "tasks_per_s")
+    for ours, theirs in zip(run.metrics, whole.metrics, strict=True):
+        assert {k: v for k, v in ours.items() if k not in paces} == {
+            k: v for k, v in theirs.items() if k not in paces
+        }
