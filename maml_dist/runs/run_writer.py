@@ -172,8 +172,11 @@ class RunWriter:
 
     def _rescued(self) -> Path:
         beside, unwritten = [], self._checkpoints.unwritten
+        apart = self._writer.writes is self._checkpoints and self._run.config["checkpoints"]
         with suppress(OSError):
-            if not self._writer.hangs and self._run.path.parent.stat().st_ino == self._parent:
+            if (
+                apart or not self._writer.hangs
+            ) and self._run.path.parent.stat().st_ino == self._parent:
                 beside.append(self._run.path.parent)
         with suppress(RuntimeError):
             beside.append(Path.home())

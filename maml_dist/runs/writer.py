@@ -47,6 +47,7 @@ class Writer:
         self._errors: dict[Output, str] = {}  # of those that fail
         self._again: dict[Output, float] = {}  # when they are tried again
         self._failure: BaseException | None = None  # other than of the place
+        self.writes: Output | None = None  # what is written at this moment
         self._thread = Thread(target=self._work, name="writer", daemon=True)
         self._thread.start()
 
@@ -130,6 +131,7 @@ class Writer:
         return time.monotonic() >= self._again.get(output, 0)
 
     def _try(self, output: Output) -> None:
+        self.writes = output
         try:
             output.write()
         except OSError as error:
@@ -147,6 +149,8 @@ class Writer:
         else:
             if self._errors.pop(output, None):
                 _say(f"{output.place}: is written again")
+        finally:
+            self.writes = None
 
 
 def in_words(error: OSError, place: str) -> str:

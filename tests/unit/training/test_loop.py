@@ -111,7 +111,7 @@ def test_a_run_is_not_written_over_and_keeps_its_settings(undisturbed):
     with pytest.raises(ValueError, match="a resumed run keeps its 'alpha'"):
         maml_dist.meta_train(resume=undisturbed.path, alpha=0.5)
     with pytest.raises(ValueError, match="is not a run"):
-        maml_dist.meta_train(resume=undisturbed.path / "checkpoints")
+        maml_dist.meta_train(resume=undisturbed.path.parent)
 
 
 def test_an_interrupted_run_leaves_a_checkpoint_and_goes_on(tmp_path, undisturbed):
