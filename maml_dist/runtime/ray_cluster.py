@@ -11,6 +11,7 @@ from pathlib import Path
 import grpc
 import yaml
 
+from maml_dist.runtime.head_watch import watch_head
 from maml_dist.runtime.ray_options import mute, options
 
 ANSWERS_WITHIN = 5  # seconds
@@ -47,6 +48,7 @@ def join(address: str) -> None:
         _call(found)
         mute()
         ray.init(address=address, **options())
+        watch_head(found)
     except ray.exceptions.AuthenticationError as error:
         raise ValueError(f"the Ray cluster at {address}: {error.message}; {TAKES}") from None
     except (OSError, RuntimeError, ValueError) as error:
