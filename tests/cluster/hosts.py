@@ -33,7 +33,7 @@ mount --bind {folder}/hosts /etc/hosts
 mount --bind /dev/null /etc/resolv.conf
 mount -t tmpfs tmpfs /run
 mkdir /run/sshd
-mount -t tmpfs -o size=2g tmpfs /dev/shm
+mount -t tmpfs tmpfs /dev/shm
 mount --rbind {folder}/root /root
 mount --rbind {folder}/tmp /tmp
 export HOME=/root

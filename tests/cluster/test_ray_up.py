@@ -1,6 +1,7 @@
 """`ray up` on hosts with ssh: a run through lost cables, machines, Rays, driver and head.
 
-python -m pytest -m cluster tests/cluster; needs root, and takes a quarter of an hour.
+python -m pytest -m cluster tests/cluster; needs root, and takes a quarter of an hour. With -s it
+prints for each fault the seconds until it was said, and until the run went on.
 """
 
 import json
@@ -8,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from safetensors.numpy import load_file
 pytestmark = [pytest.mark.cluster, pytest.mark.skipif(bool(missing()), reason=missing())]
 
 RUN = (
-    *("sinusoid", "iterations=1500", "checkpoint_every=50", "meta_batch=200", "slices=2"),
+    *("sinusoid", "iterations=4000", "checkpoint_every=50", "meta_batch=200", "slices=2"),
     *("log_every=1", "validation_tasks=4", "test_tasks=4", "engine.running=eager"),
 )
 TRAIN = f"python -m maml_dist.train {' '.join(RUN)}"
@@ -34,21 +35,29 @@ UP_WITHIN = 600.0  # seconds
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[OnPremise]:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Path]]:
+    """The same run in one process of this machine, begun now; waits for its end when asked."""
+    folder = tmp_path_factory.mktemp("local") / "run"
+    command = (sys.executable, "-m", "maml_dist.train", *RUN, "--local", "--run", str(folder))
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command, cwd=folder.parent, **quiet)
+
+    def ended() -> Path:
+        assert process.wait() == 0
+        return folder
+
+    yield ended
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture(scope="module")
+def cluster(undisturbed: Callable[[], Path]) -> Iterator[OnPremise]:
     with tempfile.TemporaryDirectory(prefix="maml-hosts-") as folder, Hosts(Path(folder)) as hosts:
         made = OnPremise(hosts)
         made.ray("up", "--yes")
         made.wait_for(2, within=UP_WITHIN)
         yield made
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same run in one process of this machine."""
-    folder = tmp_path_factory.mktemp("local") / "run"
-    command = (sys.executable, "-m", "maml_dist.train", *RUN, "--local", "--run", str(folder))
-    subprocess.run(command, check=True, capture_output=True, cwd=folder.parent)
-    return folder
 
 
 def begun(cluster: OnPremise, run: str, command: str) -> Watched:
@@ -72,17 +81,18 @@ def same_bits(folder: Path, other: Path) -> bool:
 
 
 def test_a_run_goes_through_lost_cables_machines_and_rays(
-    cluster: OnPremise, undisturbed: Path
+    cluster: OnPremise, undisturbed: Callable[[], Path]
 ) -> None:
     hosts = cluster.hosts
     run = begun(cluster, "losses", f'{TRAIN} "shards={{min: 1, max: 2}}" --run runs/losses')
     run.until(100)
 
-    host = cluster.computing()
+    at, host = time.monotonic(), cluster.computing()
     hosts.cut(host)
     time.sleep(20)  # less than heartbeat_timeout
     hosts.mend(host)
     run.until(run.reached + 50)
+    print(f"cable cut for 20 s: {run.after(at)}")
 
     cluster.wait_for(2, within=UP_WITHIN)
     at, host = time.monotonic(), cluster.computing()
@@ -91,46 +101,58 @@ def test_a_run_goes_through_lost_cables_machines_and_rays(
     hosts.mend(host)
     run.says("goes on from iteration", since=at)
     run.until(run.reached + 50)
+    print(f"cable cut for 45 s: {run.after(at)}")
 
     at, host = time.monotonic(), cluster.computing()
     hosts.power_off(host)
     cluster.join("w3", 60)
     run.says("goes on from iteration", since=at)
     run.until(run.reached + 50)
+    print(f"powered off: {run.after(at)}")
 
     at = time.monotonic()
     hosts.run(cluster.computing(), RAYLET)
     run.says("goes on from iteration", since=at)
     run.until(run.reached + 20)
+    print(f"raylet killed: {run.after(at)}")
 
     assert run.ends() == 0
     assert not [text for text in NOT_OURS if text in run.output], run.output
     losses = [line for _, line in run.lines if " on 10." in line]
     assert len(losses) == len(set(losses)) >= 3, losses
-    assert same_bits(run.folder, undisturbed)
+    assert same_bits(run.folder, undisturbed())
 
 
-def test_a_run_goes_on_after_its_driver_and_its_head(cluster: OnPremise, undisturbed: Path) -> None:
+def test_a_run_goes_on_after_its_driver_and_its_head(
+    cluster: OnPremise, undisturbed: Callable[[], Path]
+) -> None:
     hosts = cluster.hosts
     cluster.wait_for(1, within=UP_WITHIN)
     run = begun(cluster, "ends", f'{TRAIN} "shards={{min: 1, max: 2}}" --run runs/ends')
     run.until(100)
+    at = time.monotonic()
     hosts.run("head", DRIVER)
     assert run.ends(patience=60)
 
     resume = "python -m maml_dist.train --resume runs/ends"
     run = begun(cluster, "ends", resume)
     run.until(200)
+    print(f"driver killed: went on after {time.monotonic() - at:.0f} s")
     at = time.monotonic()
     hosts.run("head", GCS)
     run.says("the cluster", "head", "does not answer", since=at, patience=60)
     assert run.ends(patience=120)
+    ended = time.monotonic() - at
+    print(f"head lost: {run.after(at)}, driver ended after {ended:.0f} s")
 
+    at, reached = time.monotonic(), run.reached
     cluster.ray("up", "--yes")
     cluster.wait_for(1, within=UP_WITHIN)
     run = begun(cluster, "ends", resume)
+    run.until(reached + 1)
+    print(f"head lost: {time.monotonic() - at:.0f} s from `ray up` until the run went on")
     assert run.ends() == 0
-    assert same_bits(run.folder, undisturbed)
+    assert same_bits(run.folder, undisturbed())
 
 
 def test_a_stranger_on_the_network_is_refused_everywhere(cluster: OnPremise) -> None:

@@ -1,12 +1,15 @@
 """A training command on a host, what it says and when, and the rows of metrics as they come."""
 
 import json
+import re
 import subprocess
 import threading
 import time
 from pathlib import Path
 
 NOT_OURS = ("Traceback", "(raylet", "Unhandled error", "RayActorError", "core_worker", "\x1b[33m(")
+
+TIMED = re.compile(r"\d\d:\d\d:\d\d ")  # how a line of the run's own begins
 
 
 class Watched:
@@ -58,6 +61,14 @@ class Watched:
             late = time.monotonic() - max(since, 0.0) > patience
             assert not late, f"does not say {words}:\n{self.output}"
             time.sleep(0.1)
+
+    def after(self, since: float) -> str:
+        """The seconds from then until the first line, and until the run was to go on."""
+        lines = [(at - since, text) for at, text in [*self.lines] if at >= since]
+        said = [at for at, text in lines if TIMED.match(text)]
+        went_on = [at for at, text in lines if "goes on from iteration" in text]
+        words = [f"said after {said[0]:.1f} s"] if said else ["not said"]
+        return ", ".join(words + [f"went on after {at:.1f} s" for at in went_on[-1:]])
 
     def ends(self, *, patience: float = 600.0) -> int:
         """Wait for its end; returns its status."""
