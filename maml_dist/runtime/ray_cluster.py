@@ -11,6 +11,7 @@ from pathlib import Path
 import grpc
 import yaml
 
+from maml_dist.runtime.head_watch import watch_head
 from maml_dist.runtime.ray_init import init
 from maml_dist.runtime.ray_options import mute, options
 
@@ -48,6 +49,7 @@ def join(address: str) -> None:
         _call(found)
         mute()
         init(f"the Ray cluster at {address}", address=address, **options())
+        watch_head(found)
     except ray.exceptions.AuthenticationError as error:
         raise ValueError(f"the Ray cluster at {address}: {error.message}; {TAKES}") from None
     except TimeoutError as error:

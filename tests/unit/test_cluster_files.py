@@ -93,6 +93,21 @@ def test_on_premise_starts_every_worker() -> None:
     assert "RAY_UP_enable_autoscaler_v2=0" in (ROOT / "cluster-on-premise.yaml").read_text()
 
 
+@pytest.mark.parametrize(("failing", "starts"), [(0, 1), (1, 2), (9, 3)])
+def test_on_premise_a_workers_start_is_tried_again(
+    tmp_path: Path, failing: int, starts: int
+) -> None:
+    [start] = written("cluster-on-premise.yaml")["worker_start_ray_commands"]
+    calls, ray = tmp_path / "calls", tmp_path / "ray"
+    fails = f'[ "$1" = stop ] || [ $(grep -c start {calls}) -gt {failing} ]'
+    ray.write_text(f'#!/bin/sh\necho "$1" >> {calls}; {fails}\n')
+    ray.chmod(0o755)
+    call = ["env", "-i", f"PATH={tmp_path}:/usr/bin:/bin", "bash", "-c", start]
+    done = subprocess.run(call, capture_output=True, check=False)
+    assert (done.returncode == 0) == (failing < starts)
+    assert calls.read_text().split() == ["stop", "start"] * starts
+
+
 @pytest.mark.parametrize("file", FILES)
 def test_the_header_says_what_must_be_replaced(file: str) -> None:
     text = (ROOT / file).read_text()
