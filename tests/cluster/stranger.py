@@ -1,11 +1,12 @@
 """What a host without the cluster's token asks of every port of it."""
 
+LOOK = "JobInfoGcsService/GetAllJobInfo"
 # What each of Ray's servers does for whoever is let in: join, read, make, run, look.
 CALLS = [
     "NodeInfoGcsService/RegisterNode",
     "InternalKVGcsService/InternalKVGet",
     "ActorInfoGcsService/RegisterActor",
-    "JobInfoGcsService/GetAllJobInfo",
+    LOOK,
     "NodeManagerService/RequestWorkerLease",
     "ObjectManagerService/Pull",
     "CoreWorkerService/PushTask",

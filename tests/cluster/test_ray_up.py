@@ -1,6 +1,6 @@
 """`ray up` on hosts with ssh: a run through lost cables, machines, Rays, driver and head.
 
-python -m pytest -m cluster tests/cluster; needs root, and takes a quarter of an hour. With -s it
+python -m pytest -m cluster tests/cluster; needs root, and takes half an hour. With -s it
 prints for each fault the seconds until it was said, and until the run went on.
 """
 
@@ -11,11 +11,12 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cluster.hosts import Hosts, missing
 from cluster.on_premise import ROOT, OnPremise
-from cluster.stranger import ASK, CALLS, PAGES
+from cluster.stranger import ASK, CALLS, LOOK, PAGES
 from cluster.watched import NOT_OURS, Watched
 from safetensors.numpy import load_file
 
@@ -175,12 +176,19 @@ def test_a_stranger_on_the_network_is_refused_everywhere(cluster: OnPremise) -> 
         for port in cluster.ports(name)
     ]
     assert len(places) >= 12
-    for token in ("", "0" * 64):
-        words = (json.dumps(CALLS), json.dumps(PAGES), token, *places)
+    (hosts.all["stranger"].home / "ask.py").write_text(ASK)
+
+    def asks(calls: list[str], pages: list[str], token: str, *places: str) -> dict[str, Any]:
+        words = (json.dumps(calls), json.dumps(pages), token, *places)
         arguments = " ".join(f"'{word}'" for word in words)
-        (hosts.all["stranger"].home / "ask.py").write_text(ASK)
         said = hosts.run("stranger", f"{sys.executable} ask.py {arguments}")
-        answers = json.loads(said.splitlines()[-1])
+        answers: dict[str, Any] = json.loads(said.splitlines()[-1])
+        return answers
+
+    token = (hosts.all["desk"].home / ".ray" / "auth_token").read_text().strip()
+    assert asks([LOOK], [], token, address)[address]["calls"] == {LOOK: "OK"}  # else we ask amiss
+    for token in ("", "0" * 64):
+        answers = asks(CALLS, PAGES, token, *places)
         codes = {code for answer in answers.values() for code in answer["calls"].values()}
         assert codes <= {"UNAUTHENTICATED", "UNIMPLEMENTED", "UNAVAILABLE", "DEADLINE_EXCEEDED"}
         refused = [at for at, answer in answers.items() if "UNAUTHENTICATED" in str(answer)]
