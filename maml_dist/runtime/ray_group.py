@@ -233,8 +233,9 @@ class RayGroup(ActorGroup):
         unplaced = sum(not seat.placed for seat in waiting)
         found = f"{unplaced} have no room" if unplaced else "all are coming up"
         return (
-            f"for {len(waiting)} actors, with {least} shards{' and workers' if workers else ''} (a "
-            f"shard has {request.cpus:g} CPU and {self._resources.gpus:g} GPU): {found}; of "
+            f"for {_count(len(waiting), 'actor')}, to have {_count(least, 'shard')}"
+            f"{' and workers' if workers else ''} (a shard has {request.cpus:g} CPU and "
+            f"{self._resources.gpus:g} GPU): {found}; of "
             f"{there.get('CPU', 0):g} CPU and {there.get('GPU', 0):g} GPU of {machines} machines "
             f"{free.get('CPU', 0):g} and {free.get('GPU', 0):g} are free"
         ), unplaced
@@ -242,3 +243,7 @@ class RayGroup(ActorGroup):
     def _say(self, line: str) -> None:
         self._said.add(line)
         print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"

@@ -185,7 +185,8 @@ def _loss(seat: Seat, error: Exception) -> Loss | None:
     if isinstance(cause, ray.exceptions.ActorUnavailableError):
         gone = seat.pulse is not None and seat.answers() is False
         return Loss(seat, "was lost: Ray on its machine has ended") if gone else None
-    return Loss(seat, "was lost: its process has ended", died=True)
+    why = "was lost: its process has ended" if seat.pulse else "has ended as it came up"
+    return Loss(seat, why, died=True)
 
 
 def last_line(error: object) -> str:
