@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import yaml
@@ -125,9 +125,10 @@ def test_what_is_no_run_is_refused(tmp_path):
 
 
 def test_a_strangers_words_do_not_reach_the_terminal(path):
-    owned(path, host="elsewhere\x1b[2J", since="now\n\x07")
+    stranger = {**asdict(Owner.me()), "host": "elsewhere\x1b[2J", "since": "now\n\x07"}
+    (path / NAME).write_text(json.dumps(stranger))
     said = lines(status(str(path)))
-    assert all(line.isprintable() for line in said) and "elsewhere?[2J" in "\n".join(said)
+    assert all(line.isprintable() for line in said) and "driver.lock: " in "\n".join(said)
 
 
 def test_a_long_file_of_metrics_is_read_from_its_end(path):

@@ -1,5 +1,7 @@
 """Policies that diverge on some tasks: these are left out of every question, or end the run."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -42,7 +44,7 @@ def wild(monkeypatch):
 
 def shard(*, slices=1, skip=True, **settings):
     """A shard of a run, its parameters, and others nearby."""
-    run = Run("unwritten", compose("navigation", {**SMALL, **settings}))
+    run = Run(Path("unwritten"), compose("navigation", {**SMALL, **settings}))
     meta = flatten(run.initial).numpy()
     near = meta + 0.01 * np.sin(np.arange(len(meta), dtype=np.float32))
     spec = run.shard_spec._replace(skip=skip, slices=slices)

@@ -1,5 +1,7 @@
 """A shard's products with the curvature are those of a shard that was asked nothing before."""
 
+from pathlib import Path
+
 import numpy as np
 
 from maml_dist.config.compose import compose
@@ -12,8 +14,8 @@ SMALL |= {"engine.running": "traced"}
 
 
 def test_whatever_was_asked_before():
-    spec = Run("unwritten", (config := compose("navigation", SMALL))).shard_spec
-    here = flatten(Run("unwritten", config).initial).numpy()
+    spec = Run(Path("unwritten"), (config := compose("navigation", SMALL))).shard_spec
+    here = flatten(Run(Path("unwritten"), config).initial).numpy()
     there = here + 0.01 * np.sin(np.arange(len(here), dtype=np.float32))
     along = np.cos(np.arange(len(here), dtype=np.float32))
     asked = [
