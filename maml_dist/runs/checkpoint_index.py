@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+INDEX = "index.json"
+INDEX_BYTES = 10_000_000  # at the most
 ENTRIES = 100_000  # at the most
 
 

@@ -21,11 +21,10 @@ from torch import Tensor
 
 from maml_dist.core.schema import from_json
 from maml_dist.runs.checkpoint_header import Expect, Header, Metadata, digest, read_tensors
-from maml_dist.runs.checkpoint_index import Entry, Index, best_of, better
-from maml_dist.runs.folder import Folder
+from maml_dist.runs.checkpoint_index import INDEX, INDEX_BYTES, Entry, Index, best_of, better
+from maml_dist.runs.folder import Folder, folder_of
 
-INDEX, FIXED = "index.json", "fixed.safetensors"
-INDEX_BYTES = 10_000_000  # at the most
+FIXED = "fixed.safetensors"
 TRIED = 1000  # checkpoints that are not whole, before no other is looked for
 FILE = re.compile(r"\d{8,18}\.safetensors")
 
@@ -178,7 +177,7 @@ class Checkpoints:
                 raise ValueError(f"no checkpoint in {folder.path} yet")
             name, sha256 = entry.file, entry.sha256
         else:
-            folder, name = _place(which)
+            folder, name = folder_of(which)
             entry, sha256 = None, None
 
         def expected(header: Header) -> None:
@@ -282,20 +281,6 @@ class Checkpoints:
             with suppress(OSError):  # the next time, then
                 self.folder.delete(file)
                 self._void.discard(file)
-
-
-def _place(path: str) -> tuple[Folder, str]:
-    """The folder and the name of a file by its path."""
-    where, _, name = path.rpartition("/") if "://" in path else ("", "", "")
-    if not name:
-        where, name = str(Path(path).absolute().parent), Path(path).name
-    try:
-        folder = Folder(where)
-        if not name or folder.size(name) is None:
-            raise ValueError("no such file")
-    except (ValueError, OSError) as error:
-        raise ValueError(f"no checkpoint at {path}: {error}") from None
-    return folder, name
 
 
 @lru_cache  # once a process: a run is opened several times

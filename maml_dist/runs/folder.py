@@ -106,6 +106,24 @@ class Folder:
             self._fs.delete_file(f"{self.path}/{name}")
 
 
+def folder_of(path: str) -> tuple[Folder, str]:
+    """The folder and the name of a checkpoint's file, by its path or URI.
+
+    Raises:
+        ValueError: it is not there.
+    """
+    where, _, name = path.rpartition("/") if "://" in path else ("", "", "")
+    if not name:
+        where, name = str(Path(path).absolute().parent), Path(path).name
+    try:
+        folder = Folder(where)
+        if not name or folder.size(name) is None:
+            raise ValueError("no such file")
+    except (ValueError, OSError) as error:
+        raise ValueError(f"no checkpoint at {path}: {error}") from None
+    return folder, name
+
+
 def replace(path: Path, content: bytes, *, part: str | None = None, new: bool = False) -> None:
     """Make or replace a local file in one go: a power loss leaves the old or the new.
 

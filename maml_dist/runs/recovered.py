@@ -6,9 +6,9 @@ So it is where the machine is gone on whose disk that lay, and `checkpoints` nam
 from contextlib import suppress
 from pathlib import Path
 
-from maml_dist.config.trust import Trust, allow
 from maml_dist.runs.checkpoint_header import read_header
-from maml_dist.runs.checkpoints import FILE, INDEX, Checkpoints
+from maml_dist.runs.checkpoint_index import INDEX
+from maml_dist.runs.checkpoints import FILE, Checkpoints
 from maml_dist.runs.folder import Folder
 from maml_dist.runs.identity import complete
 from maml_dist.runs.run import Run
@@ -24,7 +24,7 @@ def is_place(where: str | Path) -> bool:
     return any(name == INDEX or FILE.fullmatch(name) for name in Folder(where).names())
 
 
-def recovered(where: str | Path, *, folder: str | Path | None = None, trust: Trust = ()) -> Run:
+def recovered(where: str | Path, *, folder: str | Path | None = None) -> Run:
     """The run whose checkpoints are there: in its folder, where that is here, or in a new one.
 
     A new one begins without the rows of metrics so far. Nothing is executed or written.
@@ -32,12 +32,10 @@ def recovered(where: str | Path, *, folder: str | Path | None = None, trust: Tru
     Args:
         where: a folder or a URI.
         folder: the new folder; by default under `runs/`.
-        trust: as of `Run.open`.
 
     Raises:
         ValueError: there are no checkpoints, they are damaged, or `folder` holds a run.
     """
-    allow(trust)
     checkpoints = Checkpoints(where)
     if checkpoints.last is None:
         raise ValueError(f"{where} is not a run, and holds no checkpoints of one")

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from maml_dist.runs.checkpoints import FIXED, INDEX, INDEX_BYTES, Checkpoints
+from maml_dist.runs.checkpoint_index import INDEX, INDEX_BYTES
+from maml_dist.runs.checkpoints import FIXED, Checkpoints
 from maml_dist.runs.folder import replace as write
 from maml_dist.runs.run import Run
 

@@ -121,17 +121,7 @@ class RunWriter:
             OSError: it is elsewhere, or nowhere.
         """
         try:
-            self._writer.flush()
-            self._await_slow(UNDER_WAY[0] if wait else UNDER_WAY[1])
-            end = time.monotonic() + (LAST_TRIES if wait else 0)
-            if wait and not self._writer.hangs and not self._stop() and (left := self._unwritten()):
-                word = f"{'; '.join(left)}: tried for {LAST_TRIES:.0f} s more, then elsewhere"
-                print(word, file=sys.stderr, flush=True)
-            while self._unwritten() and time.monotonic() < end and not self._stop():
-                if self._writer.hangs:
-                    break
-                time.sleep(BETWEEN)
-                self._writer.flush()
+            self._try_on(wait=wait)
         except KeyboardInterrupt:  # it is not waited for
             pass
         except Exception:  # not of the place: another would not help
@@ -140,8 +130,7 @@ class RunWriter:
             return
         if not (left := self._unwritten()):
             return
-        where = "; ".join(left)
-        what = f"{where}: not written at the end"
+        what = f"{'; '.join(left)}: not written at the end"
         try:
             made = self._rescued()
         except OSError as error:
@@ -150,8 +139,23 @@ class RunWriter:
             f"{what}: it lies in {made}, a run of its own, and --resume {made} goes on from there"
         )
 
+    def _try_on(self, *, wait: bool) -> None:
+        """Give a place that takes its time that, and one that refuses some more tries."""
+        self._writer.flush()
+        self._await_slow(UNDER_WAY[0] if wait else UNDER_WAY[1])
+        end, said = time.monotonic() + LAST_TRIES, False
+        while (left := self._unwritten()) and wait and not self._writer.hangs:
+            if self._stop() or time.monotonic() >= end:
+                return
+            if not said:
+                word = f"{'; '.join(left)}: tried for {LAST_TRIES:.0f} s more, then elsewhere"
+                print(word, file=sys.stderr, flush=True)
+                said = True
+            time.sleep(BETWEEN)
+            self._writer.flush()
+
     def _await_slow(self, seconds: float) -> None:
-        """Let a place that takes its time have it."""
+        """Until a place that takes its time has done so, or so long."""
         began = time.monotonic()
         if self._writer.hangs:
             places = "; ".join(self._unwritten())

@@ -15,12 +15,11 @@ from maml_dist.config.aliases import updated
 from maml_dist.config.plain_yaml import check_path
 from maml_dist.config.recipe import read_yaml
 from maml_dist.core.schema import checked, from_json
-from maml_dist.runs.checkpoint_index import Entry, Index
+from maml_dist.runs.checkpoint_index import INDEX, INDEX_BYTES, Entry, Index
 from maml_dist.runs.folder import Folder
 from maml_dist.runs.owner import Owner, read_owner
 from maml_dist.runs.safetensors_file import read_contents
 
-INDEX, INDEX_BYTES = "index.json", 10_000_000
 TAIL = 1 << 18  # bytes of metrics.jsonl that are read, from its end
 
 

@@ -162,9 +162,9 @@ def execute(
         check(experiment, run.initial)
         if not resumed:
             rehearse(run)
-        new = not (run.path / "recipe.yaml").exists()
+        new = not resumed or not (run.path / "recipe.yaml").exists()  # or recovered
         if run.finished:
-            if new:  # recovered from its checkpoints
+            if new:
                 run.write_recipe(new=True)
             return run
         in_process = local or experiment.iterations == 0
