@@ -68,7 +68,9 @@ def training(drawn: Sequence[PlottedRun]) -> Picture | None:
     for each in drawn:
         for when, style in (("before", BEFORE), ("after", AFTER)):
             if _known([each], f"{name}/{when}"):
-                axes.plot(*_curve(each.run, f"{name}/{when}"), color=each.colour, **style)
+                curve = _curve(each.run, f"{name}/{when}")
+                alone = "o" if curve.shape[1] == 1 else ""  # a line of one point is not seen
+                axes.plot(*curve, color=each.colour, marker=alone, **style)
     styles = {"before adaptation": BEFORE, "after adaptation": AFTER}
     finish(axes, drawn, styles, falls=not source.on_policy)
     where = "in its episodes" if source.on_policy else "on their queries"

@@ -135,6 +135,13 @@ def test_long_learning_curves_are_averaged(sinusoid, tmp_path):
     assert np.array_equal(before, after * [1, 2])
 
 
+def test_a_learning_curve_of_one_point_is_seen(sinusoid, tmp_path):
+    run = Run(tmp_path, sinusoid.config)
+    (tmp_path / "metrics.jsonl").write_text('{"iteration": 3, "loss/before": 2, "loss/after": 1}\n')
+    (axes,) = curves.training([PlottedRun("run", run, None, *STYLES[0])]).figure.axes
+    assert [line.get_marker() for line in axes.lines] == ["o", "o"]
+
+
 @pytest.mark.parametrize("runs", [1, pytest.param(2, marks=pytest.mark.slow), 3])
 def test_the_legend_of_waves_stays_within_the_picture(sinusoid, oracle, runs):
     figure = sinusoid_pictures.waves(drawn(sinusoid, *[oracle] * (runs - 1))).figure
