@@ -13,7 +13,7 @@ from maml_dist.core.data.task_source import TaskSource
 from maml_dist.core.engine.engine import Engine
 from maml_dist.core.outer.optimizers import OuterOptimizer
 from maml_dist.core.validation import STEPS, check_minimum, check_range
-from maml_dist.runtime.backend import ACTORS, ResourceRequest, ShardRange, Spread
+from maml_dist.runtime.backend import ACTORS, ResourceRequest, ServerMode, ShardRange, Spread
 
 _NAME = re.compile(r"([^/\\.\n][^/\\\n]{0,99})?")
 TASKS = 1_000_000  # that an iteration, a validation or an evaluation may take
@@ -42,6 +42,7 @@ class Experiment:
     gpus_per_shard: float | None = None  # GPUs that a shard reserves; null: 1 where there are GPUs
     rollout_workers: int = 0  # that act in environments for a shard; 0: the shard itself does
     cpus_per_worker: float = 1  # cores that a rollout worker reserves
+    server: ServerMode | None = None  # who updates: one, some actors, or the shards; null: shards
     placement: Spread = "spread"  # of shards on machines: over many, or on few
     heartbeat_timeout: float = 30  # seconds of silence after which an actor is lost
     max_failures: int = 10  # that a run survives in a row, with no iteration between
@@ -128,4 +129,5 @@ class Experiment:
             self.placement,
             self.heartbeat_timeout,
             self.max_failures,
+            self.server or "spread",
         )

@@ -33,11 +33,11 @@ def freeze_gc(pieces: Iterator[Piece]) -> Iterator[Piece]:
     """
     with EXCLUSIVE:
         _spared.append(_spared[0] if _spared else gc.get_freeze_count() > 0)
-    _spare()
+    spare()
     try:
         for number, piece in enumerate(pieces):
             if number == 0:
-                _spare()
+                spare()
             yield piece
     finally:
         with EXCLUSIVE:
@@ -46,6 +46,7 @@ def freeze_gc(pieces: Iterator[Piece]) -> Iterator[Piece]:
                 gc.unfreeze()
 
 
-def _spare() -> None:
+def spare() -> None:
+    """Spare the garbage collector what there is now."""
     gc.collect()  # lest what is garbage by now stay for good
     gc.freeze()

@@ -5,17 +5,20 @@ both; in this process the call runs at once and its result stands in for the ref
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
 
 from maml_dist.core.validation import check_range
-from maml_dist.runtime.remote import Get
+from maml_dist.runtime.remote import Get, Ref
 from maml_dist.runtime.server import ParameterServer, Saved
 from maml_dist.runtime.shard import TaskShard
 
 ACTORS = 10_000  # that a run may have; cores and GPUs of one
 Spread = Literal["spread", "pack"]
+ServerMode = Literal["one", "split", "spread"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class ResourceRequest(NamedTuple):
     placement: Spread = "spread"
     heartbeat_timeout: float = 30.0  # seconds of silence after which an actor is lost
     max_failures: int = 10  # in a row, without an iteration between
+    server: ServerMode = "spread"
 
     @property
     def all_cpus(self) -> float:
@@ -73,6 +77,14 @@ class Resources:
         return "cuda" if self.gpus else "cpu"
 
 
+class BlockRefs(NamedTuple):
+    """What comes of a block of iterations."""
+
+    rows: Ref[list[dict[str, Any]]]  # the metrics of each
+    saved: Ref[Saved]  # the state then, and
+    weights: Ref[np.ndarray]  # what is validated [size]: None where they were not to be kept
+
+
 class ActorLost(Exception):
     """An actor or its machine is gone or silent: what was submitted is void, the run is not."""
 
@@ -87,10 +99,16 @@ class ActorGroup(ABC):
     server: ParameterServer
     get: Get  # raises ActorLost
     slices: int
+    linked: bool = False  # whether the shards make the updates among themselves, by blocks
+    rows: Mapping[int, dict[str, Any]] = {}  # metrics of a broken block: iteration -> row
 
     @abstractmethod
     def shard(self, slice: int) -> TaskShard:
         """The one that computes a slice, now."""
+
+    def block(self, count: int, *, multi_round: bool, keep: bool) -> BlockRefs:
+        """Where the shards are linked: have them do the next `count` iterations."""
+        raise NotImplementedError
 
     @abstractmethod
     def submitted(self, it: int) -> None:

@@ -2,15 +2,14 @@
 
 from collections.abc import Callable
 from threading import Thread
-from types import SimpleNamespace
-from typing import Any, ClassVar, NoReturn, cast
+from typing import ClassVar, NoReturn, cast
 
 import torch
 
 from maml_dist.core.process_lock import EXCLUSIVE
 from maml_dist.runtime.backend import ActorGroup, ActorLost, ResourceRequest, Resources, ShardRange
 from maml_dist.runtime.messages import Start
-from maml_dist.runtime.remote import Get
+from maml_dist.runtime.remote import Get, Here
 from maml_dist.runtime.server import ParameterServer, Saved
 from maml_dist.runtime.shard import TaskShard
 
@@ -78,9 +77,9 @@ class LocalGroup(ActorGroup):
     def __init__(self, given: Start, device: str) -> None:
         self.slices = given.shard.slices
         server = ParameterServer(given.meta, given.outer, learned=given.shard.learned)
-        self.server = cast(ParameterServer, _Here(server))
+        self.server = cast(ParameterServer, Here(server))
         self.get = cast(Get, lambda value: value)
-        self._shard = cast(TaskShard, _Here(TaskShard(given.shard, device=device)))
+        self._shard = cast(TaskShard, Here(TaskShard(given.shard, device=device)))
 
     def shard(self, slice: int) -> TaskShard:
         """The only one."""
@@ -102,13 +101,3 @@ class LocalGroup(ActorGroup):
 
     def close(self) -> None:
         """There is nothing to end."""
-
-
-class _Here:
-    """Gives a plain object an actor's way of being called."""
-
-    def __init__(self, actor: Any) -> None:
-        self._actor = actor
-
-    def __getattr__(self, method: str) -> Any:
-        return SimpleNamespace(remote=getattr(self._actor, method))

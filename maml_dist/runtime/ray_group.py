@@ -4,15 +4,18 @@ A loss drains what was submitted by itself: whoever waits for a lost answer fail
 the server, which stays at the last update that it could apply. Then the group is formed anew.
 """
 
+import operator
 import sys
 import time
 from collections.abc import Callable
 from typing import Any, cast
 
-from maml_dist.runtime.backend import ActorGroup, ActorLost, Resources
+from maml_dist.runtime.backend import ActorGroup, ActorLost, BlockRefs, Resources
 from maml_dist.runtime.failures import ENDED, Failures
+from maml_dist.runtime.links import PeersLost
 from maml_dist.runtime.messages import Start
 from maml_dist.runtime.ray_making import Maker
+from maml_dist.runtime.ray_peers import Peers
 from maml_dist.runtime.ray_server import LosableServer
 from maml_dist.runtime.remote import Get
 from maml_dist.runtime.server import Saved
@@ -45,6 +48,8 @@ class RayGroup(ActorGroup):
         self.shards, self.workers = self._maker.shards(), self._maker.workers()
         self._server = LosableServer(self._maker, given)
         self.server = self._server.actor
+        self._peers = Peers(given)
+        self.linked = resources.request.server == "spread"
         timeout = resources.request.heartbeat_timeout
         self._watches = [Watch(seats, timeout=timeout) for seats in (self.shards, self.workers)]
         self._up: list[Seat] = []  # shards that have answered; slices go round
@@ -76,9 +81,42 @@ class RayGroup(ActorGroup):
             raise ActorLost("no shard is left")
         return cast(TaskShard, self._up[slice % len(self._up)].actor)
 
+    def block(self, count: int, *, multi_round: bool, keep: bool) -> BlockRefs:
+        """Have the linked shards do the next `count` iterations; links them up where they are not.
+
+        Raises:
+            ActorLost: one is gone, or they do not reach each other.
+        """
+        self._link()
+        snapshot = self._server.due()
+        refs = self._peers.block(count, multi_round=multi_round, keep=keep or snapshot)
+        if snapshot:
+            self._server.snapshot(refs.saved)
+        return refs
+
+    def _link(self) -> None:
+        """Link those up who are up now, where the group is of others."""
+        seats = self._up[: self.slices]
+        actors, linked = [seat.actor for seat in seats], self._peers.actors
+        if len(actors) == len(linked) and all(map(operator.is_, actors, linked)):
+            return
+        if not actors or not all(any(one is other for other in actors) for one in linked):
+            raise ActorLost("one of the group is gone")
+        saved = self._get(self._peers.progress()).saved if linked else self._server.saved
+        together = len({seat.pulse.node for seat in seats if seat.pulse}) == 1
+        try:
+            self._peers.form(actors, saved, together=together, get=self._get)
+        except ActorLost as error:
+            self._tick(at_once=True)
+            if all(any(seat.actor is one for seat in self._up) for one in actors):
+                self.linked = False
+                self._say(f"{error}: from now on updates go by the server")
+            raise
+
     def submitted(self, it: int) -> None:
         """Take a snapshot now and then."""
-        self._server.snapshot()
+        if self._server.due():
+            self._server.snapshot()
 
     def restore(self, saved: Saved) -> None:
         """Let the server go on from a saved state."""
@@ -88,14 +126,24 @@ class RayGroup(ActorGroup):
     def drain(self, failure: ActorLost) -> Saved:
         """The server's state; if it is lost, that of its last snapshot, in a new server."""
         self._reason = str(failure)
+        furthest, error = self._peers.dissolve(self._wait_for)
+        if furthest is not None:
+            saved, rows = furthest
+            self.rows = dict(enumerate(rows, saved[0] - len(rows) + 1))
+            self._server.begins_at(saved)
         try:
-            return self.get(self.server.state.remote())
+            if furthest is not None:
+                self.get(self.server.restore.remote(saved))
+            else:
+                saved = self.get(self.server.state.remote())
         except ActorLost:
             self._failures.note("the parameter server was lost")
             saved = self._server.renew()
             self.server = self._server.actor
             self._say(f"the parameter server was lost: a new one goes on from iteration {saved[0]}")
-            return saved
+        if error is not None:
+            raise error
+        return saved
 
     def reform(self, saved: Saved, *, stop: Callable[[], bool]) -> None:
         """Form the group anew, of who answers and what the machines have room for; waits for that.
@@ -140,14 +188,18 @@ class RayGroup(ActorGroup):
             if self._up:  # else there is nobody who could be waited for
                 idle = min(idle, self._watches[0].idle())
             if idle > self._patience:
-                self._say(f"the parameter server has not answered for {idle:.0f} s")
                 self._patience *= 2  # its updates may take that long
-                self._server.kill()
+                if self._peers.actors:
+                    self._say(f"the shards have waited for each other for {idle:.0f} s")
+                    self._peers.leave()
+                else:
+                    self._say(f"the parameter server has not answered for {idle:.0f} s")
+                    self._server.kill()
         try:
             return ray.get(references)
         except ray.exceptions.RayError as error:
             cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
-        if not isinstance(cause, ray.exceptions.RayError):
+        if not isinstance(cause, ray.exceptions.RayError | PeersLost):
             raise cause
         if type(cause) is ray.exceptions.RayError:  # stands for one that cannot be pickled
             raise ValueError(last_line(cause))
@@ -193,7 +245,17 @@ class RayGroup(ActorGroup):
         if seat in self._up:
             mine = range(self._up.index(seat), self.slices, len(self._up))
             self._failures.note(line, slices=mine if alone else ())
+        if any(seat.actor is member for member in self._peers.actors):
+            self._peers.leave()  # the others may wait for it
         seat.empty(pause=pause)
+
+    def _wait_for(self, references: list[Any]) -> None:
+        """Until what is referred to is there, or lost."""
+        import ray
+
+        while references:
+            references = ray.wait(references, num_returns=len(references), timeout=TICK)[1]
+            self._tick()
 
     def _wait(
         self,

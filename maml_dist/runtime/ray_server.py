@@ -25,13 +25,22 @@ class LosableServer:
         self._made = 0.0
         self._make()
 
-    def snapshot(self) -> None:
-        """Ask for its state after all that was submitted, now and then."""
-        now = time.monotonic()
-        if now - self._snapped > SNAPSHOT:
-            self._snapped = now
-            self._snapshots.append(self.actor.state.remote())
-            del self._snapshots[: max(0, len(self._taken()) - 1)]
+    def due(self) -> bool:
+        """Whether it is time for a snapshot."""
+        return time.monotonic() - self._snapped > SNAPSHOT
+
+    def snapshot(self, saved: Any = None) -> None:
+        """Keep its state after all that was submitted; `saved`: one to be taken over by it."""
+        self._snapped = time.monotonic()
+        if saved is not None:
+            self.actor.restore.remote(saved)
+        self._snapshots.append(self.actor.state.remote() if saved is None else saved)
+        del self._snapshots[: max(0, len(self._taken()) - 1)]
+
+    @property
+    def saved(self) -> Saved:
+        """The state that it was last begun with."""
+        return self._saved
 
     def begins_at(self, saved: Saved) -> None:
         """This is its state from now on, and no snapshot is."""

@@ -6,6 +6,7 @@ and mypy knows what comes back.
 """
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, cast, overload
 
 P = ParamSpec("P")
@@ -54,3 +55,13 @@ def remote(method: Callable[Concatenate[S, P], T]) -> Remote[P, T]:
 def remote_pair(method: Callable[Concatenate[S, P], tuple[T, U]]) -> RemotePair[P, T, U]:
     """Mark a method whose results a driver passes on one by one."""
     return cast(RemotePair[P, T, U], method)
+
+
+class Here:
+    """Gives a plain object an actor's way of being called."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    def __getattr__(self, method: str) -> Any:
+        return SimpleNamespace(remote=getattr(self._actor, method))

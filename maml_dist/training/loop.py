@@ -5,8 +5,10 @@ Only references pass through this process, which submits several iterations ahea
 lost, all that was submitted is, and the loop begins again at the last update that was applied.
 """
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from typing import Any
 
 import numpy as np
 
@@ -16,10 +18,14 @@ from maml_dist.runs.run_writer import RunWriter
 from maml_dist.runtime.allocator import freeze_gc
 from maml_dist.runtime.backend import ActorGroup, ActorLost
 from maml_dist.runtime.messages import Contribution
+from maml_dist.runtime.meta_iteration import Ask, meta_iteration
 from maml_dist.runtime.remote import Ref
 from maml_dist.runtime.shard import TaskShard
 from maml_dist.training.interruption import interruptible
-from maml_dist.training.recorder import IterationRefs, Recorder, Row, due
+from maml_dist.training.recorder import IterationRefs, Recorder, Row, due, scoring
+
+BLOCK_SECONDS = 0.2  # that a block takes, about: until it is read, and until Ctrl-C is heard
+MOST_ROWS = 300  # of a block, so that they come inside Ray's answer
 
 
 def loop(
@@ -38,25 +44,23 @@ def loop(
     meta = actors.server.meta.remote()
     for it in range(start, experiment.iterations):
         try:
-            shards = [actors.shard(slice) for slice in range(actors.slices)]
-            parts = [
-                shard.gradient.remote(meta, it, slice=slice) for slice, shard in enumerate(shards)
-            ]
-            if experiment.multi_round:
-                run_rounds(actors, shards, parts, meta, it)
+            meta, metrics = meta_iteration(
+                actors.server,
+                asking([actors.shard(slice) for slice in range(actors.slices)]),
+                actors.get,
+                meta,
+                it,
+                multi_round=experiment.multi_round,
+            )
         except (FloatingPointError, ActorLost):
             yield len(unread)
             raise
-        if experiment.multi_round:
-            meta, metrics = actors.server.finish_update.remote()
-        else:
-            meta, metrics = actors.server.update.remote(*parts)
         actors.submitted(it + 1)
         saved = validate = None
         last = it + 1 == experiment.iterations or stop()
         if last or (it + 1) % experiment.checkpoint_every == 0:
             saved, validate = due(experiment, actors, it)
-        unread.append(IterationRefs(it + 1, metrics, saved, validate))
+        unread.append(IterationRefs(it, it + 1, metrics, saved, validate))
         if last:
             break
         if len(unread) == 2 * experiment.pipeline_depth:
@@ -64,26 +68,53 @@ def loop(
     yield len(unread)
 
 
-def run_rounds(
-    actors: ActorGroup,
-    shards: list[TaskShard],
-    parts: list[Ref[Contribution]],
-    meta: Ref[np.ndarray],
-    it: int,
-) -> None:
-    """An update that asks back (TRPO's line search, how far Adam went): until all is answered.
+def asking(shards: list[TaskShard]) -> Ask:
+    """Asks the shards of slices, those that hold their episodes."""
 
-    `shards` are those of the slices, which hold the episodes.
-    """
-    while True:
-        question, at = actors.server.next_request.remote(*parts)
-        what, options = actors.get(question)
-        if not what:
-            return
-        parts = [
-            getattr(shard, what).remote(meta, it, at, slice=slice, **options)
+    def ask(
+        method: str, meta: Ref[np.ndarray], it: int, *given: Any, **options: Any
+    ) -> list[Ref[Contribution]]:
+        return [
+            getattr(shard, method).remote(meta, it, *given, slice=slice, **options)
             for slice, shard in enumerate(shards)
         ]
+
+    return ask
+
+
+def in_blocks(
+    experiment: Experiment,
+    actors: ActorGroup,
+    unread: list[IterationRefs],
+    *,
+    start: int,
+    stop: Callable[[], bool],
+) -> Iterator[int]:
+    """The same where the shards are linked, and do a block of iterations by themselves."""
+    it, count, clock = start, 1, time.monotonic()
+    while it < experiment.iterations:
+        every = experiment.checkpoint_every
+        end = min(it + count, it - it % every + every, experiment.iterations)
+        last = end == experiment.iterations or stop()
+        keep = last or end % every == 0
+        try:
+            block = actors.block(end - it, multi_round=experiment.multi_round, keep=keep)
+        except ActorLost:
+            yield len(unread)
+            raise
+        validate = scoring(experiment, actors, block.weights, end - 1) if keep else None
+        unread.append(
+            IterationRefs(it, end, block.rows, block.saved if keep else None, validate)
+        )
+        it = end
+        if last:
+            break
+        if len(unread) > 1:
+            done = unread[0].end - unread[0].start
+            yield 1
+            took, clock = time.monotonic() - clock, time.monotonic()
+            count = min(2 * count, MOST_ROWS, max(1, int(done * BLOCK_SECONDS / took)))
+    yield len(unread)
 
 
 def train(
@@ -127,7 +158,8 @@ def train(
                     # Weights that were never trained, or a checkpoint whose validation failed.
                     recorder.validate_last()
                     recorder.catch_up(saved)
-                    counts = loop(run.experiment, actors, recorder.unread, start=start, stop=stop)
+                    way = in_blocks if actors.linked else loop
+                    counts = way(run.experiment, actors, recorder.unread, start=start, stop=stop)
                     recorder.record(freeze_gc(counts))
                     return
                 except ActorLost as lost:
@@ -138,5 +170,5 @@ def train(
             raise
         except FloatingPointError:  # nothing since the last good update has changed the server
             with suppress(ActorLost):
-                recorder.save(actors.get(actors.server.state.remote()))
+                recorder.conclude(actors.get(actors.server.state.remote()))
             raise

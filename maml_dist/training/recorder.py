@@ -26,10 +26,11 @@ Validate = Callable[[], list[Ref[dict[str, np.ndarray]]]]  # to the scores of ea
 
 
 class IterationRefs(NamedTuple):
-    """What is read of an iteration later: references."""
+    """What is read of an iteration, or of a block of them, later: references."""
 
-    iteration: int
-    metrics: Ref[Row]
+    start: int  # as many had been made before
+    end: int  # and after
+    metrics: Ref[Row] | Ref[list[Row]]
     saved: Ref[Saved] | None  # the server's state, where a checkpoint is due
     validate: Validate | None  # then scores that
 
@@ -67,9 +68,12 @@ class Recorder:
         `state` is the server's, as far as that has got.
         """
         applied = state[0] if state else 0
-        count = sum(report.iteration <= applied for report in self.unread)
-        self._take(count, state=state, validate=validate)
+        self._take(sum(report.end <= applied for report in self.unread), state=state, validate=validate)
+        for it in range(self._read + 1, applied + 1):  # of a block that has broken
+            if it in self._actors.rows:
+                self._add(it, self._actors.rows[it])
         self.unread.clear()
+        self._actors.rows = {}
 
     def conclude(self, state: Saved) -> None:
         """Read what was applied, validate nothing any more, and save the state."""
@@ -85,24 +89,37 @@ class Recorder:
 
     def _take(self, count: int, *, state: Saved | None = None, validate: bool = True) -> None:
         self._files.refuse_failed()
-        for report, metrics in self._metrics(self.unread[:count]):
+        for report, rows in self._metrics(self.unread[:count]):
             saved = None
             if report.saved is not None:  # lost here, it is submitted again: nothing is noted yet
-                reached = state is not None and state[0] == report.iteration
+                reached = state is not None and state[0] == report.end
                 saved = state if reached else self._actors.get(report.saved)
             del self.unread[0]
-            if report.iteration <= self._read:
-                continue
-            self._read = report.iteration
-            text = metrics.get("warnings", "")
-            if text not in self._printed:
-                print(text, file=sys.stderr)
-                self._printed.add(text)
-            self._window.append(metrics)
-            if report.validate or report.iteration % self._run.experiment.log_every == 0:
-                self._row(report, saved, validate=validate)
+            for it, metrics in enumerate(rows, report.start + 1):
+                if it > self._read:
+                    kept = (saved, report.validate) if it == report.end else (None, None)
+                    self._add(it, metrics, *kept, validate=validate)
         if not self._window:
             self._counted, self._clock = 0, time.monotonic()
+
+    def _add(
+        self,
+        it: int,
+        metrics: Row,
+        saved: Saved | None = None,
+        scores: Validate | None = None,
+        *,
+        validate: bool = True,
+    ) -> None:
+        """The metrics of an iteration; what was saved then, and what scores that."""
+        self._read = it
+        text = metrics.get("warnings", "")
+        if text not in self._printed:
+            print(text, file=sys.stderr)
+            self._printed.add(text)
+        self._window.append(metrics)
+        if scores or it % self._run.experiment.log_every == 0:
+            self._row(it, saved, scores, validate=validate)
 
     def validate_last(self) -> None:
         """Validate the last checkpoint if it is not; untrained weights are saved and validated."""
@@ -118,36 +135,47 @@ class Recorder:
             it = max(0, last.iteration - 1)
             self._validate(scoring(self._run.experiment, self._actors, weights, it), row)
 
-    def _metrics(self, reports: list[IterationRefs]) -> Iterator[tuple[IterationRefs, Row]]:
-        """Reports with their metrics; where one has none to give, those before, and its error."""
+    def _metrics(
+        self, reports: list[IterationRefs]
+    ) -> Iterator[tuple[IterationRefs, list[Row]]]:
+        """Reports with their rows; where one has none to give, those before, and its error."""
+        known = self._actors.rows
+
+        def rows(report: IterationRefs, read: Row | list[Row] | None = None) -> list[Row]:
+            if report.end in known:  # its block has broken after that
+                return [known[it] for it in range(report.start + 1, report.end + 1)]
+            found = self._actors.get(report.metrics) if read is None else read
+            listed = found if isinstance(found, list) else [found]
+            self._counted += len(listed)
+            return listed
+
         try:
             read = self._actors.get([report.metrics for report in reports])
         except (FloatingPointError, ActorLost):
             for report in reports:
-                metrics = self._actors.get(report.metrics)
-                self._counted += 1
-                yield report, metrics
+                yield report, rows(report)
             raise
-        self._counted += len(reports)
-        yield from zip(reports, read, strict=True)
+        yield from [(report, rows(report, each)) for report, each in zip(reports, read, strict=True)]
 
-    def _row(self, report: IterationRefs, saved: Saved | None, *, validate: bool) -> None:
+    def _row(
+        self, it: int, saved: Saved | None, scores: Validate | None, *, validate: bool
+    ) -> None:
         """A row of what was read since the last, with a validation where that is due."""
         experiment = self._run.experiment
         pace = self._counted / max(time.monotonic() - self._clock, 1e-9)
-        row: Row = {"iteration": report.iteration}
+        row: Row = {"iteration": it}
         row |= _summary(self._window)
         row |= {"it_per_s": pace, "tasks_per_s": pace * experiment.meta_batch}
         if "steps/after" in row:  # of the environments, by one task
             row["steps_per_s"] = row["steps/after"] * row["tasks_per_s"]
         self._window = []
-        if saved is None or report.validate is None:
+        if saved is None or scores is None:
             self._files.log(row)
         elif not validate:
             self._files.log(row)
             self.save(saved)
         else:
-            self._keep(saved, report.validate, row)
+            self._keep(saved, scores, row)
 
     def _keep(self, saved: Saved, validate: Validate, row: Row) -> None:
         """Log a row, save its checkpoint, validate that and log the scores, in a line of their own.

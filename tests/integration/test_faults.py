@@ -65,7 +65,8 @@ def occupy(ray, *, cpus):
     return occupant
 
 
-def test_whatever_is_lost_the_bits_are_the_same(tmp_path, ray_here, local, groups, capfd):
+@pytest.mark.parametrize("server", ["spread", "one"])
+def test_whatever_is_lost_the_bits_are_the_same(server, tmp_path, ray_here, local, groups, capfd):
     done = []
 
     def disturb(row):
@@ -88,6 +89,7 @@ def test_whatever_is_lost_the_bits_are_the_same(tmp_path, ray_here, local, group
         shards=3,
         slices=4,
         pipeline_depth=1,
+        server=server,
         heartbeat_timeout=5,
         on_validation=disturb,
         **RECIPE,

@@ -1,0 +1,203 @@
+"""Links: sockets between the shards of a run, over which they exchange what they have computed.
+
+Within a machine they are Unix sockets in a folder that is this user's alone, else TCP; either end
+proves that it knows the key of the group, which the shards were given through Ray. A round of two
+shards takes 10 microseconds that way, where gloo takes 500 and a call of an actor 1,000.
+"""
+
+import hmac
+import secrets
+import shutil
+import socket
+import struct
+import tempfile
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+MEETS_WITHIN = 20.0  # seconds for all of a group to be linked
+PROVES_WITHIN = 2.0  # seconds for one who has connected to prove itself
+NONCE, PROOF = 32, 32  # bytes
+INLINE = 64 * 1024  # bytes that a socket's buffer takes while the other end sends as well
+PREFIX = struct.Struct("!QQ")  # bytes of a message's head and of its body
+RANK = struct.Struct("!I")
+Address = str | tuple[str, int]  # of a Unix socket, or host and port
+
+
+class PeersLost(Exception):
+    """A shard of the group is gone, or the group is left."""
+
+
+class Message(NamedTuple):
+    """What a shard sends to all others: a few words, and numbers."""
+
+    head: bytes
+    body: np.ndarray | bytearray
+
+
+class Door:
+    """Where a shard waits for those of higher rank."""
+
+    def __init__(self, host: str | None) -> None:
+        """`host`: the address that others reach this machine by; None: they are on it."""
+        self._folder = None
+        if host is None:
+            self._folder = Path(tempfile.mkdtemp(prefix="maml_dist-"))
+            self.address: Address = str(self._folder / "door")
+            self._socket = socket.socket(socket.AF_UNIX)
+            self._socket.bind(self.address)
+            self._socket.listen()
+        else:
+            family = socket.getaddrinfo(host, None)[0][0]
+            self._socket = socket.create_server((host, 0), family=family)
+            self.address = host, self._socket.getsockname()[1]
+
+    def close(self) -> None:
+        """Let nobody in any more."""
+        self._socket.close()
+        if self._folder:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def meet(self, rank: int, addresses: list[Address], key: bytes) -> "Links":
+        """Connect to those of lower rank, wait for those of higher, and close the door.
+
+        Raises:
+            PeersLost: not all are there in time.
+        """
+        end = time.monotonic() + MEETS_WITHIN
+        met: dict[int, socket.socket] = {}
+        try:
+            for other in range(rank):
+                met[other] = _connected(addresses[other], rank, key)
+            while len(met) < len(addresses) - 1:
+                self._socket.settimeout(max(0.01, end - time.monotonic()))
+                visitor = self._socket.accept()[0]
+                other = _admitted(visitor, key)
+                if other is not None and rank < other < len(addresses) and other not in met:
+                    met[other] = visitor
+        except OSError as error:
+            for each in met.values():
+                each.close()
+            missing = sorted({*range(len(addresses))} - {rank, *met})
+            names = ", ".join(str(addresses[other]) for other in missing)
+            raise PeersLost(f"no link to {names}: {error}") from None
+        finally:
+            self.close()
+        return Links(rank, met)
+
+
+class Links:
+    """The sockets of a shard to all others of its group."""
+
+    def __init__(self, rank: int, sockets: Mapping[int, socket.socket]) -> None:
+        self.rank, self.size = rank, len(sockets) + 1
+        self._sockets = dict(sorted(sockets.items()))
+        for each in self._sockets.values():
+            each.settimeout(None)
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * INLINE)
+            if each.family != socket.AF_UNIX:
+                each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._senders = ThreadPoolExecutor(max(1, len(sockets)), thread_name_prefix="links")
+
+    def all_gather(self, mine: Message) -> list[Message]:
+        """What each has to say, in the order of ranks.
+
+        Raises:
+            PeersLost: somebody is gone.
+        """
+        got = self.exchange(dict.fromkeys(self._sockets, mine))
+        return [mine if rank == self.rank else got[rank] for rank in range(self.size)]
+
+    def exchange(self, given: Mapping[int, Message]) -> dict[int, Message]:
+        """Send each of the others its message; returns theirs.
+
+        Raises:
+            PeersLost: somebody is gone.
+        """
+        try:
+            sending = []
+            for rank, message in given.items():
+                body = memoryview(message.body).cast("B")
+                head = PREFIX.pack(len(message.head), len(body)) + message.head
+                if len(head) + len(body) <= INLINE:
+                    self._sockets[rank].sendall(b"".join((head, body)))
+                else:  # both ends send at once: neither buffer may have to take it all
+                    sending.append(self._senders.submit(_sent, self._sockets[rank], head, body))
+            got = {rank: _received(each) for rank, each in self._sockets.items()}
+            for each in sending:
+                each.result()
+        except OSError as error:
+            self.close()
+            raise PeersLost(f"a shard of the group is gone ({error})") from None
+        return got
+
+    def close(self) -> None:
+        """Leave: whoever waits for this shard fails, and so does this one where it waits itself."""
+        for each in self._sockets.values():
+            try:
+                each.shutdown(socket.SHUT_RDWR)
+            except OSError:  # it is closed
+                continue
+        self._senders.shutdown(wait=False)
+
+
+def _sent(to: socket.socket, head: bytes, body: memoryview) -> None:
+    to.sendall(head)
+    to.sendall(body)
+
+
+def _received(by: socket.socket) -> Message:
+    words, numbers = PREFIX.unpack(_read(by, PREFIX.size))
+    return Message(bytes(_read(by, words)), _read(by, numbers))
+
+
+def _read(by: socket.socket, size: int) -> bytearray:
+    """So many bytes."""
+    buffer = bytearray(size)
+    view, got = memoryview(buffer), 0
+    while got < size:
+        count = by.recv_into(view[got:], 0, socket.MSG_WAITALL)
+        if not count:
+            raise ConnectionError("its socket is closed")
+        got += count
+    return buffer
+
+
+def _connected(address: Address, rank: int, key: bytes) -> socket.socket:
+    """A socket to one of lower rank, who has proved to know the key, as this one has."""
+    if isinstance(address, str):
+        made = socket.socket(socket.AF_UNIX)
+        made.settimeout(MEETS_WITHIN)
+        made.connect(address)
+    else:
+        made = socket.create_connection(address, timeout=MEETS_WITHIN)
+    theirs, mine, who = bytes(_read(made, NONCE)), secrets.token_bytes(NONCE), RANK.pack(rank)
+    made.sendall(mine + who + _proof(key, b"comes", theirs, mine, who))
+    if not hmac.compare_digest(bytes(_read(made, PROOF)), _proof(key, b"is here", theirs, mine)):
+        raise ConnectionError("who answers does not know the key")
+    return made
+
+
+def _admitted(visitor: socket.socket, key: bytes) -> int | None:
+    """The rank of one who has connected; None, and turned away, where it does not know the key."""
+    visitor.settimeout(PROVES_WITHIN)
+    mine = secrets.token_bytes(NONCE)
+    try:
+        visitor.sendall(mine)
+        theirs, who = bytes(_read(visitor, NONCE)), bytes(_read(visitor, RANK.size))
+        proof = bytes(_read(visitor, PROOF))
+        if hmac.compare_digest(proof, _proof(key, b"comes", mine, theirs, who)):
+            visitor.sendall(_proof(key, b"is here", mine, theirs))
+            return int(RANK.unpack(who)[0])
+    except OSError:
+        pass
+    visitor.close()
+    return None
+
+
+def _proof(key: bytes, *said: bytes) -> bytes:
+    return hmac.digest(key, b"".join(said), "sha256")
