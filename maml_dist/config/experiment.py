@@ -43,6 +43,7 @@ class Experiment:
     rollout_workers: int = 0  # that act in environments for a shard; 0: the shard itself does
     cpus_per_worker: float = 1  # cores that a rollout worker reserves
     server: ServerMode | None = None  # who updates: one, some actors, or the shards; null: shards
+    servers: int | None = None  # parts of server=split; null: one a machine, two at least
     placement: Spread = "spread"  # of shards on machines: over many, or on few
     heartbeat_timeout: float = 30  # seconds of silence after which an actor is lost
     max_failures: int = 10  # that a run survives in a row, with no iteration between
@@ -69,6 +70,15 @@ class Experiment:
             self, "", test_tasks=(2, TASKS), test_steps=(0, STEPS), pipeline_depth=(1, 10_000)
         )
         check_range(self, "", rollout_workers=(0, ACTORS), max_failures=(0, 1000))
+        check_range(self, "", servers=(1, ACTORS))
+        if self.server == "split" and (self.multi_round or not self.outer.divisible):
+            why = "asks the tasks back" if self.multi_round else "is not said to be by elements"
+            raise ValueError(
+                f"server=split: the update of {type(self.outer).__name__} {why}, so that no part "
+                "of it can be made apart; use spread or one"
+            )
+        if self.servers is not None and self.server != "split":
+            raise ValueError(f"servers={self.servers}: are parts of server=split")
         check_range(self, "", heartbeat_timeout=(5, 86400))
         if not isinstance(self.shards, dict):
             check_range(self, "", shards=(1, ACTORS))
@@ -130,4 +140,5 @@ class Experiment:
             self.heartbeat_timeout,
             self.max_failures,
             self.server or "spread",
+            self.servers,
         )

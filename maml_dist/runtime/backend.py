@@ -45,6 +45,7 @@ class ResourceRequest(NamedTuple):
     heartbeat_timeout: float = 30.0  # seconds of silence after which an actor is lost
     max_failures: int = 10  # in a row, without an iteration between
     server: ServerMode = "spread"
+    servers: int | None = None  # parts of server=split; null: one a machine, two at least
 
     @property
     def all_cpus(self) -> float:
@@ -106,7 +107,7 @@ class ActorGroup(ABC):
     def shard(self, slice: int) -> TaskShard:
         """The one that computes a slice, now."""
 
-    def block(self, count: int, *, multi_round: bool, keep: bool) -> BlockRefs:
+    def block(self, count: int, *, keep: bool) -> BlockRefs:
         """Where the shards are linked: have them do the next `count` iterations."""
         raise NotImplementedError
 

@@ -12,9 +12,10 @@ import socket
 import struct
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -109,11 +110,20 @@ class Links:
         Raises:
             PeersLost: somebody is gone.
         """
-        got = self.exchange(dict.fromkeys(self._sockets, mine))
+        others = dict.fromkeys(self._sockets, mine)
+        got = self.exchange(others, of=others)
         return [mine if rank == self.rank else got[rank] for rank in range(self.size)]
 
-    def exchange(self, given: Mapping[int, Message]) -> dict[int, Message]:
-        """Send each of the others its message; returns theirs.
+    def exchange(
+        self,
+        given: Mapping[int, Message],
+        *,
+        of: Iterable[int],
+        into: Mapping[int, memoryview] = MappingProxyType({}),
+    ) -> dict[int, Message]:
+        """Send some of the others a message; returns what some of them send.
+
+        `into`: where bodies go of which the size is known.
 
         Raises:
             PeersLost: somebody is gone.
@@ -127,7 +137,7 @@ class Links:
                     self._sockets[rank].sendall(b"".join((head, body)))
                 else:  # both ends send at once: neither buffer may have to take it all
                     sending.append(self._senders.submit(_sent, self._sockets[rank], head, body))
-            got = {rank: _received(each) for rank, each in self._sockets.items()}
+            got = {rank: _received(self._sockets[rank], into.get(rank)) for rank in of}
             for each in sending:
                 each.result()
         except OSError as error:
@@ -150,21 +160,31 @@ def _sent(to: socket.socket, head: bytes, body: memoryview) -> None:
     to.sendall(body)
 
 
-def _received(by: socket.socket) -> Message:
+def _received(by: socket.socket, into: memoryview | None) -> Message:
     words, numbers = PREFIX.unpack(_read(by, PREFIX.size))
-    return Message(bytes(_read(by, words)), _read(by, numbers))
+    head = bytes(_read(by, words))
+    if into is None:
+        return Message(head, _read(by, numbers))
+    if len(into) != numbers:
+        raise ConnectionError(f"{numbers} bytes, not {len(into)}")
+    _fill(by, into)
+    return Message(head, bytearray())
 
 
 def _read(by: socket.socket, size: int) -> bytearray:
     """So many bytes."""
     buffer = bytearray(size)
-    view, got = memoryview(buffer), 0
-    while got < size:
+    _fill(by, memoryview(buffer))
+    return buffer
+
+
+def _fill(by: socket.socket, view: memoryview) -> None:
+    got = 0
+    while got < len(view):
         count = by.recv_into(view[got:], 0, socket.MSG_WAITALL)
         if not count:
             raise ConnectionError("its socket is closed")
         got += count
-    return buffer
 
 
 def _connected(address: Address, rank: int, key: bytes) -> socket.socket:

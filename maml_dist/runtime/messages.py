@@ -46,3 +46,4 @@ class Start(NamedTuple):
     outer: OuterOptimizer
     modules: object = None  # the user's own; they are unpickled before the rest
     title: str = ""  # of the recipe, for the dashboard
+    multi_round: bool = False  # whether an update asks the tasks back

@@ -15,14 +15,12 @@ import numpy as np
 import torch
 
 from maml_dist.core.outer.optimizers import OuterOptimizer
-from maml_dist.runtime.allocator import spare
-from maml_dist.runtime.links import Address, Door
+from maml_dist.runtime.linked import Linked
 from maml_dist.runtime.messages import Contribution, ShardSpec
-from maml_dist.runtime.peer import Peer, Progress, Row
 from maml_dist.runtime.pulse import Pace, Pulse
 from maml_dist.runtime.remote import remote
 from maml_dist.runtime.rollout_worker import RolloutWorker
-from maml_dist.runtime.server import ParameterServer, Saved
+from maml_dist.runtime.server import ParameterServer
 from maml_dist.runtime.shard import TaskShard
 from maml_dist.runtime.worker_pool import WorkerPool
 
@@ -54,7 +52,7 @@ def _paced(method: Any) -> Any:
     return paced
 
 
-class RayShard(TaskShard):
+class RayShard(Linked, TaskShard):
     """A shard that asks for its spec itself, and acts by its workers."""
 
     def __init__(self, namespace: str, *, device: str, workers: list[str]) -> None:
@@ -76,11 +74,9 @@ class RayShard(TaskShard):
             roll=pool.roll if pool else None,
             returns=pool.returns if pool else None,
         )
+        self._slices, self._learned = given.slices, given.learned
         self._begun: set[int] = set()  # slices whose gradient has been taken here
         self._warned: set[str] = set()
-        self._door: Door | None = None
-        self._peer: Peer | None = None
-        self._spared = False
 
     def pulse(self) -> Pulse:
         """An answer while anything else runs."""
@@ -105,58 +101,21 @@ class RayShard(TaskShard):
         self._warned.update(new)
         return contribution._replace(warnings=new)
 
-    def open_door(self, *, together: bool) -> Address:
-        """Where others of a new group reach this shard; `together`: all are on this machine."""
-        import ray
-
-        if self._door:
-            self._door.close()
-        self._door = Door(None if together else ray.util.get_node_ip_address())
-        return self._door.address
-
-    def meet(
-        self, rank: int, addresses: list[Address], key: bytes, saved: Saved, outer: OuterOptimizer
-    ) -> None:
-        """Link up with a group, whose server is in this state.
-
-        Raises:
-            PeersLost: not all are there in time.
-        """
-        assert self._door is not None
-        links = self._door.meet(rank, addresses, key)
-        server = ParameterServer(saved[1], outer, learned=self._spec.learned)
-        server.restore(saved)
-        self._peer = Peer(self, server, links, slices=self._spec.slices)
-
-    def block(
-        self, count: int, after: object, *, multi_round: bool, tell: bool, keep: bool
-    ) -> tuple[list[Row] | None, Saved | None, np.ndarray | None]:
-        """The next `count` iterations, as a peer, after what the block before has returned.
-
-        Returns:
-            The metrics of each where it is to `tell` them; where it is to `keep` them, the state
-            then, and what is to be validated [size].
-        """
-        assert self._peer is not None
-        rows = self._peer.block(count, multi_round=multi_round)
-        if not self._spared:  # what lives on after the first, in which it has compiled
-            spare()
-            self._spared = True
-        kept = (self._peer.saved(), self._peer.eval_parameters()) if keep else (None, None)
-        return rows if tell else None, *kept
-
-    def progress(self, after: object) -> Progress | None:
-        """How far this shard has got as a peer, after a block."""
-        return self._peer and self._peer.progress()
-
-    def leave(self) -> None:
-        """Break its group up, though it be waiting for the others."""
-        if self._peer:
-            self._peer.leave()
-
     objective = _paced(TaskShard.objective)
     curvature = _paced(TaskShard.curvature)
     scores = _paced(TaskShard.scores)
+
+
+class RayServerPart(Linked):
+    """One that owns a range of the vector, and computes nothing else."""
+
+    def __init__(self, namespace: str) -> None:
+        self._pace = _pace()
+        self._slices, self._learned = (given := _spec_of(namespace)).slices, given.learned
+
+    def pulse(self) -> Pulse:
+        """An answer while anything else runs."""
+        return self._pace.pulse()
 
 
 class RayWorker(RolloutWorker):

@@ -8,6 +8,7 @@ import operator
 import sys
 import time
 from collections.abc import Callable
+from itertools import chain
 from typing import Any, cast
 
 from maml_dist.runtime.backend import ActorGroup, ActorLost, BlockRefs, Resources
@@ -46,12 +47,13 @@ class RayGroup(ActorGroup):
         self._resources, self._grows = resources, grows
         self._maker = Maker(given, resources)
         self.shards, self.workers = self._maker.shards(), self._maker.workers()
+        self.parts = self._maker.server_parts()
         self._server = LosableServer(self._maker, given)
         self.server = self._server.actor
         self._peers = Peers(given)
-        self.linked = resources.request.server == "spread"
+        self.linked = resources.request.server != "one"
         timeout = resources.request.heartbeat_timeout
-        self._watches = [Watch(seats, timeout=timeout) for seats in (self.shards, self.workers)]
+        self._watches = [Watch(seats, timeout=timeout) for seats in self._seats]
         self._up: list[Seat] = []  # shards that have answered; slices go round
         self._ticked = 0.0
         self._said: set[str] = set()
@@ -64,6 +66,10 @@ class RayGroup(ActorGroup):
             meta_batch=given.shard.meta_batch,
             slices=self.slices,
         )
+
+    @property
+    def _seats(self) -> tuple[list[Seat], ...]:
+        return self.shards, self.workers, self.parts
 
     def open(self) -> None:
         """Wait until the shards are up.
@@ -81,36 +87,42 @@ class RayGroup(ActorGroup):
             raise ActorLost("no shard is left")
         return cast(TaskShard, self._up[slice % len(self._up)].actor)
 
-    def block(self, count: int, *, multi_round: bool, keep: bool) -> BlockRefs:
-        """Have the linked shards do the next `count` iterations; links them up where they are not.
+    def block(self, count: int, *, keep: bool) -> BlockRefs:
+        """Have the linked actors do the next `count` iterations; links them up where they are not.
 
         Raises:
             ActorLost: one is gone, or they do not reach each other.
         """
         self._link()
         snapshot = self._server.due()
-        refs = self._peers.block(count, multi_round=multi_round, keep=keep or snapshot)
+        refs = self._peers.block(count, keep=keep or snapshot)
         if snapshot:
             self._server.snapshot(refs.saved)
         return refs
 
     def _link(self) -> None:
         """Link those up who are up now, where the group is of others."""
-        seats = self._up[: self.slices]
+        shards = self._up[: self.slices]
+        seats = [*self.parts, *shards]
         actors, linked = [seat.actor for seat in seats], self._peers.actors
+        if not shards or not all(seat.pulse for seat in self.parts):
+            raise ActorLost("no shard is left" if not shards else "a server part is gone")
         if len(actors) == len(linked) and all(map(operator.is_, actors, linked)):
             return
-        if not actors or not all(any(one is other for other in actors) for one in linked):
+        if not all(any(one is other for other in actors) for one in linked):
             raise ActorLost("one of the group is gone")
-        saved = self._get(self._peers.progress()).saved if linked else self._server.saved
+        saved = self._peers.finished(self._get) if linked else self._server.saved
         together = len({seat.pulse.node for seat in seats if seat.pulse}) == 1
+        number = len(self.parts)
         try:
-            self._peers.form(actors, saved, together=together, get=self._get)
+            self._peers.form(
+                actors[:number], actors[number:], saved, together=together, get=self._get
+            )
         except ActorLost as error:
             self._tick(at_once=True)
-            if all(any(seat.actor is one for seat in self._up) for one in actors):
+            if all(any(seat.actor is one for seat in [*self.parts, *self._up]) for one in actors):
                 self.linked = False
-                self._say(f"{error}: from now on updates go by the server")
+                self._say(f"{error}: from now on one server makes the updates")
             raise
 
     def submitted(self, it: int) -> None:
@@ -126,16 +138,14 @@ class RayGroup(ActorGroup):
     def drain(self, failure: ActorLost) -> Saved:
         """The server's state; if it is lost, that of its last snapshot, in a new server."""
         self._reason = str(failure)
-        furthest, error = self._peers.dissolve(self._wait_for)
-        if furthest is not None:
-            saved, rows = furthest
-            self.rows = dict(enumerate(rows, saved[0] - len(rows) + 1))
-            self._server.begins_at(saved)
+        reached, rows, error = self._peers.dissolve(self._wait_for)
+        if reached is not None:
+            self.rows = dict(enumerate(rows, reached[0] - len(rows) + 1))
+            self._server.begins_at(reached)
         try:
-            if furthest is not None:
-                self.get(self.server.restore.remote(saved))
-            else:
-                saved = self.get(self.server.state.remote())
+            if reached is not None:
+                self.get(self.server.restore.remote(reached))
+            saved = reached or self.get(self.server.state.remote())
         except ActorLost:
             self._failures.note("the parameter server was lost")
             saved = self._server.renew()
@@ -165,7 +175,7 @@ class RayGroup(ActorGroup):
 
     def close(self) -> None:
         """End the actors."""
-        for seat in (*self.shards, *self.workers):
+        for seat in chain(*self._seats):
             seat.empty()
         self._server.kill()
         self._maker.close()
@@ -222,7 +232,7 @@ class RayGroup(ActorGroup):
                     raise ValueError(f"{loss.seat.name}: {ENDED} processes ended as it was made")
         for loss in self._watches[0].slow():
             self._part(loss, pause=SLOW_PAUSE)
-        for seat in (*self.shards, *self.workers):
+        for seat in chain(*self._seats):
             if seat.actor is None and now >= seat.again:
                 try:
                     seat.fill()
@@ -269,7 +279,8 @@ class RayGroup(ActorGroup):
         began = time.monotonic()
         clock, word = time.strftime("%H:%M:%S"), began + WORD[0]
         while not stop():
-            if len(self._up) >= least and not (workers and not all(s.pulse for s in self.workers)):
+            others = [*self.parts, *(self.workers if workers else ())]
+            if len(self._up) >= least and all(seat.pulse for seat in others):
                 return
             now = time.monotonic()
             if now > word:
@@ -290,6 +301,7 @@ class RayGroup(ActorGroup):
         shards = [seat for seat in self.shards if not seat.pulse]
         waiting = shards[: max(0, least - len(self._up))]
         waiting += [seat for seat in self.workers if workers and not seat.pulse]
+        waiting += [seat for seat in self.parts if not seat.pulse]
         request, there = self._resources.request, ray.cluster_resources()
         free, machines = ray.available_resources(), sum(node["Alive"] for node in ray.nodes())
         unplaced = sum(not seat.placed for seat in waiting)

@@ -6,7 +6,8 @@ from uuid import uuid4
 
 from maml_dist.runtime.backend import Resources
 from maml_dist.runtime.messages import Start
-from maml_dist.runtime.ray_actors import SERVER, RayServer, RayShard, RayWorker
+from maml_dist.runtime.ranges import cut
+from maml_dist.runtime.ray_actors import SERVER, RayServer, RayServerPart, RayShard, RayWorker
 from maml_dist.runtime.server import ParameterServer
 from maml_dist.runtime.watch import Seat
 
@@ -67,6 +68,18 @@ class Maker:
             for number, name in enumerate(self._workers_of(rank), 1)
         ]
 
+    def server_parts(self) -> list[Seat]:
+        """The seats of those who own a range of the vector each; they reserve nothing."""
+        import ray
+
+        request = self._resources.request
+        if request.server != "split":
+            return []
+        machines = sum(node["Alive"] for node in ray.nodes())
+        count = len(cut(len(self._given.meta), request.servers or max(2, machines)))
+        names = [f"{SERVER} {rank + 1} of {count}{self._title}" for rank in range(count)]
+        return [Seat(name, partial(self._server_part, name)) for name in names]
+
     def close(self) -> None:
         """Let go of the room that is held."""
         from ray.util import remove_placement_group
@@ -94,6 +107,19 @@ class Maker:
             num_cpus=self._resources.request.worker_cpus,
             allow_out_of_order_execution=True,
             scheduling_strategy=self._placement(rank, number),
+        )
+        return make.remote(self._namespace)
+
+    def _server_part(self, name: str) -> Any:
+        import ray
+
+        inside = ray.util.get_current_placement_group()
+        make = self._actor(
+            RayServerPart,
+            name,
+            num_cpus=0,
+            allow_out_of_order_execution=True,
+            scheduling_strategy=None if inside else "SPREAD",
         )
         return make.remote(self._namespace)
 

@@ -1,31 +1,50 @@
-"""The driver's side of linked shards: it forms their group, has it do blocks, takes it apart."""
+"""The driver's side of linked actors: it forms their group, has it do blocks, takes it apart."""
 
 import secrets
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from maml_dist.runtime.backend import BlockRefs
+from maml_dist.runtime.linked import Meeting
 from maml_dist.runtime.links import PeersLost
 from maml_dist.runtime.messages import Start
-from maml_dist.runtime.peer import Progress
+from maml_dist.runtime.peer import Progress, Row
+from maml_dist.runtime.ranged_peer import Roles
+from maml_dist.runtime.ranges import cut, whole
 from maml_dist.runtime.ray_making import Second
 from maml_dist.runtime.server import Saved
 
 KEY = 32  # bytes
+RANGED_FROM = 100_000  # elements from which on shards own a range each, rather than everything
 
 
 class Peers:
-    """The group of linked shards that there is now; `actors` are its members, by their ranks."""
+    """The group of linked actors that there is now; `actors` are its members, by their ranks."""
 
     def __init__(self, given: Start) -> None:
+        self._given = given
         self._outer = Second(given.modules, given.outer)
         self.actors: list[Any] = []
         self._blocks: list[list[Any]] = []  # of those submitted, what each member returns
+        self._size = len(given.meta)
 
     def form(
-        self, actors: Sequence[Any], saved: Saved, *, together: bool, get: Callable[[Any], Any]
+        self,
+        parts: Sequence[Any],
+        shards: Sequence[Any],
+        saved: Saved,
+        *,
+        together: bool,
+        get: Callable[[Any], Any],
     ) -> None:
-        """Link actors up; `saved` is the server's state, `together` whether on one machine.
+        """Link actors up.
+
+        Args:
+            parts: those that own a range each; none: the shards do, or hold everything.
+            shards: those that compute.
+            saved: the server's state.
+            together: whether all are on one machine.
+            get: waits for references.
 
         Raises:
             ActorLost: one is gone, or they do not reach each other.
@@ -33,54 +52,88 @@ class Peers:
         import ray
 
         self.actors, self._blocks = [], []
+        actors = [*parts, *shards]
         doors = get([actor.open_door.remote(together=together) for actor in actors])
-        given = doors, secrets.token_bytes(KEY), ray.put(saved), self._outer
-        get([actor.meet.remote(rank, *given) for rank, actor in enumerate(actors)])
-        self.actors = [*actors]
+        roles = self._roles(len(parts), len(shards))
+        key, several = secrets.token_bytes(KEY), self._given.multi_round
+        meeting = Meeting(doors, key, self._outer, several, roles)  # type: ignore[arg-type]
+        state = ray.put(saved)
+        get([actor.meet.remote(rank, meeting, state) for rank, actor in enumerate(actors)])
+        self.actors = actors
 
-    def block(self, count: int, *, multi_round: bool, keep: bool) -> BlockRefs:
+    def block(self, count: int, *, keep: bool) -> BlockRefs:
         """Have the next iterations done, after those that were submitted before."""
         last = self._blocks[-1] if self._blocks else [None] * len(self.actors)
         every = [
-            actor.block.options(num_returns=3).remote(
-                count, after, multi_round=multi_round, tell=rank == 0, keep=keep and rank == 0
-            )
+            actor.block.options(num_returns=3).remote(count, after, tell=rank == 0, keep=keep)
             for rank, (actor, after) in enumerate(zip(self.actors, last, strict=True))
         ]
         self._blocks = [*self._unfinished(), [rows for rows, _, _ in every]]
         return BlockRefs(*every[0])
 
-    def progress(self) -> Any:
-        """A reference to how far the first has got, when all that was submitted is done."""
-        return self.actors[0].progress.remote(self._blocks[-1][0] if self._blocks else None)
+    def finished(self, get: Callable[[Any], Any]) -> Saved:
+        """The state when all that was submitted is done; raises ActorLost where it cannot be."""
+        _, saved, _ = self.block(0, keep=True)
+        state: Saved = get(saved)
+        return state
 
     def leave(self) -> None:
         """Break the group up: whoever waits for another fails."""
         for actor in self.actors:
             actor.leave.options(concurrency_group="health").remote()
 
-    def dissolve(self, wait: Callable[[list[Any]], None]) -> tuple[Progress | None, Exception | None]:
-        """Take the group apart: how far the furthest has got, and what a user's code has raised.
+    def dissolve(
+        self, wait: Callable[[list[Any]], None]
+    ) -> tuple[Saved | None, list[Row], Exception | None]:
+        """Take the group apart.
 
         `wait` waits until references are there, or lost.
-        """
-        import ray
 
+        Returns:
+            The state, as far as all of it has got; None where too many are gone. The metrics of the
+            last iterations up to there. And what a user's code has raised.
+        """
         actors, blocks = self.actors, [each for block in self._blocks for each in block]
         self.leave()
         self.actors, self._blocks = [], []
         wait(blocks)
         error = next(filter(None, map(_raised, blocks)), None)
-        asked = [actor.progress.remote(None) for actor in actors]
-        wait(asked)
-        found = []
-        for reference in asked:
-            try:
-                found.append(ray.get(reference))
-            except ray.exceptions.RayError:  # it is gone
-                continue
-        furthest = max(filter(None, found), key=lambda each: each.saved[0], default=None)
-        return furthest, error
+        found = _present([actor.progress.remote(None) for actor in actors], wait)
+        known: list[tuple[Progress, Any]] = [
+            (each, actor) for each, actor in zip(found, actors, strict=True) if each
+        ]
+        saved = self._state(known, wait)
+        rows: list[Row] = []
+        for each, _ in known:
+            if saved and each.it - len(each.rows) <= saved[0] <= each.it:
+                rows = max(rows, each.rows[: len(each.rows) - (each.it - saved[0])], key=len)
+        return saved, rows, error
+
+    def _state(
+        self, known: list[tuple[Progress, Any]], wait: Callable[[list[Any]], None]
+    ) -> Saved | None:
+        """The newest state of which all ranges are there."""
+        replicas = [pair for pair in known if pair[0].size == self._size]
+        if replicas:  # one is enough
+            known = [max(replicas, key=lambda pair: pair[0].it)]
+        owners = sorted((pair for pair in known if pair[0].size), key=lambda pair: pair[0].first)
+        if sum(each.size for each, _ in owners) != self._size:
+            return None
+        it = min(each.it for each, _ in owners)
+        parts = _present([actor.saved.remote(it) for _, actor in owners], wait)
+        if any(each is None or each[0] != it for each in parts):
+            return None
+        return whole(parts)
+
+    def _roles(self, parts: int, shards: int) -> Roles | None:
+        """Who owns what; None where each is to hold everything."""
+        if parts:
+            owners = dict(enumerate(cut(self._size, parts)))
+            return Roles(owners, [*range(parts, parts + shards)])
+        small = self._size < RANGED_FROM or shards == 1
+        if small or not self._given.outer.divisible or self._given.multi_round:
+            return None
+        return Roles(dict(enumerate(cut(self._size, shards))), [*range(shards)])
 
     def _unfinished(self) -> list[list[Any]]:
         """The blocks that are not known to be done."""
@@ -89,9 +142,22 @@ class Peers:
         return [
             block
             for block in self._blocks
-            if len(ray.wait(block, num_returns=len(block), timeout=0, fetch_local=False)[0])
-            < len(block)
+            if ray.wait(block, num_returns=len(block), timeout=0, fetch_local=False)[1]
         ]
+
+
+def _present(references: list[Any], wait: Callable[[list[Any]], None]) -> list[Any]:
+    """Their values; None where one is lost."""
+    import ray
+
+    wait(references)
+    values = []
+    for reference in references:
+        try:
+            values.append(ray.get(reference))
+        except ray.exceptions.RayError:
+            values.append(None)
+    return values
 
 
 def _raised(reference: Any) -> Exception | None:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from maml_dist.core.outer.optimizers import OuterOptimizer, Response, State, UpdateRounds
+from maml_dist.core.outer.optimizers import Gather, OuterOptimizer, Response, State, UpdateRounds
 from maml_dist.runtime.messages import Contribution
 from maml_dist.runtime.remote import remote, remote_pair
 
@@ -49,8 +49,12 @@ class ParameterServer:
         return self._state.get("average", self._meta).numpy()
 
     @remote_pair
-    def update(self, *contributions: Contribution) -> tuple[np.ndarray, dict[str, Any]]:
+    def update(
+        self, *contributions: Contribution, gather: Gather | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
         """One meta-update from the contributions of all shards.
+
+        `gather`, where this server has a part of the vector: knows the other parts' blocks.
 
         Returns:
             The new vector [size], and the means of the shards' metrics over the tasks that were
@@ -59,7 +63,8 @@ class ParameterServer:
         mean, metrics = self._mean(contributions)
         if mean is not None:
             end = self._learned
-            meta, state = self._outer.update(self._meta[:end], mean[:end], self._state)
+            known = {} if gather is None else {"gather": gather}
+            meta, state = self._outer.update(self._meta[:end], mean[:end], self._state, **known)
             self._take(meta, mean[end:], state)
         self._it += 1
         return self.meta(), metrics

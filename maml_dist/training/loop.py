@@ -98,14 +98,12 @@ def in_blocks(
         last = end == experiment.iterations or stop()
         keep = last or end % every == 0
         try:
-            block = actors.block(end - it, multi_round=experiment.multi_round, keep=keep)
+            block = actors.block(end - it, keep=keep)
         except ActorLost:
             yield len(unread)
             raise
         validate = scoring(experiment, actors, block.weights, end - 1) if keep else None
-        unread.append(
-            IterationRefs(it, end, block.rows, block.saved if keep else None, validate)
-        )
+        unread.append(IterationRefs(it, end, block.rows, block.saved if keep else None, validate))
         it = end
         if last:
             break

@@ -68,7 +68,9 @@ class Recorder:
         `state` is the server's, as far as that has got.
         """
         applied = state[0] if state else 0
-        self._take(sum(report.end <= applied for report in self.unread), state=state, validate=validate)
+        self._take(
+            sum(report.end <= applied for report in self.unread), state=state, validate=validate
+        )
         for it in range(self._read + 1, applied + 1):  # of a block that has broken
             if it in self._actors.rows:
                 self._add(it, self._actors.rows[it])
@@ -135,9 +137,7 @@ class Recorder:
             it = max(0, last.iteration - 1)
             self._validate(scoring(self._run.experiment, self._actors, weights, it), row)
 
-    def _metrics(
-        self, reports: list[IterationRefs]
-    ) -> Iterator[tuple[IterationRefs, list[Row]]]:
+    def _metrics(self, reports: list[IterationRefs]) -> Iterator[tuple[IterationRefs, list[Row]]]:
         """Reports with their rows; where one has none to give, those before, and its error."""
         known = self._actors.rows
 
@@ -155,7 +155,9 @@ class Recorder:
             for report in reports:
                 yield report, rows(report)
             raise
-        yield from [(report, rows(report, each)) for report, each in zip(reports, read, strict=True)]
+        yield from [
+            (report, rows(report, each)) for report, each in zip(reports, read, strict=True)
+        ]
 
     def _row(
         self, it: int, saved: Saved | None, scores: Validate | None, *, validate: bool

@@ -35,7 +35,7 @@ RESUMABLE = (
         "on_divergence",
     ),
     *("rollout_workers", "cpus_per_worker", "max_parallel_envs"),
-    *("server", "placement", "heartbeat_timeout", "max_failures"),
+    *("server", "servers", "placement", "heartbeat_timeout", "max_failures"),
     *("shards", "cpus_per_shard", "gpus_per_shard"),
 )
 
@@ -192,7 +192,10 @@ def execute(
         }
         run = Run(run.path, override(run.config, decided))
         meta, outer = flatten(run.initial).numpy(), run.experiment.outer
-        given = Start(run.shard_spec, meta, outer, Sources(), run.config["name"])
+        given = Start(
+            *(run.shard_spec, meta, outer, Sources(), run.config["name"]),
+            multi_round=run.experiment.multi_round,
+        )
         actors = backend.start(given, resources)
         held.callback(actors.close)
         if not resumed:  # a start that fails before this leaves nothing behind

@@ -10,7 +10,7 @@ Python.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -23,6 +23,9 @@ from maml_dist.core.renamed import refuse_renamed
 from maml_dist.core.validation import check_decays, check_minimum, check_positive, check_share
 
 State = dict[str, Tensor]
+Gather = Callable[[Tensor], Tensor]  # of the blocks of a part of a vector, those of all of it
+
+BLOCK = 1024  # elements whose squares are summed first; parts of a vector are of whole blocks
 
 
 class Request(NamedTuple):
@@ -50,6 +53,7 @@ class OuterOptimizer(ABC):
     """An outer optimiser: a pure function of the flat meta-parameters [size]."""
 
     on_policy: ClassVar[bool] = False  # whether it asks what only rollouts can answer
+    by_elements: ClassVar[bool] = False  # whether `step` treats each element by itself
 
     beta: float = 0.001  # outer rate
     schedule: Schedule = Constant()  # of the outer rate
@@ -117,24 +121,40 @@ class OuterOptimizer(ABC):
         response = yield Request("objective", meta)
         return meta, state, {"kl": response.scalars["kl"]}
 
-    def update(self, meta: Tensor, gradient: Tensor, state: State) -> tuple[Tensor, State]:
-        """One update; returns new tensors and changes none."""
+    @property
+    def divisible(self) -> bool:
+        """Whether parts of the vector can be updated apart, to the same bits.
+
+        A class that has a `step` of its own says so itself.
+        """
+        if self.multi_round:
+            return False
+        own = next(kind for kind in type(self).__mro__ if "step" in vars(kind))
+        return bool(vars(own).get("by_elements", False))
+
+    def update(
+        self, meta: Tensor, gradient: Tensor, state: State, *, gather: Gather | None = None
+    ) -> tuple[Tensor, State]:
+        """One update; returns new tensors and changes none.
+
+        `gather`, where this is a part of a vector: knows the other parts' blocks.
+        """
         count = float(state["count"]) + 1
-        meta, after = self.step(
-            meta, self.clipped(gradient), state, rate=self.rate(state), count=count
-        )
+        if self.clip is not None or self.clip_norm is not None:
+            gradient = self.clipped(gradient) if gather is None else self.clipped(gradient, gather)
+        meta, after = self.step(meta, gradient, state, rate=self.rate(state), count=count)
         return meta, self.counted(after, state)
 
     def rate(self, state: State) -> float:
         """The outer rate of the next update."""
         return self.beta * self.schedule.factor(float(state["count"]))
 
-    def clipped(self, gradient: Tensor) -> Tensor:
+    def clipped(self, gradient: Tensor, gather: Gather = lambda squares: squares) -> Tensor:
         """The meta-gradient [size], by value and then by norm."""
         if self.clip is not None:
             gradient = gradient.clamp(-self.clip, self.clip)
         if self.clip_norm is not None:
-            norm = float(torch.linalg.vector_norm(gradient))
+            norm = float(gather(_squares(gradient)).sum().sqrt())
             if norm > self.clip_norm:
                 gradient = gradient * (self.clip_norm / norm)
         return gradient
@@ -151,6 +171,14 @@ class OuterOptimizer(ABC):
         return average.lerp(latest, (1 - self.average**made) / (1 - self.average**count))
 
 
+def _squares(gradient: Tensor) -> Tensor:
+    """The sums of squares of its blocks, in float64."""
+    whole = len(gradient) // BLOCK * BLOCK
+    parts = gradient[:whole].view(whole // BLOCK, BLOCK), gradient[whole:].view(1, -1)
+    norms = [torch.linalg.vector_norm(part, dim=1, dtype=torch.float64) for part in parts]
+    return torch.cat(norms if len(gradient) > whole else norms[:1]).square_()
+
+
 def _normal(moment: Tensor) -> Tensor:
     """A moment with zeros for what is below the smallest normal number.
 
@@ -163,6 +191,8 @@ def _normal(moment: Tensor) -> Tensor:
 @dataclass(frozen=True)
 class SGD(OuterOptimizer):
     """Gradient descent, with (Nesterov's) momentum: v <- momentum * v + gradient."""
+
+    by_elements = True
 
     momentum: float = 0.0  # decay of the velocity; 0: plain descent
     nesterov: bool = False  # step along gradient + momentum * v rather than v
@@ -191,6 +221,8 @@ class SGD(OuterOptimizer):
 @dataclass(frozen=True)
 class Adam(OuterOptimizer):
     """Adam (arXiv 1412.6980, algorithm 1); with a weight decay AdamW (arXiv 1711.05101)."""
+
+    by_elements = True
 
     decays: tuple[float, float] = (0.9, 0.999)  # of the first and second moment
     eps: float = 1e-8  # added to the root of the second moment

@@ -10,7 +10,9 @@ from maml_dist.core.params import flatten
 from maml_dist.runtime.links import Door, PeersLost
 from maml_dist.runtime.local_backend import LocalGroup
 from maml_dist.runtime.messages import Start
-from maml_dist.runtime.peer import Peer
+from maml_dist.runtime.peer import ReplicatedPeer
+from maml_dist.runtime.ranged_peer import RangedPeer, Roles
+from maml_dist.runtime.ranges import cut, whole
 from maml_dist.runtime.server import ParameterServer
 from maml_dist.runtime.shard import TaskShard
 from maml_dist.training.loop import loop
@@ -22,7 +24,7 @@ RECIPES = {
     "sinusoid": ("sinusoid", {}),
     "averaged": ("sinusoid", {"outer.average": 0.9, "outer.clip_norm": 0.5}),
     "epochs": ("sinusoid", {"outer.epochs": 3, "iterations": 3}),
-    "trpo": ("navigation", {**WALK, "iterations": 1, "outer.iterations": 2, "outer.tries": 2}),
+    "trpo": ("navigation", {**WALK, "iterations": 1, "outer.bound": 0.1}),
     "es": ("navigation-es", WALK),
 }
 
@@ -31,7 +33,7 @@ def given(name, tmp_path):
     recipe, settings = RECIPES[name]
     run = prepare(recipe, {**SMALL, **settings}, run=tmp_path / name)
     meta, outer = flatten(run.initial).numpy(), run.experiment.outer
-    return run, Start(run.shard_spec, meta, outer)
+    return run, Start(run.shard_spec, meta, outer, multi_round=run.experiment.multi_round)
 
 
 def peers(start, size):
@@ -41,11 +43,12 @@ def peers(start, size):
     with ThreadPoolExecutor(size) as pool:
         links = pool.map(lambda rank: doors[rank].meet(rank, addresses, b"key"), range(size))
         return [
-            Peer(
+            ReplicatedPeer(
                 TaskShard(start.shard),
                 ParameterServer(start.meta, start.outer, learned=start.shard.learned),
                 each,
                 slices=start.shard.slices,
+                multi_round=start.multi_round,
             )
             for each in links
         ]
@@ -74,15 +77,17 @@ def test_the_bits_and_rows_of_one_server(tmp_path, name, size):
     for _ in loop(run.experiment, alone, unread, start=0, stop=lambda: False):
         pass
     members = peers(start, size)
-    count, multi_round = run.experiment.iterations, run.experiment.multi_round
-    for rows in at_once(members, lambda peer: peer.block(count, multi_round=multi_round)):
+    count = run.experiment.iterations
+    for rows in at_once(members, lambda peer: peer.block(count)):
         assert len(rows) == count
         for ours, theirs in zip(rows, unread, strict=True):
             np.testing.assert_equal(ours, theirs.metrics)
     for peer in members:
         same(peer.saved(), alone.server.state.remote())
-        assert np.array_equal(peer.eval_parameters(), alone.server.eval_parameters.remote())
-    assert not np.array_equal(members[0].saved()[1], start.meta)
+    saved, weights = members[0].gathered()
+    same(saved, members[0].saved())
+    assert np.array_equal(weights, alone.server.eval_parameters.remote())
+    assert not np.array_equal(weights, start.meta)
 
 
 def test_blocks_of_any_length_are_one(tmp_path):
@@ -91,9 +96,9 @@ def test_blocks_of_any_length_are_one(tmp_path):
     rows = [
         row
         for count in (1, 0, 3, 1)
-        for row in at_once(members, lambda p, count=count: p.block(count, multi_round=False))[0]
+        for row in at_once(members, lambda p, count=count: p.block(count))[0]
     ]
-    np.testing.assert_equal(rows, alone.block(5, multi_round=False))
+    np.testing.assert_equal(rows, alone.block(5))
     same(members[1].saved(), alone.saved())
 
 
@@ -110,11 +115,73 @@ def test_where_one_fails_the_others_know_how_far_they_got(tmp_path, monkeypatch)
     with monkeypatch.context() as patched:
         patched.setattr(TaskShard, "gradient", failing)
         with ThreadPoolExecutor(3) as pool:
-            every = [pool.submit(peer.block, 5, multi_round=False) for peer in members]
+            every = [pool.submit(peer.block, 5) for peer in members]
             errors = [type(each.exception()) for each in every]
     assert errors == [PeersLost, ValueError, PeersLost]
-    expected = alone.block(3, multi_round=False)
+    expected = alone.block(3)
     for peer in members:
         progress = peer.progress()
         np.testing.assert_equal(progress.rows, expected)
-        same(progress.saved, alone.saved())
+        assert progress.it == 3
+        same(peer.saved(), alone.saved())
+
+
+WIDE = {"model.hidden": [80, 80]}  # 7 blocks
+RANGED = {
+    "adam": WIDE,
+    "clipped": {**WIDE, "outer.clip_norm": 0.5, "outer.clip": 0.1},
+    "averaged": {**WIDE, "outer.average": 0.9, "outer.weight_decay": 0.1},
+    "momentum": {**WIDE, "outer": "SGD", "outer.beta": 0.1, "outer.momentum": 0.9},
+}
+
+
+def ranged(start, parts, shards):
+    """Peers of which `parts` own ranges, or all do, and `shards` compute."""
+    size = parts + shards
+    doors = [Door(None) for _ in range(size)]
+    addresses = [door.address for door in doors]
+    owners = dict(enumerate(cut(len(start.meta), parts or shards)))
+    roles = Roles(owners, [*range(parts, size)])
+    saved = ParameterServer(start.meta, start.outer, learned=start.shard.learned).state()
+    with ThreadPoolExecutor(size) as pool:
+        links = pool.map(lambda rank: doors[rank].meet(rank, addresses, b"key"), range(size))
+        return [
+            RangedPeer(
+                TaskShard(start.shard) if rank >= parts else None,
+                start.outer,
+                saved,
+                each,
+                roles,
+                slices=start.shard.slices,
+                learned=start.shard.learned,
+            )
+            for rank, each in enumerate(links)
+        ]
+
+
+@pytest.mark.parametrize(
+    ("name", "parts", "shards"),
+    [
+        *(("adam", parts, shards) for parts in (0, 1, 3) for shards in (1, 2, 5)),
+        *((name, parts, 3) for name in [*RANGED][1:] for parts in (0, 2)),
+    ],
+)
+def test_ranges_have_the_bits_and_rows_of_one_server(tmp_path, name, parts, shards):
+    torch.set_num_threads(1)
+    run = prepare("sinusoid", {**SMALL, **RANGED[name]}, run=tmp_path / name)
+    start = Start(run.shard_spec, flatten(run.initial).numpy(), run.experiment.outer)
+    (alone,), members = peers(start, 1), ranged(start, parts, shards)
+    expected = alone.block(5)
+    for rank, rows in enumerate(at_once(members, lambda peer: peer.block(5))):
+        if rank in members[0]._roles.owners:
+            np.testing.assert_equal(rows, expected)
+    (saved, weights), *others = at_once(members, lambda peer: peer.gathered())
+    assert others == [None] * (parts + shards - 1)
+    same(saved, alone.saved())
+    assert np.array_equal(weights, alone.gathered()[1])
+    owners = [member for member in members if member.progress().size]
+    same(whole([owner.saved(5) for owner in owners]), saved)
+    before = whole([owner.saved(4) for owner in owners])
+    (again,) = peers(start, 1)
+    again.block(4)
+    same(before, again.saved())

@@ -9,7 +9,8 @@ import torch
 
 import maml_dist
 from maml_dist.runtime.backend import ActorLost
-from maml_dist.runtime.local_backend import LocalBackend, LocalGroup, _Here
+from maml_dist.runtime.local_backend import LocalBackend, LocalGroup
+from maml_dist.runtime.remote import Here
 from maml_dist.runtime.server import ParameterServer
 
 SMALL = {"iterations": 9, "checkpoint_every": 3, "log_every": 2, "meta_batch": 3, "local": True}
@@ -46,7 +47,7 @@ class Faulty(LocalGroup):
             return self.server.state.remote()
         given = self._given
         new = ParameterServer(given.meta, given.outer, learned=given.shard.learned)
-        self.server = cast(ParameterServer, _Here(new))
+        self.server = cast(ParameterServer, Here(new))
         return self._snapshots[-1]
 
     def reform(self, saved, *, stop):

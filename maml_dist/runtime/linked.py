@@ -1,0 +1,95 @@
+"""Linked: what an actor does as a peer of a group; the driver's side is ray_peers.py."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from maml_dist.core.outer.optimizers import OuterOptimizer
+from maml_dist.runtime.allocator import spare
+from maml_dist.runtime.links import Address, Door
+from maml_dist.runtime.peer import Peer, Progress, ReplicatedPeer, Row
+from maml_dist.runtime.ranged_peer import RangedPeer, Roles
+from maml_dist.runtime.server import ParameterServer, Saved
+from maml_dist.runtime.shard import TaskShard
+
+
+class Meeting(NamedTuple):
+    """What all peers of a new group are told."""
+
+    addresses: list[Address]  # by ranks
+    key: bytes  # of this group alone
+    outer: OuterOptimizer
+    multi_round: bool  # whether an update asks the tasks back
+    roles: Roles | None  # who owns which range; None: each holds everything
+
+
+class Linked:
+    """An actor that can be a peer."""
+
+    _slices: int
+    _learned: int
+    _door: Door | None = None
+    _peer: Peer | None = None
+    _spared = False
+
+    def open_door(self, *, together: bool) -> Address:
+        """Where others of a new group reach this actor; `together`: all are on this machine."""
+        import ray
+
+        if self._door:
+            self._door.close()
+        self._door = Door(None if together else ray.util.get_node_ip_address())
+        return self._door.address
+
+    def meet(self, rank: int, meeting: Meeting, saved: Saved) -> None:
+        """Link up with a group, whose server is in this state.
+
+        Raises:
+            PeersLost: not all are there in time.
+        """
+        assert self._door is not None
+        links = self._door.meet(rank, meeting.addresses, meeting.key)
+        shard = self if isinstance(self, TaskShard) else None
+        slices, learned, outer = self._slices, self._learned, meeting.outer
+        if meeting.roles is not None:
+            self._peer = RangedPeer(
+                shard, outer, saved, links, meeting.roles, slices=slices, learned=learned
+            )
+        else:
+            assert shard is not None
+            server = ParameterServer(saved[1], outer, learned=learned)
+            server.restore(saved)
+            self._peer = ReplicatedPeer(
+                shard, server, links, slices=slices, multi_round=meeting.multi_round
+            )
+
+    def block(
+        self, count: int, after: object, *, tell: bool, keep: bool
+    ) -> tuple[list[Row] | None, Saved | None, np.ndarray | None]:
+        """The next `count` iterations, as a peer, after what the block before has returned.
+
+        Returns:
+            The metrics of each where it is to `tell` them; where all are to `keep` them, at the
+            first the state then, and what is to be validated [size].
+        """
+        assert self._peer is not None
+        rows = self._peer.block(count)
+        kept = self._peer.gathered() if keep else None
+        if not self._spared:  # what lives on after the first, in which it has compiled
+            spare()
+            self._spared = True
+        return rows if tell else None, *(kept or (None, None))
+
+    def progress(self, after: object) -> Progress | None:
+        """How far this actor has got as a peer, after a block."""
+        return self._peer and self._peer.progress()
+
+    def saved(self, it: int) -> Saved:
+        """Its part of the state, after `it` iterations."""
+        assert self._peer is not None
+        return self._peer.saved(it)
+
+    def leave(self) -> None:
+        """Break its group up, though it be waiting for the others."""
+        if self._peer:
+            self._peer.leave()
