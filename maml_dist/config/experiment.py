@@ -44,6 +44,8 @@ class Experiment:
     cpus_per_worker: float = 1  # cores that a rollout worker reserves
     server: ServerMode | None = None  # who updates: one, some actors, or the shards; null: shards
     servers: int | None = None  # parts of server=split; null: one a machine, two at least
+    max_staleness: int = 0  # updates that weights may be old at which a gradient is taken; 0: none
+    backup: int = 0  # slices that an update does not wait for
     placement: Spread = "spread"  # of shards on machines: over many, or on few
     heartbeat_timeout: float = 30  # seconds of silence after which an actor is lost
     max_failures: int = 10  # that a run survives in a row, with no iteration between
@@ -70,7 +72,8 @@ class Experiment:
             self, "", test_tasks=(2, TASKS), test_steps=(0, STEPS), pipeline_depth=(1, 10_000)
         )
         check_range(self, "", rollout_workers=(0, ACTORS), max_failures=(0, 1000))
-        check_range(self, "", servers=(1, ACTORS))
+        check_range(self, "", servers=(1, ACTORS), max_staleness=(0, 1000), backup=(0, ACTORS))
+        self._check_relaxed()
         if self.server == "split" and (self.multi_round or not self.outer.divisible):
             why = "asks the tasks back" if self.multi_round else "is not said to be by elements"
             raise ValueError(
@@ -106,6 +109,24 @@ class Experiment:
                 "compute"
             )
 
+    def _check_relaxed(self) -> None:
+        """Raise ValueError where updates are not to wait, and cannot but."""
+        if not self.relaxed:
+            return
+        key = "max_staleness" if self.max_staleness else "backup"
+        found = f"{key}={getattr(self, key)}"
+        if self.multi_round:
+            raise ValueError(f"{found}: this update asks all tasks back, and so waits for them")
+        if self.server not in (None, "one"):
+            raise ValueError(f"{found}: one server makes such updates, not server={self.server}")
+        if self.backup and self.slices and self.backup >= self.slices:
+            raise ValueError(f"backup={self.backup}: must be fewer than the {self.slices} slices")
+
+    @property
+    def relaxed(self) -> bool:
+        """Whether an update need not wait for everybody."""
+        return bool(self.max_staleness or self.backup)
+
     @property
     def wanted_shards(self) -> int | ShardRange | None:
         """How many shards: so many, a range of them, or None: as many as there is room for."""
@@ -139,6 +160,6 @@ class Experiment:
             self.placement,
             self.heartbeat_timeout,
             self.max_failures,
-            self.server or "spread",
+            self.server or ("one" if self.relaxed else "spread"),
             self.servers,
         )

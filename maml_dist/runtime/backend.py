@@ -7,7 +7,7 @@ both; in this process the call runs at once and its result stands in for the ref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from maml_dist.runtime.shard import TaskShard
 
 ACTORS = 10_000  # that a run may have; cores and GPUs of one
 Spread = Literal["spread", "pack"]
+T = TypeVar("T")
 ServerMode = Literal["one", "split", "spread"]
 
 
@@ -44,7 +45,8 @@ class ResourceRequest(NamedTuple):
     placement: Spread = "spread"
     heartbeat_timeout: float = 30.0  # seconds of silence after which an actor is lost
     max_failures: int = 10  # in a row, without an iteration between
-    server: ServerMode = "spread"
+    server: T = TypeVar("T")
+ServerMode = "spread"
     servers: int | None = None  # parts of server=split; null: one a machine, two at least
 
     @property
@@ -100,6 +102,7 @@ class ActorGroup(ABC):
     server: ParameterServer
     get: Get  # raises ActorLost
     slices: int
+    parallel: bool = False  # whether its shards compute at the same time
     linked: bool = False  # whether the shards make the updates among themselves, by blocks
     rows: Mapping[int, dict[str, Any]] = {}  # metrics of a broken block: iteration -> row
 
@@ -109,6 +112,14 @@ class ActorGroup(ABC):
 
     def block(self, count: int, *, keep: bool) -> BlockRefs:
         """Where the shards are linked: have them do the next `count` iterations."""
+        raise NotImplementedError
+
+    def shards_up(self) -> list[TaskShard]:
+        """Those that compute, now."""
+        raise NotImplementedError
+
+    def first(self, references: list[Ref[T]]) -> list[Ref[T]]:
+        """Waits until one of them is there, or lost; returns those."""
         raise NotImplementedError
 
     @abstractmethod

@@ -40,6 +40,8 @@ PLACED_WITHIN = 120.0  # seconds for a cluster that does not grow to place all a
 class RayGroup(ActorGroup):
     """The server beside the driver, and shards and rollout workers wherever there is room."""
 
+    parallel = True
+
     def __init__(self, given: Start, resources: Resources, *, grows: bool) -> None:
         """`grows`: whether machines may come that are not there yet."""
         self.slices = given.shard.slices
@@ -86,6 +88,22 @@ class RayGroup(ActorGroup):
         if not self._up:
             raise ActorLost("no shard is left")
         return cast(TaskShard, self._up[slice % len(self._up)].actor)
+
+    def shards_up(self) -> list[TaskShard]:
+        """Those that compute, now."""
+        if not self._up:
+            raise ActorLost("no shard is left")
+        return [cast(TaskShard, seat.actor) for seat in self._up]
+
+    def first(self, references: list[Any]) -> list[Any]:
+        """Waits until one of them is there, or lost; returns those."""
+        import ray
+
+        while True:
+            ready: list[Any] = ray.wait(references, timeout=TICK, fetch_local=False)[0]
+            self._tick()
+            if ready:
+                return ready
 
     def block(self, count: int, *, keep: bool) -> BlockRefs:
         """Have the linked actors do the next `count` iterations; links them up where they are not.

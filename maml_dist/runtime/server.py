@@ -1,6 +1,8 @@
 """ParameterServer: the actor that adds the gradients up and applies the beta update."""
 
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -50,11 +52,17 @@ class ParameterServer:
 
     @remote_pair
     def update(
-        self, *contributions: Contribution, gather: Gather | None = None
+        self,
+        *contributions: Contribution,
+        gather: Gather | None = None,
+        facts: Mapping[str, float] = MappingProxyType({}),
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """One meta-update from the contributions of all shards.
 
-        `gather`, where this server has a part of the vector: knows the other parts' blocks.
+        Args:
+            contributions: in the order of slices.
+            gather: where this server has a part of the vector: knows the other parts' blocks.
+            facts: go to the metrics.
 
         Returns:
             The new vector [size], and the means of the shards' metrics over the tasks that were
@@ -67,7 +75,7 @@ class ParameterServer:
             meta, state = self._outer.update(self._meta[:end], mean[:end], self._state, **known)
             self._take(meta, mean[end:], state)
         self._it += 1
-        return self.meta(), metrics
+        return self.meta(), metrics | facts
 
     @remote_pair
     def next_request(

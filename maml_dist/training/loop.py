@@ -23,6 +23,7 @@ from maml_dist.runtime.remote import Ref
 from maml_dist.runtime.shard import TaskShard
 from maml_dist.training.interruption import interruptible
 from maml_dist.training.recorder import IterationRefs, Recorder, Row, due, scoring
+from maml_dist.training.relaxed import relaxed
 
 BLOCK_SECONDS = 0.2  # that a block takes, about: until it is read, and until Ctrl-C is heard
 MOST_ROWS = 300  # of a block, so that they come inside Ray's answer
@@ -157,6 +158,8 @@ def train(
                     recorder.validate_last()
                     recorder.catch_up(saved)
                     way = in_blocks if actors.linked else loop
+                    if run.experiment.relaxed and actors.parallel:
+                        way = relaxed
                     counts = way(run.experiment, actors, recorder.unread, start=start, stop=stop)
                     recorder.record(freeze_gc(counts))
                     return

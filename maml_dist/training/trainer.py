@@ -35,7 +35,7 @@ RESUMABLE = (
         "on_divergence",
     ),
     *("rollout_workers", "cpus_per_worker", "max_parallel_envs"),
-    *("server", "servers", "placement", "heartbeat_timeout", "max_failures"),
+    *("server", "servers", "max_staleness", "backup", "placement", "heartbeat_timeout", "max_failures"),
     *("shards", "cpus_per_shard", "gpus_per_shard"),
 )
 
