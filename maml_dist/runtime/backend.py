@@ -45,8 +45,7 @@ class ResourceRequest(NamedTuple):
     placement: Spread = "spread"
     heartbeat_timeout: float = 30.0  # seconds of silence after which an actor is lost
     max_failures: int = 10  # in a row, without an iteration between
-    server: T = TypeVar("T")
-ServerMode = "spread"
+    server: ServerMode = "spread"
     servers: int | None = None  # parts of server=split; null: one a machine, two at least
 
     @property
