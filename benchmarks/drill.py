@@ -1,6 +1,7 @@
 """The fault drill: runs that are disturbed at random, and must end with an undisturbed one's bits.
 
     python -m benchmarks.drill [--seeds 20] [--first 0] [--kind supervised|rollouts] [--faults A,B]
+                               [--server spread|split|one]
     python -m benchmarks.drill --each    # one fault a seed, each in turn: for the seconds
 
 Each seed draws faults, and the iterations at which they strike, some while another is being mended.
@@ -88,6 +89,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, help="20; with --each as many as faults")
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--kind", choices=[*SETTINGS], default="supervised")
+    parser.add_argument("--server", choices=["spread", "split", "one"], help="who updates")
     parser.add_argument("--faults", help="only these, by name, with commas between")
     parser.add_argument("--each", action="store_true", help="one fault a seed, each in turn")
     parser.add_argument("--strikes", type=int, default=5, help="faults a seed")
@@ -141,7 +143,8 @@ def drill(
 ) -> None:
     """One seed, from its first iteration to the comparison."""
     began = time.monotonic()
-    on_ray = (*ON_RAY, *WORKERS[options.kind], "--address", machines.address)
+    server = (f"server={options.server}",) if options.server else ()
+    on_ray = (*ON_RAY, *server, *WORKERS[options.kind], "--address", machines.address)
     driver = Driver(command(options.kind, folder, *on_ray), folder, machines.address)
     machines.driver, machines.folder = driver, folder
     waiting = list(outcome.strikes)

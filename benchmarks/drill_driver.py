@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 ENDED = {0: "finished", -9: "killed", 130: "interrupted", 143: "terminated"}
+EARLY = {-2: 130, -15: 143}  # as a signal ends one that has only begun to start, and later
 WORD = ("was lost", "has not answered", "goes on from", "waits", "stops at", "cannot be", "failed")
 
 
@@ -38,6 +39,7 @@ class Driver:
         status = self._process.poll()
         if status is not None:
             self._reader.join()
+            status = EARLY.get(status, status)
             if status and status not in self.expected:
                 self.wrong.append(f"ended with status {status}")
                 return False

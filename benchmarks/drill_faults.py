@@ -18,6 +18,7 @@ from maml_dist.runtime.ray_options import mute
 
 CORES = (2, 2)  # of the machines; the head has none for shards
 AWAY = 6.0  # seconds until a lost machine is replaced, a place is back, a pause ends
+SECOND = 30.0  # seconds in which a second driver is to have been refused
 PAUSE = 2.0  # seconds of silence that are no failure
 
 
@@ -135,13 +136,18 @@ def _end_driver(number: int, status: int) -> Callable[[Machines, random.Random],
 
 
 def _second_driver(machines: Machines, draw: random.Random) -> None:
-    """Which is refused."""
+    """Which is refused, unless the first has finished meanwhile."""
     resume = ["--resume", str(machines.folder), "--address", machines.address]
     again = [sys.executable, "-m", "maml_dist.train", *resume]
-    second = subprocess.run(again, capture_output=True, text=True, timeout=120)
-    refused = second.returncode and "is being trained by" in second.stderr
-    if not refused and "is finished" not in second.stdout:
-        machines.driver.wrong.append(f"a second driver: {second.returncode} {second.stderr[-200:]}")
+    second = subprocess.Popen(again, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def judge() -> None:
+        said = second.communicate(timeout=120)[1]
+        refused = second.returncode and "is being trained by" in said
+        if not refused and (second.returncode or machines.driver.runs(patience=120)):
+            machines.driver.wrong.append(f"a second driver: {second.returncode} {said[-200:]}")
+
+    machines.later(SECOND, judge)
 
 
 def _damage_checkpoint(machines: Machines, draw: random.Random) -> None:

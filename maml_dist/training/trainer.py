@@ -1,8 +1,9 @@
 """A session of meta-training: prepare a run, take the machines that it needs, train it."""
 
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,14 @@ from maml_dist.preflight.settings import refuse_unused_settings
 from maml_dist.runs.recovered import is_place, recovered
 from maml_dist.runs.run import Run
 from maml_dist.runs.run_folder import refuse_used, run_folder
+from maml_dist.runtime.backend import Resources
 from maml_dist.runtime.local_backend import LocalBackend
 from maml_dist.runtime.messages import Start
 from maml_dist.runtime.ray_backend import RayBackend
 from maml_dist.training.loop import train
 from maml_dist.training.recorder import Row
 from maml_dist.training.rehearsal import refuse_unpicklable, rehearse
+from maml_dist.training.sharing import worth_sharing
 
 # What a resumed run may change: the last line changes rounding, the others no bits.
 RESUMABLE = (
@@ -35,7 +38,15 @@ RESUMABLE = (
         "on_divergence",
     ),
     *("rollout_workers", "cpus_per_worker", "max_parallel_envs"),
-    *("server", "servers", "max_staleness", "backup", "placement", "heartbeat_timeout", "max_failures"),
+    *(
+        "server",
+        "servers",
+        "max_staleness",
+        "backup",
+        "placement",
+        "heartbeat_timeout",
+        "max_failures",
+    ),
     *("shards", "cpus_per_shard", "gpus_per_shard"),
 )
 
@@ -184,12 +195,14 @@ def execute(
         if resources.device != "cpu":  # where the engine may run otherwise
             check_engine(experiment, run.initial, resources.device)
         engine = resolve_engine(experiment, run.initial, resources.device)
-        decided = {
+        decided: dict[str, Any] = {
             "slices": experiment.slices or resources.shards,
-            **({"shards": resources.key} if experiment.shards is None else {}),
             "gpus_per_shard": resources.gpus,
             **{f"engine.{name}": value for name, value in asdict(engine).items()},
         }
+        if experiment.shards is None:
+            resources = _worth(run, resources, decided, quiet=not progress)
+            decided |= {"shards": resources.key, "slices": experiment.slices or resources.shards}
         run = Run(run.path, override(run.config, decided))
         meta, outer = flatten(run.initial).numpy(), run.experiment.outer
         given = Start(
@@ -204,3 +217,19 @@ def execute(
         run.write_recipe(new=new)
         train(run, actors, locks=locks, progress=progress, on_validation=on_validation)
     return run
+
+
+def _worth(run: Run, resources: Resources, decided: dict[str, Any], *, quiet: bool) -> Resources:
+    """What a run takes for whose shards no number is given: not more than is of use."""
+    if resources.shards == 1 or resources.device != "cpu":
+        return resources
+    alone = Run(run.path, override(run.config, decided | {"slices": run.experiment.slices or 1}))
+    worth, seconds = worth_sharing(alone, resources.request)
+    if worth:
+        return resources
+    if not quiet:
+        print(
+            f"one shard: an iteration takes {1e3 * seconds:.2g} ms, too little to be shared out",
+            file=sys.stderr,
+        )
+    return replace(resources, shards=1, least=1)
