@@ -24,6 +24,7 @@ MEETS_WITHIN = 20.0  # seconds for all of a group to be linked
 PROVES_WITHIN = 2.0  # seconds for one who has connected to prove itself
 NONCE, PROOF = 32, 32  # bytes
 INLINE = 64 * 1024  # bytes that a socket's buffer takes while the other end sends as well
+LONGEST = 90  # characters of a folder in which a Unix socket has its path
 PREFIX = struct.Struct("!QQ")  # bytes of a message's head and of its body
 RANK = struct.Struct("!I")
 Address = str | tuple[str, int]  # of a Unix socket, or host and port
@@ -47,15 +48,19 @@ class Door:
         """`host`: the address that others reach this machine by; None: they are on it."""
         self._folder = None
         if host is None:
-            self._folder = Path(tempfile.mkdtemp(prefix="maml_dist-"))
-            self.address: Address = str(self._folder / "door")
-            self._socket = socket.socket(socket.AF_UNIX)
-            self._socket.bind(self.address)
-            self._socket.listen()
-        else:
-            family = socket.getaddrinfo(host, None)[0][0]
-            self._socket = socket.create_server((host, 0), family=family)
-            self.address = host, self._socket.getsockname()[1]
+            folder = tempfile.mkdtemp(prefix="maml_dist-")
+            if len(folder) < LONGEST:
+                self._folder = Path(folder)
+                self.address: Address = f"{folder}/door"
+                self._socket = socket.socket(socket.AF_UNIX)
+                self._socket.bind(self.address)
+                self._socket.listen()
+                return
+            Path(folder).rmdir()
+        host = host or "127.0.0.1"
+        family = socket.getaddrinfo(host, None)[0][0]
+        self._socket = socket.create_server((host, 0), family=family)
+        self.address = host, self._socket.getsockname()[1]
 
     def close(self) -> None:
         """Let nobody in any more."""

@@ -1,0 +1,96 @@
+"""The cost of a round: a model fitted to what overhead.py measures, and where it leads.
+
+    seconds = fixed + each * shards + copy * bytes               on one machine, which shares its cores
+    seconds = fixed + each * shards + (copy + 1 / B) * busiest   on machines of B bytes a second
+
+`bytes` pass through all actors, `busiest` through the one that sends and receives the most, phase
+after phase. Fitted by least squares of the relative error, no coefficient below zero.
+"""
+
+import math
+from collections.abc import Sequence
+from itertools import combinations
+from typing import NamedTuple
+
+import numpy as np
+from maml_dist.runtime.ray_peers import RANGED_FROM
+
+FLOAT = 4  # bytes
+GBIT = 1e9 / 8  # bytes a second
+NETWORKS = (10, 100, 400)  # Gbit/s
+FAR = (8, 64, 512)  # shards
+SIZES = (10_000, 1_000_000, 100_000_000)
+
+
+class Round(NamedTuple):
+    """A measurement."""
+
+    mode: str
+    size: int  # meta-parameters
+    shards: int
+    seconds: float
+
+
+def traffic(mode: str, size: int, shards: int) -> float:
+    """Bytes through all actors in a round."""
+    whole = FLOAT * size
+    if mode != "spread":
+        return 2.0 * shards * whole
+    return (shards if size < RANGED_FROM else 2) * (shards - 1) * whole
+
+
+def busiest(mode: str, size: int, shards: int) -> float:
+    """Bytes through the actor that all wait for; server parts are half as many as shards."""
+    whole = FLOAT * size
+    if mode == "one":
+        return 2.0 * shards * whole
+    if mode == "split":
+        return 2.0 * whole * max(1.0, shards / max(2, shards // 2))
+    return whole * ((shards - 1) if size < RANGED_FROM else 2 * (shards - 1) / shards)
+
+
+def fit(rounds: Sequence[Round]) -> tuple[np.ndarray, list[float]]:
+    """The coefficients (fixed, each, copy), and the relative residual of each round."""
+    rows = np.array([[1, one.shards, traffic(one.mode, one.size, one.shards)] for one in rounds])
+    seconds = np.array([one.seconds for one in rounds])
+    best, found = math.inf, np.zeros(3)
+    for some in (each for count in (1, 2, 3) for each in combinations(range(3), count)):
+        columns = rows[:, some] / seconds[:, None]
+        weights = np.linalg.lstsq(columns, np.ones(len(rounds)), rcond=None)[0]
+        off = float(np.square(columns @ weights - 1).sum())
+        if (weights >= 0).all() and off < best:
+            best, found = off, np.zeros(3)
+            found[[*some]] = weights
+    return found, list(rows @ found / seconds - 1)
+
+
+def reached(found: np.ndarray, mode: str, size: int, shards: int, gbit: float) -> float:
+    """Seconds of a round on such a network."""
+    fixed, each, copy = found
+    moved = busiest(mode, size, shards)
+    return float(fixed + each * shards + (copy + 1 / (gbit * GBIT)) * moved)
+
+
+def fitted(rounds: Sequence[Round]) -> str:
+    """The fits, and tables of what they say of networks."""
+    modes = list(dict.fromkeys(one.mode for one in rounds))
+    fits = {mode: fit([one for one in rounds if one.mode == mode]) for mode in modes}
+    lines = ["", "| server | fixed | a shard | a GB | residuals |", "|---|---|---|---|---|"]
+    for mode, ((fixed, each, copy), residuals) in fits.items():
+        off = f"{math.sqrt(np.mean(np.square(residuals))):.0%}, {max(residuals, key=abs):+.0%}"
+        lines.append(
+            f"| {mode} | {1e3 * fixed:.2g} ms | {1e3 * each:.2g} ms | {1e9 * copy:.2g} s | {off} |"
+        )
+    head = " | ".join(f"{gbit} Gbit/s" for gbit in NETWORKS)
+    lines += [
+        "",
+        f"| M parameters | shards | server | {head} |",
+        "|---" * (3 + len(NETWORKS)) + "|",
+    ]
+    for size in SIZES:
+        for shards in FAR:
+            for mode in modes:
+                times = [reached(fits[mode][0], mode, size, shards, gbit) for gbit in NETWORKS]
+                cells = " | ".join(f"{1e3 * each:.3g} ms" for each in times)
+                lines.append(f"| {size / 1e6:g} | {shards} | {mode} | {cells} |")
+    return "\n".join(lines)
