@@ -146,7 +146,7 @@ def drill(
     server = (f"server={options.server}",) if options.server else ()
     on_ray = (*ON_RAY, *server, *WORKERS[options.kind], "--address", machines.address)
     driver = Driver(command(options.kind, folder, *on_ray), folder, machines.address)
-    machines.driver, machines.folder = driver, folder
+    machines.driver = driver
     waiting = list(outcome.strikes)
     seen: dict[int, float] = {}  # when an iteration was first seen
     struck: list[tuple[Strike, float]] = []
@@ -171,7 +171,7 @@ def drill(
     if waiting:
         outcome.wrong.append(f"ended before {len(waiting)} faults")
     outcome.wrong += driver.wrong
-    outcome.wrong += differences(folder, undisturbed)
+    outcome.wrong += differences(driver.folder, undisturbed)
     outcome.wrong += [f"the output has {text!r}" for text in NOT_OURS if text in driver.output]
     if outcome.wrong:
         print(driver.output[-6000:], file=sys.stderr, flush=True)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 ENDED = {0: "finished", -9: "killed", 130: "interrupted", 143: "terminated"}
 EARLY = {-2: 130, -15: 143}  # as a signal ends one that has only begun to start, and later
+RESCUED = re.compile(r"and --resume (\S+) goes on from there")
 WORD = ("was lost", "has not answered", "goes on from", "waits", "stops at", "cannot be", "failed")
 
 
@@ -18,7 +20,7 @@ class Driver:
     """A run's driver, one after the other until the run is finished."""
 
     def __init__(self, command: list[str], folder: Path, address: str) -> None:
-        self._folder, self._address = folder, address
+        self.folder, self._address = folder, address
         self.output = ""
         self.words: list[tuple[float, str]] = []  # what it said of faults, and when
         self.rows: list[tuple[float, int]] = []  # when an iteration was first seen
@@ -40,6 +42,12 @@ class Driver:
         if status is not None:
             self._reader.join()
             status = EARLY.get(status, status)
+            if status == 2 and (elsewhere := RESCUED.search(self.output)):
+                self.folder, self._read, self.expected = Path(elsewhere[1]), 0, {0}
+                self.output = self.output.replace("goes on from there", "went on from there")
+                self.words.append((time.monotonic(), ENDED[143]))
+                self.resume()
+                return True
             if status and status not in self.expected:
                 self.wrong.append(f"ended with status {status}")
                 return False
@@ -55,8 +63,8 @@ class Driver:
 
     def resume(self) -> None:
         """Go on with the run."""
-        resume = ["--resume", str(self._folder), "--address", self._address]
-        recipe = self._folder / "recipe.yaml"
+        resume = ["--resume", str(self.folder), "--address", self._address]
+        recipe = self.folder / "recipe.yaml"
         again = [sys.executable, "-m", "maml_dist.train", *resume]
         self._start(again if recipe.exists() else self._command)
 
@@ -100,7 +108,7 @@ class Driver:
     def _look(self) -> None:
         """Read the rows that have come."""
         try:
-            with (self._folder / "metrics.jsonl").open() as file:
+            with (self.folder / "metrics.jsonl").open() as file:
                 if os.fstat(file.fileno()).st_size < self._read:
                     self._read = 0  # rewritten by a resumed run
                 file.seek(self._read)

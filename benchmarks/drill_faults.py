@@ -26,7 +26,6 @@ class Machines:
     """A cluster whose machines can be lost, and the run on it."""
 
     driver: Driver
-    folder: Path
 
     def __init__(self) -> None:
         self._mends: list[tuple[float, Callable[[], None]]] = []
@@ -137,7 +136,7 @@ def _end_driver(number: int, status: int) -> Callable[[Machines, random.Random],
 
 def _second_driver(machines: Machines, draw: random.Random) -> None:
     """Which is refused, unless the first has finished meanwhile."""
-    resume = ["--resume", str(machines.folder), "--address", machines.address]
+    resume = ["--resume", str(machines.driver.folder), "--address", machines.address]
     again = [sys.executable, "-m", "maml_dist.train", *resume]
     second = subprocess.Popen(again, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -154,7 +153,7 @@ def _damage_checkpoint(machines: Machines, draw: random.Random) -> None:
     """Kill the driver, and cut the newest checkpoint short."""
     machines.driver.signal(signal.SIGKILL, status=-9)
     machines.driver.wait()
-    files = sorted(Path(machines.folder, "checkpoints").glob("0*.safetensors"))
+    files = sorted(Path(machines.driver.folder, "checkpoints").glob("0*.safetensors"))
     if len(files) > 1:
         os.truncate(files[-1], files[-1].stat().st_size // 2)
 
@@ -163,12 +162,12 @@ def _lose_index(machines: Machines, draw: random.Random) -> None:
     """Kill the driver, and delete the index of its checkpoints."""
     machines.driver.signal(signal.SIGKILL, status=-9)
     machines.driver.wait()
-    Path(machines.folder, "checkpoints", "index.json").unlink(missing_ok=True)
+    Path(machines.driver.folder, "checkpoints", "index.json").unlink(missing_ok=True)
 
 
 def _lose_place(machines: Machines, draw: random.Random) -> None:
     """Put a file where the checkpoints are, for a while."""
-    place = Path(machines.folder, "checkpoints")
+    place = Path(machines.driver.folder, "checkpoints")
     away = place.with_name("away")
     if not place.is_dir() or away.exists():
         return

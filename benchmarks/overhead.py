@@ -51,11 +51,10 @@ def main() -> int:
     """Measure; print a table as it comes, then the model."""
     options = parse()
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - as Ray spells it
-    ray_making.RayShard = IdleShard  # type: ignore[misc]
+    vars(ray_making)["RayShard"] = IdleShard
     rounds: list[Round] = []
-    print(
-        "| M parameters | shards | server | ms an iteration | MB out and in |\n|---|---|---|---|---|"
-    )
+    print("| M parameters | shards | server | ms an iteration | MB out and in |")
+    print("|---|---|---|---|---|")
     with own_ray(max(options.shards) + 1):
         for size in options.sizes:
             for shards in options.shards:
@@ -122,7 +121,7 @@ def paced(run: Run, group: ActorGroup, seconds: float) -> float:
         del unread[:count]
         if now - began > WITHIN or (now - began > seconds and len(paces) > 2):
             break
-    return statistics.median(paces[len(paces) // 2 :])
+    return float(statistics.median(paces[len(paces) // 2 :]))
 
 
 def line(each: Round) -> str:

@@ -1,6 +1,6 @@
 """The cost of a round: a model fitted to what overhead.py measures, and where it leads.
 
-    seconds = fixed + each * shards + copy * bytes               on one machine, which shares its cores
+    seconds = fixed + each * shards + copy * bytes               on one machine, its cores shared
     seconds = fixed + each * shards + (copy + 1 / B) * busiest   on machines of B bytes a second
 
 `bytes` pass through all actors, `busiest` through the one that sends and receives the most, phase
@@ -13,6 +13,7 @@ from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
+
 from maml_dist.runtime.ray_peers import RANGED_FROM
 
 FLOAT = 4  # bytes

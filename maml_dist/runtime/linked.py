@@ -82,7 +82,7 @@ class Linked:
 
     def progress(self, after: object) -> Progress | None:
         """How far this actor has got as a peer, after a block."""
-        return self._peer and self._peer.progress()
+        return self._peer.progress() if self._peer else None
 
     def saved(self, it: int) -> Saved:
         """Its part of the state, after `it` iterations."""

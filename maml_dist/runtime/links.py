@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -82,9 +82,9 @@ class Door:
             while len(met) < len(addresses) - 1:
                 self._socket.settimeout(max(0.01, end - time.monotonic()))
                 visitor = self._socket.accept()[0]
-                other = _admitted(visitor, key)
-                if other is not None and rank < other < len(addresses) and other not in met:
-                    met[other] = visitor
+                who = _admitted(visitor, key)
+                if who is not None and rank < who < len(addresses) and who not in met:
+                    met[who] = visitor
         except OSError as error:
             for each in met.values():
                 each.close()
@@ -136,7 +136,7 @@ class Links:
         try:
             sending = []
             for rank, message in given.items():
-                body = memoryview(message.body).cast("B")
+                body = bytes_of(message.body)
                 head = PREFIX.pack(len(message.head), len(body)) + message.head
                 if len(head) + len(body) <= INLINE:
                     self._sockets[rank].sendall(b"".join((head, body)))
@@ -158,6 +158,11 @@ class Links:
             except OSError:  # it is closed
                 continue
         self._senders.shutdown(wait=False)
+
+
+def bytes_of(numbers: np.ndarray | bytearray) -> memoryview:
+    """Those that lie in one piece, where they are."""
+    return memoryview(cast(Any, numbers)).cast("B")
 
 
 def _sent(to: socket.socket, head: bytes, body: memoryview) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from maml_dist.runtime.links import Links, Message
 from maml_dist.runtime.messages import Contribution
-from maml_dist.runtime.meta_iteration import meta_iteration
+from maml_dist.runtime.meta_iteration import Ask, meta_iteration
 from maml_dist.runtime.remote import Get, Here
 from maml_dist.runtime.server import ParameterServer, Saved
 from maml_dist.runtime.shard import TaskShard
@@ -98,7 +98,7 @@ class ReplicatedPeer(Peer):
         """Make iteration `it`."""
         _, metrics = meta_iteration(
             self._server,
-            self._ask,  # type: ignore[arg-type] - values stand for references
+            cast(Ask, self._ask),  # values stand for references
             cast(Get, lambda value: value),
             self._server.meta.remote(),
             it,

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from maml_dist.core.outer.optimizers import OuterOptimizer
-from maml_dist.runtime.links import Links, Message
+from maml_dist.runtime.links import Links, Message, bytes_of
 from maml_dist.runtime.messages import Contribution
 from maml_dist.runtime.peer import Peer, Progress, contributions, message
 from maml_dist.runtime.ranges import part_of, whole
@@ -53,7 +53,7 @@ class RangedPeer(Peer):
         self._clips = outer.clip_norm is not None
         self._meta = saved[1].copy()
         self._places = {
-            rank: memoryview(self._meta[part]).cast("B")
+            rank: bytes_of(self._meta[part])
             for rank, part in roles.owners.items()
             if rank != links.rank
         }

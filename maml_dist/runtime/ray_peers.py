@@ -168,7 +168,9 @@ def _raised(reference: Any) -> Exception | None:
         ray.get(reference)
     except ray.exceptions.RayTaskError as error:
         cause = error.cause
-        if not isinstance(cause, PeersLost | ray.exceptions.RayError):
+        if isinstance(cause, Exception) and not isinstance(
+            cause, PeersLost | ray.exceptions.RayError
+        ):
             return cause
     except ray.exceptions.RayError:
         pass

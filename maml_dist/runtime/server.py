@@ -75,7 +75,7 @@ class ParameterServer:
             meta, state = self._outer.update(self._meta[:end], mean[:end], self._state, **known)
             self._take(meta, mean[end:], state)
         self._it += 1
-        return self.meta(), metrics | facts
+        return self.meta(), metrics | dict(facts)
 
     @remote_pair
     def next_request(

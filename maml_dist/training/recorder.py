@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -144,13 +144,13 @@ class Recorder:
         def rows(report: IterationRefs, read: Row | list[Row] | None = None) -> list[Row]:
             if report.end in known:  # its block has broken after that
                 return [known[it] for it in range(report.start + 1, report.end + 1)]
-            found = self._actors.get(report.metrics) if read is None else read
-            listed = found if isinstance(found, list) else [found]
+            found = self._actors.get(cast(Any, report.metrics)) if read is None else read
+            listed: list[Row] = found if isinstance(found, list) else [found]
             self._counted += len(listed)
             return listed
 
         try:
-            read = self._actors.get([report.metrics for report in reports])
+            read = self._actors.get([cast(Any, report.metrics) for report in reports])
         except (FloatingPointError, ActorLost):
             for report in reports:
                 yield report, rows(report)
