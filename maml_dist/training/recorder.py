@@ -54,6 +54,7 @@ class Recorder:
         self._read = start  # the last iteration
         self._window: list[Row] = []  # the metrics since the last row
         self._counted, self._clock = 0, time.monotonic()
+        self._logged = False  # whether a row was, since that clock
         self._printed = {""}
         self._open: Row = {}  # of a checkpoint that is not validated yet
 
@@ -101,8 +102,8 @@ class Recorder:
                 if it > self._read:
                     kept = (saved, report.validate) if it == report.end else (None, None)
                     self._add(it, metrics, *kept, validate=validate)
-        if not self._window:
-            self._counted, self._clock = 0, time.monotonic()
+        if self._logged or not self._window:  # the pace is of what is read from now on
+            self._counted, self._clock, self._logged = 0, time.monotonic(), False
 
     def _add(
         self,
@@ -170,7 +171,7 @@ class Recorder:
         row |= {"it_per_s": pace, "tasks_per_s": pace * experiment.meta_batch}
         if "steps/after" in row:  # of the environments, by one task
             row["steps_per_s"] = row["steps/after"] * row["tasks_per_s"]
-        self._window = []
+        self._window, self._logged = [], True
         if saved is None or scores is None:
             self._files.log(row)
         elif not validate:
