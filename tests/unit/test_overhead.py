@@ -39,7 +39,7 @@ def test_no_coefficient_is_below_zero():
 
 
 def test_what_moves():
-    """By counting messages: of each shard to the server and back; to all others; to owners and back."""
+    """By counting messages: to the server and back; to all others; to owners and back."""
     whole = 4 * 1_000_000
     assert model.traffic("one", 1_000_000, 4) == 8 * whole
     assert model.traffic("spread", 1_000_000, 4) == 4 * 2 * whole * 3 / 4
