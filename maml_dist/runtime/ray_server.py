@@ -7,7 +7,7 @@ from maml_dist.runtime.messages import Start
 from maml_dist.runtime.ray_making import Maker
 from maml_dist.runtime.server import ParameterServer, Saved
 
-SNAPSHOT = 5.0  # seconds between two
+SNAPSHOT = 5.0, 20e6  # seconds between two, and bytes of the state for each second more
 UP_WITHIN = 120.0  # seconds after which one that was never seen to be up is taken for silent
 RENEWED = 0.25  # seconds until its name is tried again, while the one before still has it
 
@@ -27,7 +27,9 @@ class LosableServer:
 
     def due(self) -> bool:
         """Whether it is time for a snapshot."""
-        return time.monotonic() - self._snapped > SNAPSHOT
+        _, meta, state = self._saved
+        size = meta.nbytes + sum(value.nbytes for value in state.values())
+        return time.monotonic() - self._snapped > SNAPSHOT[0] + size / SNAPSHOT[1]
 
     def snapshot(self, saved: Any = None) -> None:
         """Keep its state after all that was submitted; `saved`: one to be taken over by it."""

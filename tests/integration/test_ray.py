@@ -16,6 +16,7 @@ import maml_dist
 from maml_dist.config.recipe import read_recipe
 from maml_dist.core.outer.optimizers import Adam
 from maml_dist.runs.run import Run
+from maml_dist.runtime import ray_peers
 from maml_dist.runtime.ray_backend import RayBackend
 from maml_dist.tasks.sinusoid import Sinusoid
 from maml_dist.training.trainer import execute, prepare
@@ -52,6 +53,32 @@ def local(tmp_path_factory):
 def test_ray_and_this_process_give_the_same_bits(tmp_path, ray_here, local, shards):
     run = maml_dist.meta_train("sinusoid", run=tmp_path / "run", shards=shards, **SMALL)
     assert np.array_equal(weights(run), local[shards])
+
+
+@pytest.mark.parametrize(
+    ("mode", "ranged"),
+    [
+        ({"server": "one"}, False),
+        ({"server": "split", "servers": 2}, False),
+        ({"server": "spread"}, True),
+    ],
+)
+def test_whoever_makes_the_updates_the_bits_are_the_same(
+    tmp_path, ray_here, local, monkeypatch, mode, ranged
+):
+    if ranged:
+        monkeypatch.setattr(ray_peers, "RANGED_FROM", 1)
+    run = maml_dist.meta_train("sinusoid", run=tmp_path / "run", shards=2, **mode, **SMALL)
+    assert np.array_equal(weights(run), local[2])
+
+
+@pytest.mark.parametrize("keys", [{"max_staleness": 2}, {"backup": 1}])
+def test_updates_that_do_not_wait_learn_too_and_say_what_was_stale(tmp_path, ray_here, keys):
+    run = maml_dist.meta_train("sinusoid", run=tmp_path / "run", shards=2, **keys, **SMALL)
+    assert run.finished and [row["iteration"] for row in run.metrics] == [10, 20, 30]
+    for row in run.metrics:
+        assert row["dropped"] == keys.get("backup", 0)
+        assert 0 <= row["staleness"] <= row["staleness/most"] <= keys.get("max_staleness", 0)
 
 
 @pytest.mark.parametrize("shards", [2, 4])
