@@ -1,178 +1,155 @@
-"""The meta-gradient on a GPU: our engine, each way it runs, beside PyTorch written by hand.
+"""What maml_dist does on this machine's GPU, within some minutes, one command.
 
-    python benchmarks/gpu.py [--workloads A,B,C,D] [--variants vmap/compiled/steps,…] [--seconds 2]
-                             [--precision float32] [--json FILE]
+    python benchmarks/gpu.py [--minutes 8] [--parts tests,A,…] [--omniglot FOLDER]
+                             [--precision float32] [--out gpu-benchmark] [--dry-run]
 
-Milliseconds: the median meta-gradient of a whole meta-batch on given episodes, the device
-synchronised. First: the first one, with what is traced or compiled for it. Error: of the
-meta-gradient of two tasks, relative to the same in float64 on the CPU; a ReLU whose input rounds to
-the other side moves it too, by 20% on C in TF32. Peak: of the device's memory. Without a GPU all of
-it runs on the CPU.
+    data      Omniglot: FOLDER's official images, or generated ones in their layout
+    tests     pytest -m gpu
+    A … D, T  the meta-gradient of the workloads of benchmarks/peer_cases.py and of a transformer:
+              the engine, each way it runs, beside torch.func by hand (benchmarks/gpu_workloads.py)
+    jax       the same in JAX, where it is installed (benchmarks/gpu_jax.py)
+    shards    1, 2 and 4 shards that share the GPU over Ray (benchmarks/gpu_shards.py)
+    omniglot  5-way 1-shot for the time that is left: the accuracy reached
+
+Each part is a process of its own with its share of the time that is left, and survives another's
+failure. Its rows are on disk as soon as they are there: OUT/PART.jsonl; what it said is in
+OUT/PART.log, and all of it after each part in OUT/gpu.json, which is printed at the end, and a
+table. `--dry-run` does all of it in small, on a CPU as well.
 """
 
 import argparse
 import json
-import statistics
+import os
+import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # however it is started
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # however it is started
 
 import torch  # noqa: E402 - after the path
-from torch import Tensor, nn  # noqa: E402 - the same
-from torch.func import functional_call, grad, vmap  # noqa: E402 - the same
-from torch.nn import functional  # noqa: E402 - the same
 
-from benchmarks.peer_cases import WORKLOADS, Case, Workload, make, module  # noqa: E402 - the same
-from benchmarks.peer_ours import experiment  # noqa: E402 - the same
-from maml_dist.core.data.episode import Episode, map_tensors  # noqa: E402 - the same
-from maml_dist.core.data.task_source import TaskKey, keys_of  # noqa: E402 - the same
-from maml_dist.core.engine.engine import Engine  # noqa: E402 - the same
-from maml_dist.core.engine.meta_gradient import MetaGradient  # noqa: E402 - the same
-from maml_dist.core.model.objective import Objective  # noqa: E402 - the same
-from maml_dist.core.params import flatten, layout  # noqa: E402 - the same
+from benchmarks.gpu_process import GRACE, Part, run  # noqa: E402
+from benchmarks.gpu_table import lines  # noqa: E402
 
-VARIANTS = "vmap/eager/graph,vmap/traced/auto,vmap/compiled/auto,task/traced/auto"
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-Row = dict[str, Any]
+LEAST = 2 * GRACE  # seconds: with less, a part is left out
+# Of the whole time; what a part leaves goes to those after it.
+SHARES = {
+    **{"data": 5, "tests": 16, "A": 5, "B": 7, "C": 8, "D": 6, "T": 6, "jax": 7},
+    **{"shards": 15, "omniglot": 25},
+}
 
 
 def main() -> None:
-    """Measure; print a row as it is there."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--workloads", default="A,B,C,D")
-    parser.add_argument("--variants", default=VARIANTS, help="batching/running/memory, …")
-    parser.add_argument("--precision", default="float32", help="float32 or tf32")
-    parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
-    parser.add_argument("--json", type=Path, help="write the rows there too")
+    """Run the parts; print JSON and a table."""
+    options = _parse()
+    deadline = time.monotonic() + 60 * options.minutes
+    options.out.mkdir(parents=True, exist_ok=True)
+    results: dict[str, Any] = {"machine": machine(), "options": _said(options), "parts": []}
+    measure(parts(options), results, options.out, deadline)
+    print(json.dumps(results))
+    print("\n".join(lines(results)))
+
+
+def measure(chosen: Sequence[Part], results: dict[str, Any], out: Path, deadline: float) -> None:
+    """Run the parts until the deadline, each in its share of what is left; note what they found."""
+    out = out.absolute()
+    environment = {"MAML_DIST_DATA": str(out / "data"), "PYTHONPATH": _path()}
+    for number, part in enumerate(chosen):
+        left = deadline - time.monotonic()
+        limit = left * part.share / sum(each.share for each in chosen[number:])
+        if limit < LEAST:
+            found = {"part": part.name, "status": "left out", "seconds": 0, "rows": []}
+            found |= {"limit": round(limit, 1), "said": ["there was no time left"]}
+        else:
+            print(f"{part.name}: up to {limit:.0f} s", file=sys.stderr, flush=True)
+            found = run(part, out, limit=limit, environment=environment)
+        results["parts"].append(found)
+        written = out / "gpu.json.new"
+        written.write_text(json.dumps(results, indent=1))
+        written.replace(out / "gpu.json")
+
+
+def parts(options: argparse.Namespace) -> list[Part]:
+    """Those that are asked for, in their order."""
+    python, small = (sys.executable,), ("--dry-run",) * options.dry_run
+    precision = ("--precision", options.precision)
+    commands: dict[str, tuple[str, ...]] = {"data": _script("data")}
+    if options.omniglot:
+        commands["data"] += ("--omniglot", str(options.omniglot.absolute()))
+    for name in "ABCDT":
+        commands[name] = (*_script("workloads"), "--workloads", name, *precision)
+    commands |= {"jax": (*_script("jax"), *precision)}
+    commands |= {name: _script(name) for name in ("shards", "omniglot")}
+    tests = ("-m", "pytest", "-q", "-m", "gpu", "-n", "0", "-rs", "-p", "no:cacheprovider")
+    commands["tests"] = (
+        *tests,
+        "--rootdir",
+        str(ROOT),
+        str(ROOT / "tests/integration/test_gpu.py"),
+    )
+    return [
+        Part(name, (*python, *commands[name]), share, writes_rows=False)
+        if name == "tests"
+        else Part(name, (*python, *commands[name], *small), share)
+        for name, share in SHARES.items()
+        if name in options.parts
+    ]
+
+
+def machine() -> dict[str, Any]:
+    """What all of it runs on."""
+    there: dict[str, Any] = {"device": "CPU", "torch": torch.__version__}
+    if torch.cuda.is_available():
+        there["device"] = torch.cuda.get_device_name()
+        there["GiB"] = round(torch.cuda.get_device_properties(0).total_memory / 2**30)
+        there["cuda"] = torch.version.cuda
+    return there | {"python": platform.python_version(), "cores": os.cpu_count()}
+
+
+def _script(name: str) -> tuple[str, ...]:
+    return (str(ROOT / "benchmarks" / f"gpu_{name}.py"),)
+
+
+def _path() -> str:
+    """So that the package of this checkout is the one that is measured, by Ray's actors too."""
+    return os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+
+
+def _said(options: argparse.Namespace) -> dict[str, Any]:
+    return {name: str(value) for name, value in vars(options).items()}
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--minutes", type=float, default=8.0, help="for all of it (8)")
+    parser.add_argument(
+        "--parts",
+        type=lambda text: text.split(","),
+        default=list(SHARES),
+        metavar=",".join(SHARES),
+        help="those to run (all)",
+    )
+    parser.add_argument("--omniglot", type=Path, metavar="FOLDER", help="of the official images")
+    parser.add_argument(
+        "--precision", choices=("float32", "tf32"), default="float32", help="(float32)"
+    )
+    parser.add_argument("--out", type=Path, default=Path("gpu-benchmark"), help="(gpu-benchmark)")
+    parser.add_argument("--dry-run", action="store_true", help="all of it in small")
     options = parser.parse_args()
-    name = torch.cuda.get_device_name() if DEVICE == "cuda" else "CPU"
-    print(f"torch {torch.__version__}, {name}, {options.precision}")
-    rows: list[Row] = []
-    for workload in options.workloads.split(","):
-        case = make(WORKLOADS[workload])
-        contenders = [*_ours(case, options), *_by_hand(case)]
-        for who, prepare in contenders:
-            row = {"workload": workload, "who": who}
-            try:
-                run, facts = prepare()
-                row |= _timed(run, options.seconds) | facts
-            except (RuntimeError, ValueError) as error:  # loses no other's row
-                row["failed"] = str(error).splitlines()[0][:200]
-            print(json.dumps(row), flush=True)
-            rows.append(row)
-            if options.json:
-                options.json.write_text(json.dumps(rows, indent=1))
-
-
-def _timed(run: Callable[[], Any], seconds: float) -> Row:
-    def once() -> float:
-        clock = time.perf_counter()
-        run()
-        if DEVICE == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - clock
-
-    if DEVICE == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    first = once()
-    once()  # where a CUDA graph is recorded
-    times, end = [once()], time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        times.append(once())
-    row = {"ms": round(1e3 * statistics.median(times), 3), "first_s": round(first, 2)}
-    if DEVICE == "cuda":
-        row["peak_mib"] = round(torch.cuda.max_memory_allocated() / 2**20)
-    return row
-
-
-def _ours(case: Case, options: argparse.Namespace) -> list[tuple[str, Any]]:
-    """The engine's variants, each with the error of its meta-gradient."""
-    own = experiment(case)
-    named = [TaskKey(0, "train", 0, index) for index in range(case.workload.tasks)]
-    tasks = [own.task.sample(key) for key in named]
-    episodes = own.task.collect(tasks, steps=case.workload.steps)._replace(key=keys_of(named))
-    exact = _gradient(case, Engine("task", running="eager", precision="float64"), "cpu")
-    two = map_tensors(lambda t: t[:2], episodes)
-    expected = exact(two)
-
-    def prepare(variant: str) -> Any:
-        batching, running, memory = variant.split("/")
-        engine = Engine(batching, running=running, memory=memory, precision=options.precision)
-        engine.set_rounding()
-        run = _gradient(case, engine, DEVICE)
-        off = (run(two).double().cpu() - expected).norm() / expected.norm()
-        moved = map_tensors(lambda tensor: tensor.to(DEVICE), episodes)
-        return lambda: run(moved), {"error": f"{off:.1e}"}
-
-    return [
-        (f"maml_dist {variant}", lambda variant=variant: prepare(variant))
-        for variant in options.variants.split(",")
-    ]
-
-
-def _gradient(case: Case, engine: Engine, device: str) -> Callable[[Episode], Tensor]:
-    own = experiment(case)
-    model = own.model.to(device, engine.dtype)
-    engine = engine.resolve(model, own.learner, device)
-    meta = {name: p.detach().clone() for name, p in model.named_parameters()}
-    gradient = MetaGradient(engine, own.learner, Objective(model, own.task), into=layout(meta))
-    it = torch.zeros((), device=device)
-
-    def move(tensor: Tensor) -> Tensor:
-        return tensor.to(device, engine.dtype if tensor.is_floating_point() else tensor.dtype)
-
-    return lambda episodes: gradient(flatten(meta), map_tensors(move, episodes), it).gradient
-
-
-def _by_hand(case: Case) -> list[tuple[str, Any]]:
-    """What one writes with torch.func, also compiled, and as a loop over the tasks."""
-    workload = case.workload
-    loss = functional.cross_entropy if workload.ways else functional.mse_loss
-    net = module(workload).to(DEVICE)
-    net.load_state_dict({n: torch.tensor(value) for n, value in case.meta.items()})
-    for part in net.modules():  # normalise with the batch, keep nothing
-        if isinstance(part, nn.BatchNorm2d):
-            part.running_mean = part.running_var = part.num_batches_tracked = None
-    meta = {name: p.detach().clone() for name, p in net.named_parameters()}
-    data = [torch.from_numpy(values[0]).to(DEVICE) for values in (*case.support, *case.query)]
-
-    def query_loss(meta: dict[str, Tensor], *task: Tensor) -> Tensor:
-        return _query_loss(net, loss, workload, meta, task)
-
-    def mean(meta: dict[str, Tensor]) -> Tensor:
-        return vmap(query_loss, (None, 0, 0, 0, 0))(meta, *data).mean()
-
-    def loop() -> None:
-        for task in zip(*data, strict=True):
-            grad(query_loss)(meta, *task)
-
-    compiled = torch.compile(grad(mean))
-    return [
-        ("torch.func vmap", lambda: (lambda: grad(mean)(meta), {})),
-        ("torch.func vmap, torch.compile", lambda: (lambda: compiled(meta), {})),
-        ("torch.func, a loop over tasks", lambda: (loop, {})),
-    ]
-
-
-def _query_loss(
-    net: nn.Module,
-    loss: Callable[..., Tensor],
-    workload: Workload,
-    meta: dict[str, Tensor],
-    task: tuple[Tensor, ...],
-) -> Tensor:
-    sx, sy, qx, qy = task
-    phi = meta
-    for _ in range(workload.steps):
-        slope = grad(lambda phi: loss(functional_call(net, phi, (sx,)), sy))(phi)
-        if workload.first_order:
-            slope = {name: value.detach() for name, value in slope.items()}
-        phi = {name: phi[name] - workload.alpha * slope[name] for name in phi}
-    return loss(functional_call(net, phi, (qx,)), qy)
+    for name in options.parts:
+        if name not in SHARES:
+            parser.error(f"--parts: {name!r} is none of {', '.join(SHARES)}")
+    if options.minutes <= 0:
+        parser.error(f"--minutes={options.minutes:g}: must be more than 0")
+    if options.omniglot and not options.omniglot.is_dir():
+        parser.error(f"--omniglot={options.omniglot}: is no folder")
+    return options
 
 
 if __name__ == "__main__":

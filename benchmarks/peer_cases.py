@@ -22,10 +22,11 @@ class Workload(NamedTuple):
     query: int  # the same
     ways: int = 0  # 0: sinusoid regression with the MLP; else images with conv4
     channels: int = 1
-    filters: int = 64
+    filters: int = 64  # of a transformer: its width
     size: int = 28  # pixels a side
     pooled: bool = False  # max-pooled and flattened; else strided and the mean over space
     first_order: bool = False
+    layers: int = 0  # of a transformer instead of conv4
     batches: int = 2  # different meta-batches, taken in turn
 
 
@@ -68,6 +69,16 @@ def module(workload: Workload) -> Any:
 
     if not workload.ways:
         return MLP(1, 1, hidden=(40, 40))
+    if workload.layers:
+        from benchmarks.transformer import Transformer
+
+        return Transformer(
+            workload.ways,
+            channels=workload.channels,
+            size=workload.size,
+            width=workload.filters,
+            layers=workload.layers,
+        )
     return Conv4(
         workload.ways,
         channels=workload.channels,

@@ -17,8 +17,6 @@ from jax import lax
 from benchmarks.peer_cases import BETA, Case, Workload
 from benchmarks.peer_process import Contender
 
-jax.config.update("jax_platforms", "cpu")
-
 Params = list[jax.Array]
 
 
@@ -27,13 +25,14 @@ class Jax(Contender):
 
     def __init__(self, case: Case, threads: int) -> None:
         super().__init__(case, threads)
-        self._forms = [_Form(value, case.workload) for value in case.meta.values()]
+        jax.config.update("jax_platforms", "cpu")
+        self._forms = [Form(value, case.workload) for value in case.meta.values()]
         meta = [
             form.here(value) for form, value in zip(self._forms, case.meta.values(), strict=True)
         ]
         zero = [jnp.zeros_like(value) for value in meta]
         self._state = (meta, zero, zero, jnp.zeros(()))
-        data = (_here(values) for values in (*case.support, *case.query))
+        data = (placed(values) for values in (*case.support, *case.query))
         self._episodes = list(zip(*data, strict=True))
         self._update = jax.jit(_iteration(case.workload))
 
@@ -54,8 +53,8 @@ class Jax(Contender):
         )
 
 
-def _iteration(workload: Workload) -> Callable[..., Any]:
-    loss = _cross_entropy(workload) if workload.ways else _squares
+def query_loss(workload: Workload, loss: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """(meta, an episode) -> the query loss of one task after its inner steps."""
 
     def task(meta: Params, *episode: jax.Array) -> jax.Array:
         sx, sy, qx, qy = episode
@@ -66,6 +65,12 @@ def _iteration(workload: Workload) -> Callable[..., Any]:
                 gradient = lax.stop_gradient(gradient)
             phi = jax.tree.map(lambda p, g: p - workload.alpha * g, phi, gradient)
         return loss(phi, qx, qy)
+
+    return task
+
+
+def _iteration(workload: Workload) -> Callable[..., Any]:
+    task = query_loss(workload, cross_entropy(workload) if workload.ways else squares)
 
     def together(meta: Params, *episodes: jax.Array) -> tuple[jax.Array, Params]:
         def mean(meta: Params) -> jax.Array:
@@ -99,17 +104,23 @@ def _iteration(workload: Workload) -> Callable[..., Any]:
     return update
 
 
-def _squares(phi: Params, x: jax.Array, y: jax.Array) -> jax.Array:
+def squares(phi: Params, x: jax.Array, y: jax.Array) -> jax.Array:
+    """The loss of the perceptron."""
     for layer in range(0, len(phi) - 2, 2):
         x = jax.nn.relu(x @ phi[layer] + phi[layer + 1])
     return jnp.square(x @ phi[-2] + phi[-1] - y).mean()
 
 
-def _cross_entropy(workload: Workload) -> Callable[..., jax.Array]:
+def cross_entropy(
+    workload: Workload, convolve: Callable[..., jax.Array] | None = None
+) -> Callable[..., jax.Array]:
+    """The loss of conv4, by `convolve` (x, kernel, workload), or by shifted slices if None."""
+    convolve = convolve or _convolve
+
     def loss(phi: Params, x: jax.Array, y: jax.Array) -> jax.Array:
         for layer in range(4):
             kernel, scale, shift = phi[3 * layer : 3 * layer + 3]
-            x = jax.nn.relu(_normalise(_convolve(x, kernel, workload), scale, shift))
+            x = jax.nn.relu(_normalise(convolve(x, kernel, workload), scale, shift))
             x = _pool(x) if workload.pooled else x
         x = x.reshape(len(x), -1) if workload.pooled else x.mean((1, 2))
         logits = jax.nn.log_softmax(x @ phi[-2] + phi[-1])
@@ -145,7 +156,7 @@ def _pool(x: jax.Array) -> jax.Array:
     return x[:, : 2 * high, : 2 * wide].reshape(n, high, 2, wide, 2, channels).max((2, 4))
 
 
-class _Form:
+class Form:
     """How a torch parameter is laid out here: channels last, matrices from the left."""
 
     def __init__(self, value: np.ndarray, workload: Workload) -> None:
@@ -172,7 +183,7 @@ class _Form:
         return there
 
 
-def _here(values: np.ndarray) -> list[jax.Array]:
+def placed(values: np.ndarray) -> list[jax.Array]:
     """One array for each meta-batch, images with their channels last."""
     if values.ndim > 4:
         values = np.moveaxis(values, -3, -1)

@@ -48,8 +48,18 @@ class Placement(NamedTuple):
         """A scalar, which a trace does not take for a constant."""
         return torch.full((), float(value), device=self.device)
 
+    def host(self, *tensors: Tensor) -> list[Tensor]:
+        """These on the CPU; a GPU is waited for once."""
+        copies = [tensor.to("cpu", non_blocking=True) for tensor in tensors]
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()
+        return copies
+
     def _moved(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self.device, self.dtype if tensor.is_floating_point() else tensor.dtype)
+        tensor = tensor.to(self.dtype) if tensor.is_floating_point() else tensor
+        if self.device.type == "cuda" and tensor.device.type == "cpu":
+            tensor = tensor.pin_memory()  # so that the copy waits for nothing computed there
+        return tensor.to(self.device, non_blocking=True)
 
 
 class Slice(NamedTuple):
@@ -216,8 +226,8 @@ class OnPolicyCollector(ActingCollector):
         def adapt(support: tuple[Batch, ...]) -> Trajectories:
             moved = tuple(self._placement.data(batch) for batch in support)
             policies = self._terms.policies(meta, moved, drawn, number)
-            policies = {name: value.cpu() for name, value in policies.items()}
-            return self._roll(policies, tasks, stage=len(support))
+            here = self._placement.host(*policies.values())
+            return self._roll(dict(zip(policies, here, strict=True)), tasks, stage=len(support))
 
         episodes = source.collect(tasks, steps=steps, adapt=adapt)
         return self._placement.data(episodes._replace(key=drawn))

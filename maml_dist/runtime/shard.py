@@ -15,7 +15,6 @@ from torch import Tensor
 from maml_dist.core.data.episode import Episode, chosen, ends, thinned
 from maml_dist.core.data.task_source import TaskKey
 from maml_dist.core.engine.engine import Engine
-from maml_dist.core.engine.gradient_sum import GradientSum
 from maml_dist.core.engine.meta_gradient import MetaGradient, PathScores
 from maml_dist.core.engine.policy_terms import PolicyTerms
 from maml_dist.core.model.objective import Mode, Objective
@@ -112,21 +111,21 @@ class TaskShard:
             if not tasks:
                 return Contribution(np.zeros_like(meta), 0, {})
             summed = collector.gradient_at(self._placement.vector(at), episodes, it)
-        skipped = self._skipped(it, tasks, summed)
-        if at is None:
-            collector.leave_out(it, meta, skipped)
-        gradient = summed.gradient
-        if self._spec.source.penalty and len(skipped) < len(tasks):
-            counted = chosen(episodes, summed.finite)
-            gradient = gradient + self._penalty(meta if at is None else at, it, counted)
         metrics = summed.metrics
         if episodes.scores:
             metrics = metrics | self._placement.data(ends(episodes))
-        if skipped:
+        if self._spec.skip:
             metrics = {name: torch.where(summed.finite, by, 0) for name, by in metrics.items()}
-        sums = torch.stack([value.sum() for value in metrics.values()]).tolist()
-        means = dict(zip(metrics, sums, strict=True))
-        return Contribution(gradient.cpu().numpy(), len(tasks) - len(skipped), means, skipped)
+        totals = torch.stack([value.sum() for value in metrics.values()])
+        gradient, finite, totals = self._placement.host(summed.gradient, summed.finite, totals)
+        skipped = self._skipped(it, tasks, finite)
+        if at is None:
+            collector.leave_out(it, meta, skipped)
+        if self._spec.source.penalty and len(skipped) < len(tasks):
+            counted = chosen(episodes, summed.finite)
+            gradient = gradient + self._penalty(meta if at is None else at, it, counted).cpu()
+        sums = dict(zip(metrics, totals.tolist(), strict=True))
+        return Contribution(gradient.numpy(), len(tasks) - len(skipped), sums, skipped)
 
     @remote
     def objective(
@@ -228,10 +227,10 @@ class TaskShard:
         again = partial(self.gradient, meta, it, slice=slice)
         return self._collector(slice, it).counted(it, meta, again=again)
 
-    def _skipped(self, it: int, tasks: list[int], summed: GradientSum) -> tuple[int, ...]:
+    def _skipped(self, it: int, tasks: list[int], finite: Tensor) -> tuple[int, ...]:
         """The tasks whose loss or gradient is not finite, if such are to be skipped."""
-        finite = summed.finite.tolist()
-        skipped = tuple(task for task, fine in zip(tasks, finite, strict=True) if not fine)
+        each = zip(tasks, finite.tolist(), strict=True)
+        skipped = tuple(task for task, fine in each if not fine)
         if skipped and not self._spec.skip:
             raise FloatingPointError(
                 f"the meta-gradient of iteration {it} is not finite (tasks {skipped} of the "

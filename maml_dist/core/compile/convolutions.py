@@ -1,4 +1,4 @@
-"""Convolutions: how those of a trace run fastest on a CPU, with the same results to rounding.
+"""Convolutions: how those of a trace run fastest, with the same results to rounding. On a CPU:
 
     a weight's gradient   as the backward of a convolution; what autograd writes for the second
                           derivative, a convolution with a kernel as large as an image, takes three
@@ -8,6 +8,9 @@
 
 Two-dimensional ones without groups, that is; others stay as they are. Other operations take over
 the layout of what they are given, so that views become reshapes.
+
+On a GPU channels last alone, the layout of tensor cores, where all convolutions of a trace are
+such and rounded (TF32, bfloat16): those of a vmap over adapted weights have groups, and stay.
 """
 
 import operator
@@ -18,6 +21,7 @@ from torch import Tensor, fx
 from torch.nn import functional
 
 _aten = torch.ops.aten
+_CONVOLUTIONS = (_aten.convolution.default, _aten.convolution_backward.default)
 _VIEWS = (_aten.view.default, _aten._unsafe_view.default)
 _BY_MEMORY = (
     "as_strided",
@@ -41,14 +45,34 @@ def arrange(graph: fx.Graph) -> None:
     for node in list(graph.nodes):
         _weight_gradient(node)
     graph.eliminate_dead_code()
-    if not any(part in str(node.target) for node in graph.nodes for part in _BY_MEMORY):
+    if not _needs_one_layout(graph):
         _products(graph)
         _channels_last(graph)
 
 
+def arrange_on_gpu(graph: fx.Graph) -> None:
+    """Give convolutions on a GPU's tensor cores their images channels last."""
+    found = [node for node in graph.nodes if node.target in _CONVOLUTIONS]
+    fits = all(_plain(node) and _rounded(node) for node in found)
+    if found and fits and not _needs_one_layout(graph):
+        _channels_last(graph)
+
+
+def _rounded(node: Any) -> bool:
+    """Whether a convolution on a GPU is computed in few digits."""
+    form = node.args[0].meta.get("tensor_meta")
+    dtype = getattr(form, "dtype", None)
+    tf32 = dtype == torch.float32 and torch.backends.cudnn.allow_tf32
+    return bool(tf32 or dtype in (torch.bfloat16, torch.float16))
+
+
+def _needs_one_layout(graph: fx.Graph) -> bool:
+    return any(part in str(node.target) for node in graph.nodes for part in _BY_MEMORY)
+
+
 def _plain(node: Any) -> bool:
     """Whether a node is a two-dimensional convolution without groups, or the backward of one."""
-    if node.target not in (_aten.convolution.default, _aten.convolution_backward.default):
+    if node.target not in _CONVOLUTIONS:
         return False
     groups = node.args[8 if node.target == _aten.convolution.default else 9]
     return bool(groups == 1) and all(len(_shape(image)) == 4 for image in node.args[:2])

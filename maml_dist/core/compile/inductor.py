@@ -42,6 +42,8 @@ def compiled(traced: fx.GraphModule, tensors: list[Tensor]) -> Callable[..., Any
                 traced, clones, dynamic_shapes="from_example_inputs", options=patches
             )
             run(*clones)
+    except torch.OutOfMemoryError:  # of a GPU: there is a compiler, and smaller chunks may fit
+        raise
     except Exception as error:  # noqa: BLE001 - whatever a compiler or its absence raises
         line = next((line for line in str(error).splitlines() if line.strip()), repr(error))
         if line not in _said:

@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from maml_dist.core.compile import inductor
-from maml_dist.core.compile.convolutions import arrange
+from maml_dist.core.compile.convolutions import arrange, arrange_on_gpu
 from maml_dist.core.process_lock import EXCLUSIVE
 
 Function = Callable[..., Any]
@@ -75,8 +75,9 @@ def ready(
     Not `arranged`, it computes what the function does, operation by operation.
     """
     run = inductor.compiled(traced, tensors) if compiled else None
-    if run is None and arranged and all(tensor.device.type == "cpu" for tensor in tensors):
-        arrange(traced.graph)
+    if run is None and arranged:
+        on_cpu = all(tensor.device.type == "cpu" for tensor in tensors)
+        (arrange if on_cpu else arrange_on_gpu)(traced.graph)
         traced.recompile()
     return run or traced
 

@@ -8,7 +8,8 @@
                are complex parameters, which inductor has no code for, and a learner with a
                meta-gradient of its own (inductor takes minutes for it)
     memory     one graph for a single inner step, step by step for more
-    chunk      as many tasks as fit `budget`, by the trace of one task
+    chunk      as many tasks as fit `budget`, by the trace of one task; on a GPU with less memory
+               free, fewer (`chunks`)
 """
 
 from collections.abc import Callable, Iterator

@@ -1,6 +1,6 @@
 """What a batch of tasks gives to one meta-update."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -22,12 +22,19 @@ def sum_gradients(gradients: Tensor, metrics: dict[str, Tensor]) -> GradientSum:
     return GradientSum(gradient, finite, metrics)
 
 
-def add_sums(parts: Sequence[GradientSum]) -> GradientSum:
-    """The sum of several batches, one or more, with the tasks of one after those of another."""
-    if len(parts) == 1:
-        return parts[0]
-    gradient = parts[0].gradient
-    for part in parts[1:]:
-        gradient = gradient + part.gradient
-    metrics = {name: torch.cat([part.metrics[name] for part in parts]) for name in parts[0].metrics}
-    return GradientSum(gradient, torch.cat([part.finite for part in parts]), metrics)
+def add_sums(parts: Iterable[GradientSum]) -> GradientSum:
+    """The sum of several batches, one or more, with the tasks of one after those of another.
+
+    Each is added where it is, as it comes: not all of their gradients are held at once.
+    """
+    gradient: Tensor | None = None
+    finite, metrics = [], []
+    for part in parts:
+        gradient = part.gradient if gradient is None else gradient + part.gradient
+        finite.append(part.finite)
+        metrics.append(part.metrics)
+    assert gradient is not None
+    if len(finite) == 1:
+        return GradientSum(gradient, finite[0], metrics[0])
+    joined = {name: torch.cat([told[name] for told in metrics]) for name in metrics[0]}
+    return GradientSum(gradient, torch.cat(finite), joined)

@@ -5,6 +5,7 @@ Legend: task = stacked tasks, size = elements of the flat meta-parameters.
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch import Tensor
 from maml_dist.core.adaptation.learner import Learner
 from maml_dist.core.compile.tracing import peak_bytes, trace
 from maml_dist.core.data.episode import Episode
+from maml_dist.core.engine.chunks import Chunks
 from maml_dist.core.engine.engine import Engine
 from maml_dist.core.engine.episode_spec import EpisodeSpec, flatten_episode
 from maml_dist.core.engine.gradient_sum import GradientSum, add_sums
@@ -28,20 +30,24 @@ class MetaGradient:
         self, engine: Engine, learner: Learner, objective: Objective, *, into: Layout
     ) -> None:
         self._engine = engine
+        self._chunks = Chunks(engine)
         self._tasks = TaskFunctions(engine, learner, objective, into)
-        self._functions: dict[EpisodeSpec, Callable[..., GradientSum]] = {}
+        self._functions: dict[EpisodeSpec, Callable[..., Callable[..., GradientSum]]] = {}
 
     def __call__(self, meta: Tensor, episodes: Episode, it: Tensor) -> GradientSum:
         """The sum over the stacked tasks of `episodes`, at meta [size]."""
         spec, tensors = flatten_episode(episodes)
         if spec not in self._functions:
-            self._functions[spec] = (
-                self._tasks.by_steps(spec)
-                if self._engine.memory == "steps"
-                else self._engine.run(self._tasks.in_one_graph(spec))
-            )
-        parts = self._engine.parts(tensors)
-        return add_sums([self._functions[spec](meta, it, *part) for part in parts])
+            self._functions[spec] = self._function(spec)
+        run = self._functions[spec](meta, it)
+        return self._chunks.over(tensors, lambda parts: add_sums(run(*part) for part in parts))
+
+    def _function(self, spec: EpisodeSpec) -> Callable[..., Callable[..., GradientSum]]:
+        """(meta, it) -> (tensors of a part) -> its sum."""
+        if self._engine.memory == "steps":
+            return self._tasks.by_steps(spec)
+        whole = self._engine.run(self._tasks.in_one_graph(spec))
+        return lambda meta, it: partial(whole, meta, it)
 
 
 class PathScores:
@@ -55,7 +61,7 @@ class PathScores:
         *,
         into: Layout,
     ) -> None:
-        self._engine = engine
+        self._chunks = Chunks(engine)
         self._tasks = TaskFunctions(engine, learner, objective, into)
         self._functions: dict[EpisodeSpec, Callable[..., dict[str, Tensor]]] = {}
 
@@ -66,9 +72,9 @@ class PathScores:
         spec, tensors = flatten_episode(episodes)
         if spec not in self._functions:
             self._functions[spec] = self._tasks.scores(spec)
-        scores = self._functions[spec]
+        scores = partial(self._functions[spec], meta, it, mode=mode)
         with torch.no_grad():
-            parts = [scores(meta, it, *part, mode=mode) for part in self._engine.parts(tensors)]
+            parts = self._chunks.over(tensors, lambda parts: [scores(*part) for part in parts])
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 

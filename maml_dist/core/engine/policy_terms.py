@@ -9,6 +9,7 @@ Legend: task = stacked tasks, size = elements of the flat meta-parameters.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from torch.func import grad
 from maml_dist.core.adaptation.learner import Learner
 from maml_dist.core.compile.partial_eval import PartialEvaluator
 from maml_dist.core.data.episode import Batch, Episode, all_keyed, keyed
+from maml_dist.core.engine.chunks import Chunks
 from maml_dist.core.engine.engine import GIB, Engine
 from maml_dist.core.engine.episode_spec import EpisodeSpec, flatten_episode, unflatten_episode
 from maml_dist.core.engine.kl_hvp import curvature
@@ -33,6 +35,7 @@ class PolicyTerms:
         self, engine: Engine, learner: Learner, objective: Objective, *, into: Layout
     ) -> None:
         self._engine = engine
+        self._chunks = Chunks(engine)
         self._learner = learner
         self._objective = objective
         self._into = into
@@ -85,11 +88,16 @@ class PolicyTerms:
 
         if spec not in self._products:
             self._products[spec] = self._engine.partial_eval(self._engine.over(one, shared=3))
-        partials, room = [], HELD
-        for part in self._engine.parts(tensors):
-            product, held = self._products[spec](meta, it, *part, like=meta, room=room)
-            partials.append(product)
-            room -= held
+
+        def prepared(parts: list[list[Tensor]]) -> list[Callable[[Tensor], Tensor]]:
+            products, room = [], HELD
+            for part in parts:
+                product, held = self._products[spec](meta, it, *part, like=meta, room=room)
+                products.append(product)
+                room -= held
+            return products
+
+        partials = self._chunks.over(tensors, prepared)
 
         def summed(vector: Tensor) -> Tensor:
             parts = [product(vector) for product in partials]
@@ -137,7 +145,7 @@ class PolicyTerms:
         if (name, spec) not in self._functions:
             function = self._engine.over(flat, shared=2)
             self._functions[name, spec] = self._engine.run(function)
-        run = self._functions[name, spec]
-        parts = [run(meta, it, *part) for part in self._engine.parts(tensors)]
+        run = partial(self._functions[name, spec], meta, it)
+        parts = self._chunks.over(tensors, lambda parts: [run(*part) for part in parts])
         join = torch.cat if self._engine.batching == "vmap" else torch.stack
         return {name: join([part[name] for part in parts]) for name in parts[0]}

@@ -76,8 +76,12 @@ class TaskFunctions:
 
         return part
 
-    def by_steps(self, spec: EpisodeSpec) -> Callable[..., GradientSum]:
-        """(meta, it, *tensors of a part) -> its sum, step by step."""
+    def by_steps(self, spec: EpisodeSpec) -> Callable[..., Callable[..., GradientSum]]:
+        """(meta, it) -> (tensors of a part) -> its sum, step by step.
+
+        What depends on `it` alone is made once for all parts: numbers for the loop over the steps
+        are read from the device there, and nothing is waited for from part to part.
+        """
         learner, objective, engine = self._learner, self._objective, self._engine
         steps, step = spec.steps, self.step(spec)
         through = learner.differentiation == "backprop"
@@ -136,12 +140,16 @@ class TaskFunctions:
             for function, shared in (*((function, 3) for function in of_k), (first, 2))
         }
 
-        def part(vector: Tensor, it: Tensor, *tensors: Tensor) -> GradientSum:
-            self._carry.learn(vector)
+        def part(
+            vector: Tensor,
+            it: Tensor,
+            counts: tuple[Tensor, ...],
+            shares: list[float],
+            *tensors: Tensor,
+        ) -> GradientSum:
             episode = unflatten_episode(spec, tensors)
             batches = [(*leaves(batch), tensors[-1]) for batch in episode.support]
             queries = (*leaves(episode.query), tensors[-1])
-            counts = torch.arange(steps + 1, device=it.device).unbind()
             carry, before = over["start"](vector, it, counts[0], *(batches or [queries])[0])
             checkpoints = StepCheckpoints(
                 lambda k, carry: over["step"](vector, it, counts[k], carry, *batches[k]),
@@ -154,7 +162,6 @@ class TaskFunctions:
             if not through:
                 gradient, after = over["end"](vector, it, counts[-1], checkpoints[steps], *tensors)
             else:
-                shares = _shares(learner.step_loss_weights(it), steps)
                 ended = checkpoints[steps]
                 gradient, along, after = over["query"](vector, it, counts[-1], ended, *queries)
                 gradient, along = shares[-1] * gradient, shares[-1] * along
@@ -182,7 +189,13 @@ class TaskFunctions:
                 *self._stacked((gradient, {"loss/before": before, "loss/after": after}))
             )
 
-        return part
+        def at(vector: Tensor, it: Tensor) -> Callable[..., GradientSum]:
+            self._carry.learn(vector)
+            counts = torch.arange(steps + 1, device=it.device).unbind()
+            shares = _shares(learner.step_loss_weights(it), steps) if through else []
+            return partial(part, vector, it, counts, shares)
+
+        return at
 
     def scores(self, spec: EpisodeSpec) -> Callable[..., dict[str, Tensor]]:
         """(meta, it, *tensors of a part, mode=) -> each score [task, step]."""

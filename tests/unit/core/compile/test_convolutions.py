@@ -4,10 +4,10 @@ import operator
 
 import pytest
 import torch
-from torch.func import grad
+from torch.func import grad, vmap
 from torch.nn import functional as F
 
-from maml_dist.core.compile.convolutions import arrange
+from maml_dist.core.compile.convolutions import arrange, arrange_on_gpu
 from maml_dist.core.compile.tracing import TracedFunction, trace
 
 BACKWARD = torch.ops.aten.convolution_backward.default
@@ -176,3 +176,61 @@ def test_images_of_one_channel_share_their_patches():
     names = [getattr(node.target, "__name__", "") for node in graph.nodes]
     assert names.count("_patches") == 1 and names.count("_product") == 2
     assert operator.getitem not in [node.target for node in graph.nodes]
+
+
+def images_first(x, first, second):
+    """The meta-gradient of two convolutions, as one task at a time computes it."""
+
+    def loss(first, second):
+        return F.conv2d(F.conv2d(x, first, padding=1).relu(), second, stride=2).square().mean()
+
+    return grad(lambda first, second: loss(first - 0.01 * grad(loss)(first, second), second))(
+        first, second
+    )
+
+
+def laid_out(graph):
+    """How many operations of a graph are given their images channels last."""
+    asked = (node.kwargs.get("memory_format") for node in graph.nodes)
+    return sum(form is torch.channels_last for form in asked)
+
+
+def arranged_on_gpu(function, *tensors):
+    traced, _ = trace(function, list(tensors))
+    arrange_on_gpu(traced.graph)
+    traced.recompile()
+    return traced
+
+
+@pytest.fixture
+def tf32(monkeypatch):
+    """As where engine.precision=tf32 rounds the products of a GPU."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_on_a_gpus_tensor_cores_images_are_channels_last(dtype, tf32):
+    given = [normal(2, 3, 6, 6), normal(4, 3, 3, 3), normal(2, 4, 3, 3)]
+    given = [tensor.to(dtype) for tensor in given]
+    traced = arranged_on_gpu(images_first, *given)
+    assert laid_out(traced.graph) >= 4
+    (found,) = traced(*given)
+    assert found.is_contiguous()
+    expected = images_first(*given)
+    assert (found - expected).norm() < 10 * torch.finfo(dtype).eps * expected.norm()
+
+
+def test_in_float32_they_stay_as_they_are(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    given = [normal(2, 3, 6, 6).float(), normal(4, 3, 3, 3).float(), normal(2, 4, 3, 3).float()]
+    assert laid_out(arranged_on_gpu(images_first, *given).graph) == 0
+
+
+def test_so_do_those_of_a_vmap_over_adapted_weights(tf32):
+    def many(x, first, second):
+        return vmap(images_first, (0, None, None))(x, first, second)
+
+    given = [normal(2, 2, 3, 6, 6).float(), normal(4, 3, 3, 3).float(), normal(2, 4, 3, 3).float()]
+    traced = arranged_on_gpu(many, *given)
+    assert any(node.args[-1] == 2 for node in traced.graph.nodes if "convolution" in str(node))
+    assert laid_out(traced.graph) == 0

@@ -27,6 +27,50 @@ def test_without_a_compiler_the_trace_is_replayed_and_that_is_said_once(monkeypa
         assert TracedFunction(lambda a: a * 3, compiled=True)(torch.ones(2)).tolist() == [3, 3]
 
 
+class OnGPU:
+    """A tensor as the compiler sees one of a GPU; what is computed of it stays here."""
+
+    is_cuda = True
+
+    def clone(self):
+        return torch.ones(2)
+
+
+def compiled_for_gpu(monkeypatch, run):
+    """What `compiled` gives where inductor's code is `run`, and the settings it was compiled by."""
+    asked = {}
+
+    def compile_(traced, clones, *, dynamic_shapes, options):
+        asked.update(options["config_patches"])
+        return run
+
+    monkeypatch.setattr(torch._inductor, "standalone_compile", compile_)
+    traced, _ = trace(lambda a: a * 2, [torch.ones(2)])
+    return inductor.compiled(traced, [OnGPU()]), asked
+
+
+def test_on_a_gpu_cuda_graphs_are_asked_for_and_their_results_copied(monkeypatch):
+    buffer, begun = torch.zeros(2), []  # what every replay of a CUDA graph writes into
+
+    def replay(tensor):
+        buffer.add_(tensor)
+        return [buffer]
+
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: begun.append(1))
+    run, asked = compiled_for_gpu(monkeypatch, replay)
+    assert asked["triton.cudagraphs"] is True
+    (first,), (second,) = (run(torch.ones(2)) for _ in range(2))
+    assert (first.tolist(), second.tolist()) == ([2, 2], [3, 3]) and len(begun) == 2
+
+
+def test_a_gpu_without_memory_is_no_missing_compiler(monkeypatch):
+    def run(tensor):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        compiled_for_gpu(monkeypatch, run)
+
+
 @pytest.mark.skipif(not shutil.which("g++"), reason="needs g++")
 def test_the_compiler_is_asked_which_instructions_it_knows():
     def knows(flags):
