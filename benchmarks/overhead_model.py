@@ -1,10 +1,10 @@
 """The cost of a round: a model fitted to what overhead.py measures, and where it leads.
 
-    seconds = fixed + each * shards + copy * bytes               on one machine, its cores shared
-    seconds = fixed + each * shards + (copy + 1 / B) * busiest   on machines of B bytes a second
+    seconds = fixed + each * shards + copy * bytes + update * elements
 
-`bytes` pass through all actors, `busiest` through the one that sends and receives the most, phase
-after phase. Fitted by least squares of the relative error, no coefficient below zero.
+On one machine, whose cores all share: the bytes and the updated elements of all actors. On machines
+of a network, B bytes a second: those of the actor that all wait for, and copy + 1 / B instead of
+copy. Fitted by least squares of the relative error, no coefficient below zero.
 """
 
 import math
@@ -50,37 +50,56 @@ def busiest(mode: str, size: int, shards: int) -> float:
     return whole * ((shards - 1) if size < RANGED_FROM else 2 * (shards - 1) / shards)
 
 
+def updated(mode: str, size: int, shards: int, *, all_actors: bool) -> float:
+    """Elements that Adam updates in a round; each replica of a small vector updates all of it."""
+    if mode == "spread" and size < RANGED_FROM:
+        return float(size * shards if all_actors else size)
+    if mode == "spread":
+        return float(size if all_actors else size / shards)
+    return float(size) if mode == "one" or all_actors else size / max(2, shards // 2)
+
+
 def fit(rounds: Sequence[Round]) -> tuple[np.ndarray, list[float]]:
-    """The coefficients (fixed, each, copy), and the relative residual of each round."""
-    rows = np.array([[1, one.shards, traffic(one.mode, one.size, one.shards)] for one in rounds])
+    """The coefficients (fixed, each, copy, update), and the relative residual of each round."""
+    of = [(one.mode, one.size, one.shards) for one in rounds]
+    rows = np.array(
+        [[1, each[2], traffic(*each), updated(*each, all_actors=True)] for each in of], float
+    )
     seconds = np.array([one.seconds for one in rounds])
-    best, found = math.inf, np.zeros(3)
-    for some in (each for count in (1, 2, 3) for each in combinations(range(3), count)):
+    best, found = math.inf, np.zeros(4)
+    for some in (each for count in (1, 2, 3, 4) for each in combinations(range(4), count)):
         columns = rows[:, some] / seconds[:, None]
         weights = np.linalg.lstsq(columns, np.ones(len(rounds)), rcond=None)[0]
         off = float(np.square(columns @ weights - 1).sum())
         if (weights >= 0).all() and off < best:
-            best, found = off, np.zeros(3)
+            best, found = off, np.zeros(4)
             found[[*some]] = weights
     return found, list(rows @ found / seconds - 1)
 
 
 def reached(found: np.ndarray, mode: str, size: int, shards: int, gbit: float) -> float:
     """Seconds of a round on such a network."""
-    fixed, each, copy = found
-    moved = busiest(mode, size, shards)
-    return float(fixed + each * shards + (copy + 1 / (gbit * GBIT)) * moved)
+    fixed, each, copy, update = found
+    moved = (copy + 1 / (gbit * GBIT)) * busiest(mode, size, shards)
+    return float(
+        fixed + each * shards + moved + update * updated(mode, size, shards, all_actors=False)
+    )
 
 
 def fitted(rounds: Sequence[Round]) -> str:
     """The fits, and tables of what they say of networks."""
     modes = list(dict.fromkeys(one.mode for one in rounds))
     fits = {mode: fit([one for one in rounds if one.mode == mode]) for mode in modes}
-    lines = ["", "| server | fixed | a shard | a GB | residuals |", "|---|---|---|---|---|"]
-    for mode, ((fixed, each, copy), residuals) in fits.items():
+    lines = [
+        "",
+        "| server | fixed | a shard | a GB | 1 M updated | residuals |",
+        "|---|---|---|---|---|---|",
+    ]
+    for mode, ((fixed, each, copy, update), residuals) in fits.items():
         off = f"{math.sqrt(np.mean(np.square(residuals))):.0%}, {max(residuals, key=abs):+.0%}"
         lines.append(
-            f"| {mode} | {1e3 * fixed:.2g} ms | {1e3 * each:.2g} ms | {1e9 * copy:.2g} s | {off} |"
+            f"| {mode} | {1e3 * fixed:.2g} ms | {1e3 * each:.2g} ms | {1e9 * copy:.2g} s "
+            f"| {1e9 * update:.2g} ms | {off} |"
         )
     head = " | ".join(f"{gbit} Gbit/s" for gbit in NETWORKS)
     lines += [

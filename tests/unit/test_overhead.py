@@ -11,6 +11,12 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from benchmarks import overhead_model as model  # noqa: E402 - not installed
 
 
+def seconds(coefficients, *of):
+    return float(
+        np.dot(coefficients, [1, of[2], model.traffic(*of), model.updated(*of, all_actors=True)])
+    )
+
+
 def rounds(mode, coefficients):
     sizes = (10_000, 1_000_000, 10_000_000)
     return [
@@ -18,7 +24,7 @@ def rounds(mode, coefficients):
             mode,
             size,
             shards,
-            float(np.dot(coefficients, [1, shards, model.traffic(mode, size, shards)])),
+            seconds(coefficients, mode, size, shards),
         )
         for size in sizes
         for shards in (1, 2, 4, 8)
@@ -26,10 +32,10 @@ def rounds(mode, coefficients):
 
 
 @pytest.mark.parametrize("mode", ["one", "split", "spread"])
-@pytest.mark.parametrize("coefficients", [(1e-3, 2e-4, 1e-9), (0.0, 1e-4, 3e-10)])
+@pytest.mark.parametrize("coefficients", [(1e-3, 2e-4, 1e-9, 3e-9), (0.0, 1e-4, 3e-10, 0.0)])
 def test_the_fit_finds_what_was_put_in(mode, coefficients):
     found, residuals = model.fit(rounds(mode, coefficients))
-    np.testing.assert_allclose(found, coefficients, rtol=1e-6, atol=1e-15)
+    np.testing.assert_allclose(found, coefficients, rtol=1e-4, atol=1e-13)
     np.testing.assert_allclose(residuals, 0, atol=1e-6)
 
 
@@ -51,8 +57,8 @@ def test_what_moves():
 
 
 def test_a_slower_network_takes_longer():
-    found = model.fit(rounds("one", (1e-3, 2e-4, 1e-9)))[0]
+    found = model.fit(rounds("one", (1e-3, 2e-4, 1e-9, 3e-9)))[0]
     times = [model.reached(found, "one", 1_000_000, 64, gbit) for gbit in (10, 100, 400)]
     assert times == sorted(times, reverse=True)
     moved = 2 * 64 * 4e6
-    assert times[0] == pytest.approx(1e-3 + 64 * 2e-4 + moved * (1e-9 + 8e-10), rel=1e-6)
+    assert times[0] == pytest.approx(1e-3 + 64 * 2e-4 + moved * (1e-9 + 8e-10) + 3e-3, rel=1e-4)
