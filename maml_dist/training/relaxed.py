@@ -65,8 +65,8 @@ class _Work:
     def until_enough(self, it: int) -> tuple[list[Ref[Contribution]], dict[str, float]]:
         """What has come for update `it`, in the order of slices, and how stale that is."""
         slices = self._actors.slices
+        self._hand_out(it, most=slices)
         while True:
-            self._hand_out(it)
             come = self._come.setdefault(it, {})
             if len(come) >= slices - self._backup:
                 break
@@ -74,6 +74,8 @@ class _Work:
                 _, of, slice, version = self._busy.pop(done)
                 if of >= it:  # else it was dropped
                     self._come.setdefault(of, {})[slice] = done, version
+            spare = self._backup if slices <= len(self._actors.shards_up()) else 0
+            self._hand_out(it, most=slices - spare)
         del self._come[it]
         if self._next[0] == it:  # what nobody has begun is dropped
             self._next = it + 1, 0
@@ -85,12 +87,19 @@ class _Work:
         }
         return [come[slice][0] for slice in sorted(come)], facts
 
-    def _hand_out(self, it: int) -> None:
-        """Give those who are free the next slices, at the newest weights."""
+    def _hand_out(self, it: int, *, most: int) -> None:
+        """Give those who are free the next slices, at the newest weights.
+
+        `most`: of an iteration that are computed or have come. Where each shard has its slice, what
+        one did besides would be dropped, and late for the next iteration.
+        """
         busy = [by for by, *_ in self._busy.values()]
         free = [one for one in self._actors.shards_up() if not any(one is by for by in busy)]
         for shard in free:
             of, slice = self._next
+            known = len(self._come.get(of, ())) + sum(one[1] == of for one in self._busy.values())
+            if known >= most:
+                of, slice = of + 1, 0
             if of >= self._end or of > it + self._ahead:
                 break
             done = shard.gradient.remote(self.meta, of, slice=slice)

@@ -86,7 +86,7 @@ def test_no_shard_goes_further_ahead_than_allowed():
 
 
 def test_an_update_does_not_wait_for_backups_and_counts_them():
-    group = Group("abc", 3, "abababa")
+    group = Group("abc", 3, "ababab")
     updates = run_with(group, meta_batch=6, slices=3, backup=1)
     assert [parts for parts, _ in updates] == [[(it, 0), (it, 1)] for it in range(3)]
     assert [each["dropped"] for _, each in updates] == [1.0] * 3
@@ -95,7 +95,7 @@ def test_an_update_does_not_wait_for_backups_and_counts_them():
 
 
 def test_what_is_late_is_not_taken_for_another_iterations():
-    group = Group("ab", 2, "aabba")
+    group = Group("ab", 2, "aaba")
     updates = run_with(group, backup=1, iterations=3)
     assert [parts for parts, _ in updates][:2] == [[(0, 0)], [(1, 0)]]
     assert all(len(parts) == 1 for parts, _ in updates)
