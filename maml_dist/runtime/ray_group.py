@@ -138,7 +138,8 @@ class RayGroup(ActorGroup):
             )
         except ActorLost as error:
             self._tick(at_once=True)
-            if all(any(seat.actor is one for seat in [*self.parts, *self._up]) for one in actors):
+            answer = [s.actor for s in [*self.parts, *self._up] if s.question is None]
+            if all(any(other is one for other in answer) for one in actors):
                 self.linked = False
                 self._say(f"{error}: from now on one server makes the updates")
             raise
