@@ -133,6 +133,10 @@ class ActorGroup(ABC):
     def drain(self, failure: ActorLost) -> Saved:
         """The server's state when all that was submitted has been applied or has failed."""
 
+    def reached(self) -> Saved:
+        """The server's state, when an error has ended the run."""
+        return self.get(self.server.state.remote())
+
     @abstractmethod
     def reform(self, saved: Saved, *, stop: Callable[[], bool]) -> None:
         """Form the group anew, of who answers and what the machines have room for; waits for that.

@@ -27,23 +27,27 @@ class Failures:
         """How many there were at this iteration."""
         return len(self._stories)
 
-    def count(self, it: int, reason: str = "an answer was lost") -> None:
+    def count(self, it: int, reason: str = "an answer was lost", *, furthest: int = 0) -> None:
         """The failure under way is one at iteration `it`; `reason` where nothing else is noted.
+
+        `furthest`: the last that was submitted. Up to there it may have been any, where the state
+        is taken from before.
 
         Raises:
             ChildProcessError: it is one too many; says what was lost, and whose fault that is.
         """
         if it > self._it:
             self._stories, self._ended = [], []
-            self._it = it
+            self._it = max(it, furthest)
         self._stories.append(", ".join(self._lines) or reason)
         self._ended.append(self._ending)
         self._lines, self._ending = [], set()
         if len(self._ended) >= ENDED and (common := set.intersection(*self._ended[-ENDED:])):
             tasks = [task for task in range(self._meta_batch) if task % self._slices in common]
             named = ", ".join(map(str, tasks[:20])) + " …" * (len(tasks) > 20)
+            until = f" to {self._it}" if self._it > it else ""
             raise ChildProcessError(
-                f"iteration {it}, or one collected with it, has ended {ENDED} processes in a row, "
+                f"iteration {it}{until}, or one collected with it, has ended {ENDED} processes in a row, "
                 f"on machines that answer: one of its tasks {named} does (memory, or a crash in "
                 "native code)"
             )

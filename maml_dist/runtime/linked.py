@@ -91,5 +91,7 @@ class Linked:
 
     def leave(self) -> None:
         """Break its group up, though it be waiting for the others."""
+        if self._door:  # at which it may be waiting
+            self._door.close()
         if self._peer:
             self._peer.leave()

@@ -12,18 +12,21 @@ import socket
 import struct
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-MEETS_WITHIN = 20.0  # seconds for all of a group to be linked
-PROVES_WITHIN = 2.0  # seconds for one who has connected to prove itself
+MEETS_WITHIN = 60.0  # seconds for all of a group to be linked
+PROVES_WITHIN = 5.0  # seconds for one who has connected to prove itself
+VISITORS = 64  # who prove themselves at a time
 NONCE, PROOF = 32, 32  # bytes
 INLINE = 64 * 1024  # bytes that a socket's buffer takes while the other end sends as well
+LOOK = 0.02  # seconds until it is looked who has proved itself
 LONGEST = 90  # characters of a folder in which a Unix socket has its path
 PREFIX = struct.Struct("!QQ")  # bytes of a message's head and of its body
 RANK = struct.Struct("!I")
@@ -45,25 +48,31 @@ class Door:
     """Where a shard waits for those of higher rank."""
 
     def __init__(self, host: str | None) -> None:
-        """`host`: the address that others reach this machine by; None: they are on it."""
+        """`host`: the address that others reach this machine by; None: they are on it.
+
+        Raises:
+            PeersLost: this machine does not listen there.
+        """
         self._folder = None
-        if host is None:
-            folder = tempfile.mkdtemp(prefix="maml_dist-")
-            if len(folder) < LONGEST:
-                self._folder = Path(folder)
-                self.address: Address = f"{folder}/door"
-                self._socket = socket.socket(socket.AF_UNIX)
-                self._socket.bind(self.address)
-                self._socket.listen()
-                return
-            Path(folder).rmdir()
+        if host is None and (folder := _folder()):
+            self._folder = folder
+            self.address: Address = str(folder / "door")
+            self._socket = socket.socket(socket.AF_UNIX)
+            self._socket.bind(self.address)
+            self._socket.listen()
+            return
         host = host or "127.0.0.1"
-        family = socket.getaddrinfo(host, None)[0][0]
-        self._socket = socket.create_server((host, 0), family=family)
+        try:
+            family = socket.getaddrinfo(host, None)[0][0]
+            self._socket = socket.create_server((host, 0), family=family)
+        except OSError as error:
+            raise PeersLost(f"no socket on {host}: {error}") from None
         self.address = host, self._socket.getsockname()[1]
 
     def close(self) -> None:
-        """Let nobody in any more."""
+        """Let nobody in any more; from any thread: who waits at it fails."""
+        with suppress(OSError):  # it is closed
+            self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
         if self._folder:
             shutil.rmtree(self._folder, ignore_errors=True)
@@ -79,12 +88,11 @@ class Door:
         try:
             for other in range(rank):
                 met[other] = _connected(addresses[other], rank, key)
-            while len(met) < len(addresses) - 1:
-                self._socket.settimeout(max(0.01, end - time.monotonic()))
-                visitor = self._socket.accept()[0]
-                who = _admitted(visitor, key)
-                if who is not None and rank < who < len(addresses) and who not in met:
+            for who, visitor in self._visitors(key, end):
+                if rank < who < len(addresses) and who not in met:
                     met[who] = visitor
+                if len(met) == len(addresses) - 1:
+                    break
         except OSError as error:
             for each in met.values():
                 each.close()
@@ -94,6 +102,38 @@ class Door:
         finally:
             self.close()
         return Links(rank, met)
+
+    def _visitors(self, key: bytes, end: float) -> Iterator[tuple[int, socket.socket]]:
+        """Who comes and proves to know the key; one who takes its time keeps nobody waiting."""
+        proving: dict[Future[int | None], socket.socket] = {}
+        pool = ThreadPoolExecutor(VISITORS, thread_name_prefix="door")
+        self._socket.settimeout(LOOK)
+        try:
+            while True:
+                try:
+                    visitor = self._socket.accept()[0]
+                    proving[pool.submit(_admitted, visitor, key)] = visitor
+                except TimeoutError:
+                    if time.monotonic() > end:
+                        raise
+                for done in [each for each in proving if each.done()]:
+                    visitor, who = proving.pop(done), done.result()
+                    if who is not None:
+                        yield who, visitor
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _folder() -> Path | None:
+    """One for a Unix socket, which is this user's alone; None where its path would be too long."""
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="maml_dist-"))
+    except OSError:
+        return None
+    if len(str(folder)) < LONGEST:
+        return folder
+    folder.rmdir()
+    return None
 
 
 class Links:
@@ -145,7 +185,7 @@ class Links:
             got = {rank: _received(self._sockets[rank], into.get(rank)) for rank in of}
             for each in sending:
                 each.result()
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # RuntimeError: this one has left meanwhile
             self.close()
             raise PeersLost(f"a shard of the group is gone ({error})") from None
         return got
@@ -181,16 +221,18 @@ def _received(by: socket.socket, into: memoryview | None) -> Message:
     return Message(head, bytearray())
 
 
-def _read(by: socket.socket, size: int) -> bytearray:
-    """So many bytes."""
+def _read(by: socket.socket, size: int, *, until: float | None = None) -> bytearray:
+    """So many bytes, `until` then."""
     buffer = bytearray(size)
-    _fill(by, memoryview(buffer))
+    _fill(by, memoryview(buffer), until=until)
     return buffer
 
 
-def _fill(by: socket.socket, view: memoryview) -> None:
+def _fill(by: socket.socket, view: memoryview, *, until: float | None = None) -> None:
     got = 0
     while got < len(view):
+        if until is not None:
+            by.settimeout(max(0.001, until - time.monotonic()))
         count = by.recv_into(view[got:], 0, socket.MSG_WAITALL)
         if not count:
             raise ConnectionError("its socket is closed")
@@ -215,11 +257,12 @@ def _connected(address: Address, rank: int, key: bytes) -> socket.socket:
 def _admitted(visitor: socket.socket, key: bytes) -> int | None:
     """The rank of one who has connected; None, and turned away, where it does not know the key."""
     visitor.settimeout(PROVES_WITHIN)
+    until = time.monotonic() + PROVES_WITHIN
     mine = secrets.token_bytes(NONCE)
     try:
         visitor.sendall(mine)
-        theirs, who = bytes(_read(visitor, NONCE)), bytes(_read(visitor, RANK.size))
-        proof = bytes(_read(visitor, PROOF))
+        said = bytes(_read(visitor, NONCE + RANK.size + PROOF, until=until))
+        theirs, who, proof = said[:NONCE], said[NONCE:-PROOF], said[-PROOF:]
         if hmac.compare_digest(proof, _proof(key, b"comes", mine, theirs, who)):
             visitor.sendall(_proof(key, b"is here", mine, theirs))
             return int(RANK.unpack(who)[0])

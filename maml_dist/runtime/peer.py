@@ -27,7 +27,7 @@ class Progress(NamedTuple):
     """How far a peer has got."""
 
     it: int  # iterations made
-    rows: list[Row]  # the metrics of those of its last block
+    rows: list[Row]  # the metrics of those of its last two blocks
     first: int = 0  # the element that its state begins with
     size: int = 0  # elements of its state; 0: it has none
 
@@ -39,6 +39,7 @@ class Peer(ABC):
         """`it`: iterations that have been made."""
         self._links, self._it = links, it
         self._rows: list[Row] = []  # of the last block
+        self._former: list[Row] = []  # of the one before, which the driver may not have read
 
     @abstractmethod
     def iterate(self, it: int) -> None:
@@ -62,7 +63,8 @@ class Peer(ABC):
         Raises:
             PeersLost: another has failed; `progress` says where this one is.
         """
-        self._rows = []
+        if count:
+            self._rows, self._former = [], self._rows
         try:
             for _ in range(count):
                 self.iterate(self._it)
@@ -70,7 +72,7 @@ class Peer(ABC):
         except BaseException:
             self._links.close()  # lest the others wait
             raise
-        return self._rows
+        return self._rows if count else []
 
     def leave(self) -> None:
         """Break the group up; from any thread."""
@@ -119,7 +121,7 @@ class ReplicatedPeer(Peer):
     def progress(self) -> Progress:
         """How far this peer has got."""
         it, meta, _ = self.saved()
-        return Progress(it, self._rows, 0, len(meta))
+        return Progress(it, self._former + self._rows, 0, len(meta))
 
     def _ask(
         self, method: str, meta: np.ndarray, it: int, *given: Any, **options: Any

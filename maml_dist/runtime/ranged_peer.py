@@ -119,9 +119,10 @@ class RangedPeer(Peer):
     def progress(self) -> Progress:
         """How far this peer has got."""
         if self._range is None:
-            return Progress(self._it, self._rows)
+            return Progress(self._it, self._former + self._rows)
         size = self._range.stop - self._range.start
-        return Progress(self._server.state()[0], self._rows, self._range.start, size)
+        rows = self._former + self._rows
+        return Progress(self._server.state()[0], rows, self._range.start, size)
 
     def _sent(self, owner: int) -> Saved:
         """The state that an owner sends."""
@@ -150,9 +151,7 @@ class RangedPeer(Peer):
         got = self._links.exchange(given, of=others)
         return torch.cat(
             [
-                squares
-                if rank not in got
-                else torch.frombuffer(got[rank].body, dtype=squares.dtype)
+                squares if rank not in got else torch.from_numpy(np.frombuffer(got[rank].body))
                 for rank in self._roles.owners
             ]
         )

@@ -60,6 +60,7 @@ class RayGroup(ActorGroup):
         self._ticked = 0.0
         self._said: set[str] = set()
         self._reason = ""  # of the loss under way, in Ray's words
+        self._furthest = 0  # iteration that was submitted
         self._away = 0.0  # when this process was last found to have been away
         self._parted = 0.0  # when somebody was last found to be lost, whom the server waited for
         self._patience = resources.request.heartbeat_timeout  # with the server
@@ -99,11 +100,8 @@ class RayGroup(ActorGroup):
         """Waits until one of them is there, or lost; returns those."""
         import ray
 
-        while True:
-            ready: list[Any] = ray.wait(references, timeout=TICK, fetch_local=False)[0]
-            self._tick()
-            if ready:
-                return ready
+        self._wait_until(references, 1)
+        return list(ray.wait(references, num_returns=1, fetch_local=False)[0])
 
     def block(self, count: int, *, keep: bool) -> BlockRefs:
         """Have the linked actors do the next `count` iterations; links them up where they are not.
@@ -114,8 +112,10 @@ class RayGroup(ActorGroup):
         self._link()
         snapshot = self._server.due()
         refs = self._peers.block(count, keep=keep or snapshot)
-        if snapshot:
+        if keep or snapshot:
             self._server.snapshot(refs.saved)
+            self.server = self._server.actor
+        self._furthest += count
         return refs
 
     def _link(self) -> None:
@@ -129,7 +129,10 @@ class RayGroup(ActorGroup):
             return
         if not all(any(one is other for other in actors) for one in linked):
             raise ActorLost("one of the group is gone")
-        saved = self._peers.finished(self._get) if linked else self._server.saved
+        if linked:
+            self.restore(self._peers.finished(self._get))
+        saved = self._server.saved
+        self._furthest = saved[0]
         together = len({seat.pulse.node for seat in seats if seat.pulse}) == 1
         number = len(self.parts)
         try:
@@ -157,6 +160,17 @@ class RayGroup(ActorGroup):
     def drain(self, failure: ActorLost) -> Saved:
         """The server's state; if it is lost, that of its last snapshot, in a new server."""
         self._reason = str(failure)
+        saved, error = self._reached()
+        if error is not None:
+            raise error
+        return saved
+
+    def reached(self) -> Saved:
+        """The server's state, when an error has ended the run."""
+        return self._reached()[0]
+
+    def _reached(self) -> tuple[Saved, Exception | None]:
+        """The server's state, and what a user's code has raised."""
         reached, rows, error = self._peers.dissolve(self._wait_for)
         if reached is not None:
             self.rows = dict(enumerate(rows, reached[0] - len(rows) + 1))
@@ -164,15 +178,13 @@ class RayGroup(ActorGroup):
         try:
             if reached is not None:
                 self.get(self.server.restore.remote(reached))
-            saved = reached or self.get(self.server.state.remote())
+            return reached or self.get(self.server.state.remote()), error
         except ActorLost:
             self._failures.note("the parameter server was lost")
             saved = self._server.renew()
             self.server = self._server.actor
             self._say(f"the parameter server was lost: a new one goes on from iteration {saved[0]}")
-        if error is not None:
-            raise error
-        return saved
+            return saved, error
 
     def reform(self, saved: Saved, *, stop: Callable[[], bool]) -> None:
         """Form the group anew, of who answers and what the machines have room for; waits for that.
@@ -181,7 +193,7 @@ class RayGroup(ActorGroup):
             ChildProcessError: there were too many failures, or a task ends each process.
         """
         self._tick(at_once=True)
-        self._failures.count(saved[0], self._reason)
+        self._failures.count(saved[0], self._reason, furthest=self._furthest if self.linked else 0)
         pause = time.monotonic() + self._failures.in_a_row - 1  # what fails at once fails again
         while time.monotonic() < pause and not stop():
             time.sleep(TICK / 4)
@@ -204,14 +216,29 @@ class RayGroup(ActorGroup):
         import ray
 
         several = references if isinstance(references, list) else [references]
+        self._wait_until(several, len(several))
+        try:
+            return ray.get(references)
+        except ray.exceptions.RayError as error:
+            cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
+        if not isinstance(cause, ray.exceptions.RayError | PeersLost):
+            raise cause
+        if type(cause) is ray.exceptions.RayError:  # stands for one that cannot be pickled
+            raise ValueError(last_line(cause))
+        raise ActorLost(" ".join(str(cause).split())[:200])
+
+    def _wait_until(self, references: list[Any], number: int) -> None:
+        """Until so many of them are there, or lost; ends who is silent."""
+        import ray
+
         began = time.monotonic()
-        while True:
-            waiting = (
-                ray.wait(several, num_returns=len(several), timeout=TICK)[1] if several else []
-            )
+        while references:
+            ready = ray.wait(references, num_returns=number, timeout=TICK, fetch_local=number > 1)[
+                0
+            ]
             self._tick()
-            if not waiting:
-                break
+            if len(ready) >= number:
+                return
             waited = time.monotonic() - max(began, self._away, self._parted)
             idle = min(waited, self._server.age())
             if self._up:  # else there is nobody who could be waited for
@@ -224,15 +251,6 @@ class RayGroup(ActorGroup):
                 else:
                     self._say(f"the parameter server has not answered for {idle:.0f} s")
                     self._server.kill()
-        try:
-            return ray.get(references)
-        except ray.exceptions.RayError as error:
-            cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
-        if not isinstance(cause, ray.exceptions.RayError | PeersLost):
-            raise cause
-        if type(cause) is ray.exceptions.RayError:  # stands for one that cannot be pickled
-            raise ValueError(last_line(cause))
-        raise ActorLost(" ".join(str(cause).split())[:200])
 
     def _tick(self, *, at_once: bool = False, at_start: bool = False) -> None:
         """Now and then: part from those who are lost, and make others in their place."""
@@ -272,7 +290,9 @@ class RayGroup(ActorGroup):
         if seat.pulse or line not in self._said:
             self._say(line)
         if seat in self._up:
-            mine = range(self._up.index(seat), self.slices, len(self._up))
+            members = self._peers.actors[len(self.parts) :] or [one.actor for one in self._up]
+            rank = next((n for n, one in enumerate(members) if one is seat.actor), self.slices)
+            mine = range(rank, self.slices, len(members))
             self._failures.note(line, slices=mine if alone else ())
         if any(seat.actor is member for member in self._peers.actors):
             self._peers.leave()  # the others may wait for it

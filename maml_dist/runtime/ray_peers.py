@@ -13,6 +13,7 @@ from maml_dist.runtime.ranged_peer import Roles
 from maml_dist.runtime.ranges import cut, whole
 from maml_dist.runtime.ray_making import Second
 from maml_dist.runtime.server import Saved
+from maml_dist.runtime.watch import last_line
 
 KEY = 32  # bytes
 RANGED_FROM = 100_000  # elements from which on shards own a range each, rather than everything
@@ -58,8 +59,13 @@ class Peers:
         key, several = secrets.token_bytes(KEY), self._given.multi_round
         meeting = Meeting(doors, key, self._outer, several, roles)  # type: ignore[arg-type]
         state = ray.put(saved)
-        get([actor.meet.remote(rank, meeting, state) for rank, actor in enumerate(actors)])
-        self.actors = actors
+        self.actors = actors  # who is lost from now on, is missed by the others
+        try:
+            get([actor.meet.remote(rank, meeting, state) for rank, actor in enumerate(actors)])
+        except BaseException:
+            self.leave()
+            self.actors = []
+            raise
 
     def block(self, count: int, *, keep: bool) -> BlockRefs:
         """Have the next iterations done, after those that were submitted before."""
@@ -168,6 +174,8 @@ def _raised(reference: Any) -> Exception | None:
         ray.get(reference)
     except ray.exceptions.RayTaskError as error:
         cause = error.cause
+        if type(cause) is ray.exceptions.RayError:  # stands for one that cannot be pickled
+            return ValueError(last_line(cause))
         if isinstance(cause, Exception) and not isinstance(
             cause, PeersLost | ray.exceptions.RayError
         ):

@@ -21,6 +21,7 @@ class LosableServer:
         self._saved = first.state()
         self._snapshots: list[Any] = []  # references to its states, the oldest first
         self._snapped = 0.0
+        self._handed: Any = None  # a reference to its having taken one over
         self._since: float | None = None  # when it was first seen to be up
         self._made = 0.0
         self._make()
@@ -35,9 +36,12 @@ class LosableServer:
         """Keep its state after all that was submitted; `saved`: one to be taken over by it."""
         self._snapped = time.monotonic()
         if saved is not None:
-            self.actor.restore.remote(saved)
+            if self._handed is not None and _failed(self._handed):
+                self.kill()
+                self._make()
+            self._handed = cast(Any, self.actor.restore).remote(saved)
         self._snapshots.append(self.actor.state.remote() if saved is None else saved)
-        del self._snapshots[: max(0, len(self._taken()) - 1)]
+        del self._snapshots[: max(0, len(self._taken()) - 2)]  # the newest of them may be lost
 
     @property
     def saved(self) -> Saved:
@@ -95,3 +99,16 @@ class LosableServer:
         every = self._snapshots
         taken: list[Any] = ray.wait(every, num_returns=len(every), timeout=0)[0] if every else []
         return taken
+
+
+def _failed(reference: Any) -> bool:
+    """Whether a call is known to have failed."""
+    import ray
+
+    if not ray.wait([reference], timeout=0)[0]:
+        return False
+    try:
+        ray.get(reference)
+    except ray.exceptions.RayError:
+        return True
+    return False

@@ -100,7 +100,7 @@ def in_blocks(
         keep = last or end % every == 0
         try:
             block = actors.block(end - it, keep=keep)
-        except ActorLost:
+        except (FloatingPointError, ActorLost):
             yield len(unread)
             raise
         validate = scoring(experiment, actors, block.weights, end - 1) if keep else None
@@ -169,7 +169,7 @@ def train(
             if saved is not None:
                 recorder.conclude(saved)
             raise
-        except FloatingPointError:  # nothing since the last good update has changed the server
+        except FloatingPointError:  # nothing since the last good update has changed the state
             with suppress(ActorLost):
-                recorder.conclude(actors.get(actors.server.state.remote()))
+                recorder.conclude(actors.reached())
             raise

@@ -27,7 +27,8 @@ from maml_dist.training.recorder import Row
 from maml_dist.training.rehearsal import refuse_unpicklable, rehearse
 from maml_dist.training.sharing import worth_sharing
 
-# What a resumed run may change: the last line changes rounding, the others no bits.
+# What a resumed run may change: no bits, but for the last line, which changes rounding, and for
+# updates that do not wait.
 RESUMABLE = (
     *(
         "iterations",
@@ -221,7 +222,7 @@ def execute(
 
 def _worth(run: Run, resources: Resources, decided: dict[str, Any], *, quiet: bool) -> Resources:
     """What a run takes for whose shards no number is given: not more than is of use."""
-    if resources.shards == 1 or resources.device != "cpu":
+    if resources.shards == 1 or resources.device != "cpu" or run.experiment.relaxed:
         return resources
     alone = Run(run.path, override(run.config, decided | {"slices": run.experiment.slices or 1}))
     worth, seconds = worth_sharing(alone, resources.request)

@@ -125,12 +125,11 @@ class OuterOptimizer(ABC):
     def divisible(self) -> bool:
         """Whether parts of the vector can be updated apart, to the same bits.
 
-        A class that has a `step` of its own says so itself.
+        A class that has a `step`, or another part of an update, of its own says so itself.
         """
-        if self.multi_round:
-            return False
-        own = next(kind for kind in type(self).__mro__ if "step" in vars(kind))
-        return bool(vars(own).get("by_elements", False))
+        parts = {"step", "update", "clipped", "rate", "counted", "averaged", "by_elements"}
+        own = next(kind for kind in type(self).__mro__ if parts & vars(kind).keys())
+        return not self.multi_round and bool(vars(own).get("by_elements", False))
 
     def update(
         self, meta: Tensor, gradient: Tensor, state: State, *, gather: Gather | None = None
