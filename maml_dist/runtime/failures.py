@@ -47,9 +47,9 @@ class Failures:
             named = ", ".join(map(str, tasks[:20])) + " …" * (len(tasks) > 20)
             until = f" to {self._it}" if self._it > it else ""
             raise ChildProcessError(
-                f"iteration {it}{until}, or one collected with it, has ended {ENDED} processes in a row, "
-                f"on machines that answer: one of its tasks {named} does (memory, or a crash in "
-                "native code)"
+                f"iteration {it}{until}, or one collected with it, has ended {ENDED} processes in "
+                f"a row, on machines that answer: one of its tasks {named} does (memory, or a "
+                "crash in native code)"
             )
         if len(self._stories) > self._most:
             raise ChildProcessError(

@@ -88,11 +88,11 @@ class Door:
         try:
             for other in range(rank):
                 met[other] = _connected(addresses[other], rank, key)
-            for who, visitor in self._visitors(key, end):
+            visitors = self._visitors(key, end)
+            while len(met) < len(addresses) - 1:
+                who, visitor = next(visitors)
                 if rank < who < len(addresses) and who not in met:
                     met[who] = visitor
-                if len(met) == len(addresses) - 1:
-                    break
         except OSError as error:
             for each in met.values():
                 each.close()

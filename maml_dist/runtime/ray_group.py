@@ -233,9 +233,7 @@ class RayGroup(ActorGroup):
 
         began = time.monotonic()
         while references:
-            ready = ray.wait(references, num_returns=number, timeout=TICK, fetch_local=number > 1)[
-                0
-            ]
+            ready, _ = ray.wait(references, num_returns=number, timeout=TICK, fetch_local=False)
             self._tick()
             if len(ready) >= number:
                 return

@@ -81,3 +81,18 @@ def test_a_range_is_written_as_a_range():
 def test_a_range_that_is_none_is_refused(given, said):
     with pytest.raises(ValueError, match=said):
         ShardRange(**given)
+
+
+def test_a_state_from_before_the_failure_is_no_progress():
+    """Linked shards go back to a snapshot, each time a little later, and meet the same task."""
+    failures = Failures(most=10, meta_batch=4, slices=2)
+    for it in (278, 279):
+        failures.note("lost", slices=[1])
+        failures.count(it, furthest=320)
+    failures.note("lost", slices=[1])
+    with pytest.raises(ChildProcessError, match="iteration 280 to 320, .* of its tasks 1, 3 does"):
+        failures.count(280, furthest=310)
+    failures = Failures(most=1, meta_batch=4, slices=2)
+    failures.count(278, furthest=320)
+    failures.count(321, furthest=400)
+    assert failures.in_a_row == 1

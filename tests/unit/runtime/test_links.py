@@ -82,6 +82,52 @@ def test_one_who_waits_itself_can_be_made_to_leave():
         members[0].all_gather(Message(b"", np.zeros(1)))
 
 
+def test_one_who_has_left_while_it_computed_sends_nothing_more():
+    """What is large goes by a thread, of which there is none any more."""
+    members = group(3)
+    members[0].close()
+    with pytest.raises(PeersLost):
+        members[0].all_gather(Message(b"", np.zeros(INLINE)))
+
+
+def test_a_door_where_nobody_listens_is_no_error_of_the_system():
+    with pytest.raises(PeersLost, match="no socket on 203.0.113.1"):
+        Door("203.0.113.1")
+
+
+def test_a_folder_whose_path_is_too_long_is_not_needed(tmp_path, monkeypatch):
+    for folder in (tmp_path / ("x" * 100), tmp_path / "there is none"):
+        if "x" in folder.name:
+            folder.mkdir()
+        monkeypatch.setattr("tempfile.tempdir", str(folder))
+        door = Door(None)
+        assert door.address[0] == "127.0.0.1"
+        door.close()
+
+
+def test_one_who_dribbles_keeps_nobody_waiting(monkeypatch):
+    """A byte now and then is no proof: all of it is to be there in time."""
+    monkeypatch.setattr(links, "PROVES_WITHIN", 0.5)
+    doors = [Door("127.0.0.1") for _ in range(2)]
+    addresses = [door.address for door in doors]
+    dribbling = [socket.create_connection(addresses[0]) for _ in range(12)]
+    ended = threading.Event()
+
+    def dribble():
+        while not ended.wait(0.1):
+            for each in dribbling:
+                with suppress(OSError):
+                    each.send(b"x")
+
+    thread = threading.Thread(target=dribble)
+    thread.start()
+    with ThreadPoolExecutor(2) as pool:
+        met = [pool.submit(doors[rank].meet, rank, addresses, KEY) for rank in (0, 1)]
+        assert [each.result(timeout=10).size for each in met] == [2, 2]
+    ended.set()
+    thread.join()
+
+
 def test_a_stranger_is_not_let_in_nor_waited_for(monkeypatch):
     monkeypatch.setattr(links, "PROVES_WITHIN", 0.3)
     monkeypatch.setattr(links, "MEETS_WITHIN", 10.0)

@@ -102,6 +102,17 @@ def test_blocks_of_any_length_are_one(tmp_path):
     same(members[1].saved(), alone.saved())
 
 
+def test_the_rows_of_the_block_before_are_known_too(tmp_path):
+    """The driver may not have heard of it, where the first peer is lost."""
+    _, start = given("sinusoid", tmp_path)
+    members = peers(start, 2)
+    first = at_once(members, lambda peer: peer.block(2))[0]
+    second = at_once(members, lambda peer: peer.block(2))[0]
+    at_once(members, lambda peer: peer.block(0))
+    for peer in members:
+        np.testing.assert_equal(peer.progress().rows, [*first, *second])
+
+
 def test_where_one_fails_the_others_know_how_far_they_got(tmp_path, monkeypatch):
     _, start = given("sinusoid", tmp_path)
     members, (alone,) = peers(start, 3), peers(start, 1)

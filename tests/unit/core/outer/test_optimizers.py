@@ -6,6 +6,7 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
 from maml_dist.core.outer.optimizers import SGD, Adam
 from maml_dist.core.outer.schedules import Constant, Cosine
+from maml_dist.core.outer.trust_region import TrustRegion
 
 TORCH = {
     "descent": (SGD(beta=0.01), lambda w: torch.optim.SGD(w, lr=0.01)),
@@ -170,3 +171,41 @@ def test_an_update_changes_none_of_its_arguments(rule):
 def test_impossible_values_are_refused_by_name(rule, bad):
     with pytest.raises(ValueError, match=rf"outer\.{next(iter(bad))}="):
         rule(**bad)
+
+
+class Normed(Adam):
+    def update(self, meta, gradient, state, *, gather=None):
+        return super().update(meta, gradient / gradient.norm(), state, gather=gather)
+
+
+class Stepped(Adam):
+    def step(self, meta, gradient, state, *, rate, count):
+        return super().step(meta, gradient / gradient.norm(), state, rate=rate, count=count)
+
+
+class Halved(Adam):
+    by_elements = True
+
+    def step(self, meta, gradient, state, *, rate, count):
+        return super().step(meta, gradient / 2, state, rate=rate, count=count)
+
+
+class Kept(Halved):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("rule", "divisible"),
+    [
+        (Adam(), True),
+        (SGD(momentum=0.9), True),
+        (Adam(epochs=2), False),
+        (TrustRegion(), False),
+        (Normed(), False),
+        (Stepped(), False),
+        (Halved(), True),
+        (Kept(), True),
+    ],
+)
+def test_only_what_is_said_to_be_by_elements_is_divided(rule, divisible):
+    assert rule.divisible is divisible
