@@ -40,7 +40,8 @@ class Failures:
             self._stories, self._ended = [], []
             self._it = max(it, furthest)
         self._stories.append(", ".join(self._lines) or reason)
-        self._ended.append(self._ending)
+        if self._ending or self._lines:  # else it is the echo of one that is noted
+            self._ended.append(self._ending)
         self._lines, self._ending = [], set()
         if len(self._ended) >= ENDED and (common := set.intersection(*self._ended[-ENDED:])):
             tasks = [task for task in range(self._meta_batch) if task % self._slices in common]
