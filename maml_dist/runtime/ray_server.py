@@ -21,7 +21,6 @@ class LosableServer:
         self._saved = first.state()
         self._snapshots: list[Any] = []  # references to its states, the oldest first
         self._snapped = 0.0
-        self._handed: Any = None  # a reference to its having taken one over
         self._since: float | None = None  # when it was first seen to be up
         self._made = 0.0
         self._make()
@@ -89,6 +88,7 @@ class LosableServer:
             except ValueError:  # the name of the one before is still taken
                 time.sleep(RENEWED)
         self._made, self._since = time.monotonic(), None
+        self._handed: Any = None  # a reference to its having taken a snapshot over
         spec = cast(Any, self.actor).spec
         self._answer: Any = spec.options(concurrency_group="health").remote()
 
