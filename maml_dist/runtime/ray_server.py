@@ -23,6 +23,7 @@ class LosableServer:
         self._snapped = 0.0
         self._since: float | None = None  # when it was first seen to be up
         self._made = 0.0
+        self._handed: Any = None  # a reference to its having taken a snapshot over
         self._make()
 
     def due(self) -> bool:
@@ -88,7 +89,7 @@ class LosableServer:
             except ValueError:  # the name of the one before is still taken
                 time.sleep(RENEWED)
         self._made, self._since = time.monotonic(), None
-        self._handed: Any = None  # a reference to its having taken a snapshot over
+        self._handed = None
         spec = cast(Any, self.actor).spec
         self._answer: Any = spec.options(concurrency_group="health").remote()
 
