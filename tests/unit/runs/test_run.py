@@ -314,7 +314,7 @@ def test_a_damaged_newest_checkpoint_is_done_again_to_the_same_bits(run, trained
         (
             "checkpoints",
             "a\0b",
-            "recipe.yaml is not a plain YAML file: line 2 holds the character #x0000",
+            "recipe.yaml is not a plain YAML file: line 3 holds the character #x0000",
         ),
     ],
 )
