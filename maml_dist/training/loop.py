@@ -23,7 +23,7 @@ from maml_dist.runtime.remote import Ref
 from maml_dist.runtime.shard import TaskShard
 from maml_dist.training.interruption import interruptible
 from maml_dist.training.recorder import IterationRefs, Recorder, Row, due, scoring
-from maml_dist.training.relaxed import relaxed
+from maml_dist.training.relaxed import RelaxedUpdates
 
 BLOCK_SECONDS = 0.2  # that a block takes, about: until it is read, and until Ctrl-C is heard
 MOST_ROWS = 300  # of a block, so that they come inside Ray's answer
@@ -42,17 +42,11 @@ def loop(
     Yields how many of them it is time to read: several at once, and later. Where a task diverges in
     this process, or an actor is found to be lost, that raises here, after what is unread.
     """
-    meta = actors.server.meta.remote()
+    relaxed = experiment.relaxed and actors.parallel
+    updates = (RelaxedUpdates if relaxed else Updates)(experiment, actors)
     for it in range(start, experiment.iterations):
         try:
-            meta, metrics = meta_iteration(
-                actors.server,
-                asking([actors.shard(slice) for slice in range(actors.slices)]),
-                actors.get,
-                meta,
-                it,
-                multi_round=experiment.multi_round,
-            )
+            metrics = updates.make(it)
         except (FloatingPointError, ActorLost):
             yield len(unread)
             raise
@@ -67,6 +61,28 @@ def loop(
         if len(unread) == 2 * experiment.pipeline_depth:
             yield experiment.pipeline_depth
     yield len(unread)
+
+
+class Updates:
+    """Makes the updates, each of all slices."""
+
+    def __init__(self, experiment: Experiment, actors: ActorGroup) -> None:
+        self._actors, self._multi_round = actors, experiment.multi_round
+        self._meta = actors.server.meta.remote()
+
+    def make(self, it: int) -> Ref[Row]:
+        """Update `it`; its metrics."""
+        actors = self._actors
+        shards = [actors.shard(slice) for slice in range(actors.slices)]
+        self._meta, metrics = meta_iteration(
+            actors.server,
+            asking(shards),
+            actors.get,
+            self._meta,
+            it,
+            multi_round=self._multi_round,
+        )
+        return metrics
 
 
 def asking(shards: list[TaskShard]) -> Ask:
@@ -158,8 +174,6 @@ def train(
                     recorder.validate_last()
                     recorder.catch_up(saved)
                     way = in_blocks if actors.linked else loop
-                    if run.experiment.relaxed and actors.parallel:
-                        way = relaxed
                     counts = way(run.experiment, actors, recorder.unread, start=start, stop=stop)
                     recorder.record(freeze_gc(counts))
                     return

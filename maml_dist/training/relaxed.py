@@ -1,4 +1,4 @@
-"""The loop where updates need not wait for everybody: no bits are promised, and time is won.
+"""Updates that need not wait for everybody: no bits are promised, and time is won.
 
     max_staleness s   a shard that is free takes a slice of the next iterations, up to s ahead, at
                       weights that are up to s updates old   (stale synchronous parallel, Ho et al.,
@@ -7,64 +7,40 @@
     backup k          an update is made when all but k slices have come; the others are dropped
                       (backup workers, Chen et al., arXiv 1604.00981)
 
-Every task of an iteration is drawn once; who is slow computes fewer slices.
+No task is drawn twice; who is slow computes fewer slices.
 """
 
-from collections.abc import Callable, Iterator
 from typing import Any
 
 from maml_dist.config.experiment import Experiment
-from maml_dist.runtime.backend import ActorGroup, ActorLost
+from maml_dist.runtime.backend import ActorGroup
 from maml_dist.runtime.messages import Contribution
 from maml_dist.runtime.remote import Ref
-from maml_dist.training.recorder import IterationRefs, due
 
 
-def relaxed(
-    experiment: Experiment,
-    actors: ActorGroup,
-    unread: list[IterationRefs],
-    *,
-    start: int,
-    stop: Callable[[], bool],
-) -> Iterator[int]:
-    """The loop; as `loop` in training/loop.py, but for whom it waits."""
-    work = _Work(experiment, actors, start)
-    for it in range(start, experiment.iterations):
-        try:
-            parts, facts = work.until_enough(it)
-        except ActorLost:
-            yield len(unread)
-            raise
-        work.meta, metrics = actors.server.update.remote(*parts, facts=facts)
-        actors.submitted(it + 1)
-        saved = validate = None
-        last = it + 1 == experiment.iterations or stop()
-        if last or (it + 1) % experiment.checkpoint_every == 0:
-            saved, validate = due(experiment, actors, it)
-        unread.append(IterationRefs(it, it + 1, metrics, saved, validate))
-        if last:
-            break
-        if len(unread) == 2 * experiment.pipeline_depth:
-            yield experiment.pipeline_depth
-    yield len(unread)
+class RelaxedUpdates:
+    """Makes the updates: the slices that are being computed, and those that have come."""
 
-
-class _Work:
-    """The slices that are being computed, and those that have come."""
-
-    def __init__(self, experiment: Experiment, actors: ActorGroup, start: int) -> None:
+    def __init__(self, experiment: Experiment, actors: ActorGroup) -> None:
         self._actors = actors
         self._ahead, self._backup = experiment.max_staleness, experiment.backup
         self._end = experiment.iterations
-        self._next = start, 0  # the iteration and the slice that is to be computed next
+        self._next = 0, 0  # the iteration and the slice that is to be computed next
         self._busy: dict[Any, tuple[Any, int, int, int]] = {}  # by reference: by whom, of what
         self._come: dict[int, dict[int, tuple[Ref[Contribution], int]]] = {}  # with their weights'
-        self.meta: Ref[Any] = actors.server.meta.remote()  # the newest weights
+        self._meta: Ref[Any] = actors.server.meta.remote()  # the newest weights
 
-    def until_enough(self, it: int) -> tuple[list[Ref[Contribution]], dict[str, float]]:
+    def make(self, it: int) -> Ref[dict[str, Any]]:
+        """Update `it`, when enough has come for it; its metrics."""
+        parts, facts = self._until_enough(it)
+        self._meta, metrics = self._actors.server.update.remote(*parts, facts=facts)
+        return metrics
+
+    def _until_enough(self, it: int) -> tuple[list[Ref[Contribution]], dict[str, float]]:
         """What has come for update `it`, in the order of slices, and how stale that is."""
         slices = self._actors.slices
+        if self._next[0] < it:  # what nobody has begun of the one before is dropped
+            self._next = it, 0
         self._hand_out(it, most=slices)
         while True:
             come = self._come.setdefault(it, {})
@@ -77,8 +53,6 @@ class _Work:
             spare = self._backup if slices <= len(self._actors.shards_up()) else 0
             self._hand_out(it, most=slices - spare)
         del self._come[it]
-        if self._next[0] == it:  # what nobody has begun is dropped
-            self._next = it + 1, 0
         ages = [it - version for _, version in come.values()]
         facts = {
             "staleness": sum(ages) / len(ages),
@@ -102,6 +76,6 @@ class _Work:
                 of, slice = of + 1, 0
             if of >= self._end or of > it + self._ahead:
                 break
-            done = shard.gradient.remote(self.meta, of, slice=slice)
+            done = shard.gradient.remote(self._meta, of, slice=slice)
             self._busy[done] = shard, of, slice, it
             self._next = (of, slice + 1) if slice + 1 < self._actors.slices else (of + 1, 0)

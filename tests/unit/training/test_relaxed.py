@@ -9,7 +9,7 @@ import pytest
 
 from maml_dist.config.compose import compose
 from maml_dist.runs.run import Run
-from maml_dist.training.relaxed import relaxed
+from maml_dist.training.loop import loop
 
 
 class Shard:
@@ -26,6 +26,8 @@ class Shard:
 
 class Group:
     """Shards that answer in an order that is given; weights are the number of updates."""
+
+    parallel = True
 
     def __init__(self, shards, slices, order):
         self.slices, self._order = slices, deque(order)
@@ -58,7 +60,7 @@ def run_with(group, iterations=3, **keys):
     given = {"iterations": iterations, "checkpoint_every": 100, "meta_batch": 4, "slices": 2}
     experiment = Run(Path("unused"), compose("sinusoid", given | keys)).experiment
     unread = []
-    for count in relaxed(experiment, group, unread, start=0, stop=lambda: False):
+    for count in loop(experiment, group, unread, start=0, stop=lambda: False):
         del unread[:count]
     return group.updates
 
