@@ -38,6 +38,7 @@ class Linked:
 
         if self._door:
             self._door.close()
+        self._peer = None  # of a group that is no more
         self._door = Door(None if together else ray.util.get_node_ip_address())
         return self._door.address
 
@@ -80,8 +81,8 @@ class Linked:
             self._spared = True
         return rows if tell else None, *(kept or (None, None))
 
-    def progress(self, after: object) -> Progress | None:
-        """How far this actor has got as a peer, after a block."""
+    def progress(self) -> Progress | None:
+        """How far this actor has got as a peer; None where it has met nobody yet."""
         return self._peer.progress() if self._peer else None
 
     def saved(self, it: int) -> Saved:

@@ -93,6 +93,8 @@ class Door:
                 who, visitor = next(visitors)
                 if rank < who < len(addresses) and who not in met:
                     met[who] = visitor
+                else:
+                    visitor.close()
         except OSError as error:
             for each in met.values():
                 each.close()

@@ -13,10 +13,9 @@ from typing import Any, cast
 
 from maml_dist.runtime.backend import ActorGroup, ActorLost, BlockRefs, Resources
 from maml_dist.runtime.failures import ENDED, Failures
-from maml_dist.runtime.links import PeersLost
 from maml_dist.runtime.messages import Start
 from maml_dist.runtime.ray_making import Maker
-from maml_dist.runtime.ray_peers import Peers
+from maml_dist.runtime.ray_peers import Peers, raised
 from maml_dist.runtime.ray_server import LosableServer
 from maml_dist.runtime.remote import Get
 from maml_dist.runtime.server import Saved
@@ -29,7 +28,6 @@ from maml_dist.runtime.watch import (
     Loss,
     Seat,
     Watch,
-    last_line,
 )
 
 TICK = 1.0  # seconds between two looks at who answers
@@ -220,11 +218,10 @@ class RayGroup(ActorGroup):
         try:
             return ray.get(references)
         except ray.exceptions.RayError as error:
-            cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
-        if not isinstance(cause, ray.exceptions.RayError | PeersLost):
-            raise cause
-        if type(cause) is ray.exceptions.RayError:  # stands for one that cannot be pickled
-            raise ValueError(last_line(cause))
+            lost = error
+        if (theirs := raised(lost)) is not None:
+            raise theirs
+        cause = getattr(lost, "cause", None) or lost
         raise ActorLost(" ".join(str(cause).split())[:200])
 
     def _wait_until(self, references: list[Any], number: int) -> None:

@@ -2,7 +2,7 @@
 
 import secrets
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from maml_dist.runtime.backend import BlockRefs
 from maml_dist.runtime.linked import Meeting
@@ -60,12 +60,7 @@ class Peers:
         meeting = Meeting(doors, key, self._outer, several, roles)  # type: ignore[arg-type]
         state = ray.put(saved)
         self.actors = actors  # who is lost from now on, is missed by the others
-        try:
-            get([actor.meet.remote(rank, meeting, state) for rank, actor in enumerate(actors)])
-        except BaseException:
-            self.leave()
-            self.actors = []
-            raise
+        get([actor.meet.remote(rank, meeting, state) for rank, actor in enumerate(actors)])
 
     def block(self, count: int, *, keep: bool) -> BlockRefs:
         """Have the next iterations done, after those that were submitted before."""
@@ -83,10 +78,9 @@ class Peers:
         state: Saved = get(saved)
         return state
 
-    def leave(self) -> None:
-        """Break the group up: whoever waits for another fails."""
-        for actor in self.actors:
-            actor.leave.options(concurrency_group="health").remote()
+    def leave(self) -> list[Any]:
+        """Break the group up: whoever waits for another fails. References to its being done."""
+        return [actor.leave.options(concurrency_group="health").remote() for actor in self.actors]
 
     def dissolve(
         self, wait: Callable[[list[Any]], None]
@@ -100,11 +94,11 @@ class Peers:
             last iterations up to there. And what a user's code has raised.
         """
         actors, blocks = self.actors, [each for block in self._blocks for each in block]
-        self.leave()
+        left = self.leave()
         self.actors, self._blocks = [], []
-        wait(blocks)
+        wait([*left, *blocks])  # lest one who is late leaves the next group
         error = next(filter(None, map(_raised, blocks)), None)
-        found = _present([actor.progress.remote(None) for actor in actors], wait)
+        found = _present([actor.progress.remote() for actor in actors], wait)
         known: list[tuple[Progress, Any]] = [
             (each, actor) for each, actor in zip(found, actors, strict=True) if each
         ]
@@ -172,14 +166,17 @@ def _raised(reference: Any) -> Exception | None:
 
     try:
         ray.get(reference)
-    except ray.exceptions.RayTaskError as error:
-        cause = error.cause
-        if type(cause) is ray.exceptions.RayError:  # stands for one that cannot be pickled
-            return ValueError(last_line(cause))
-        if isinstance(cause, Exception) and not isinstance(
-            cause, PeersLost | ray.exceptions.RayError
-        ):
-            return cause
-    except ray.exceptions.RayError:
-        pass
+    except ray.exceptions.RayError as error:
+        return raised(error)
     return None
+
+
+def raised(error: Exception) -> Exception | None:
+    """What a user's code raised in an actor, as it was; None where an actor is lost, or left."""
+    import ray
+
+    cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
+    if type(cause) is ray.exceptions.RayError:  # stands for one that cannot be pickled
+        return ValueError(last_line(cause))
+    lost = isinstance(cause, ray.exceptions.RayError | PeersLost)
+    return None if lost else cast(Exception, cause)
