@@ -122,7 +122,7 @@ def test_shards_that_come_later_take_slices(tmp_path, ray_here, local, groups):
         if row["iteration"] == 20:
             ray_here.kill(occupant)
             while not all(seat.pulse for seat in group.shards):
-                group._tick()
+                group._roster.tick()
                 time.sleep(0.1)
 
     run = maml_dist.meta_train(
@@ -162,7 +162,7 @@ def test_no_shard_takes_the_room_of_rollout_workers(tmp_path, ray_here, groups):
 def test_where_there_is_no_room_it_waits_with_a_word_and_can_be_stopped(
     tmp_path, ray_here, monkeypatch, groups, capfd
 ):
-    monkeypatch.setattr("maml_dist.runtime.ray_group.WORD", (1.0, 1.0))
+    monkeypatch.setattr("maml_dist.runtime.ray_roster.WORD", (1.0, 1.0))
     stop = threading.Event()
 
     def end_all(row):
