@@ -29,10 +29,13 @@ def worth_sharing(run: Run, request: ResourceRequest) -> tuple[bool, float]:
     if spec.source.on_policy:  # simulators take their time
         return True, float("inf")
     plain = replace(spec.engine, running="eager", batching="task", chunk=None)
-    one = _seconds(run, spec._replace(engine=plain, meta_batch=1, slices=1), request, 2)
-    if one * spec.meta_batch / COMPILED > WORTH:
-        return True, one * spec.meta_batch
-    seconds = _seconds(run, spec, request, TIMED)
+    try:
+        one = _seconds(run, spec._replace(engine=plain, meta_batch=1, slices=1), request, 2)
+        if one * spec.meta_batch / COMPILED > WORTH:
+            return True, one * spec.meta_batch
+        seconds = _seconds(run, spec, request, TIMED)
+    except FloatingPointError:  # a task diverges at these weights: the run says which, if it does
+        return True, float("inf")
     return seconds * spec.slices > WORTH, seconds * spec.slices
 
 

@@ -197,13 +197,13 @@ def execute(
             check_engine(experiment, run.initial, resources.device)
         engine = resolve_engine(experiment, run.initial, resources.device)
         decided: dict[str, Any] = {
-            "slices": experiment.slices or resources.shards,
             "gpus_per_shard": resources.gpus,
             **{f"engine.{name}": value for name, value in asdict(engine).items()},
         }
         if experiment.shards is None:
             resources = _worth(run, resources, decided, quiet=not progress)
-            decided |= {"shards": resources.key, "slices": experiment.slices or resources.shards}
+            decided["shards"] = resources.key
+        decided["slices"] = experiment.slices or resources.shards
         run = Run(run.path, override(run.config, decided))
         meta, outer = flatten(run.initial).numpy(), run.experiment.outer
         given = Start(
