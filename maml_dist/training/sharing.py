@@ -1,23 +1,28 @@
 """Whether a meta-batch is worth sharing out: its computing against the cost of a round.
 
-The gradients of a small one take less time than shards need to hear of each other, so that more
-than one would only use more cores.
+What bounds small tasks is not their number but the calls, so that half of them take hardly less
+time; and shards must hear of each other. Both are timed here, so that a slow hour decides nothing.
 """
 
+import socket
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+
+import numpy as np
 
 from maml_dist.core.params import flatten
 from maml_dist.runs.run import Run
 from maml_dist.runtime.backend import ResourceRequest, Resources
+from maml_dist.runtime.links import Links, Message
 from maml_dist.runtime.local_backend import LocalBackend
 from maml_dist.runtime.messages import ShardSpec, Start
 
-WORTH = 0.002  # seconds of computing an iteration; a round of two shards takes 0.0001
+ROUNDS = 100  # between two shards, that an iteration's computing must last
 COMPILED = 50  # times that compiling and batching make small tasks faster, at the most
-TIMED = 10  # iterations
+TIMED = 10, 50  # iterations, and rounds
 
 
 def worth_sharing(run: Run, request: ResourceRequest) -> tuple[bool, float]:
@@ -29,14 +34,31 @@ def worth_sharing(run: Run, request: ResourceRequest) -> tuple[bool, float]:
     if spec.source.on_policy:  # simulators take their time
         return True, float("inf")
     plain = replace(spec.engine, running="eager", batching="task", chunk=None)
+    worth = ROUNDS * _round(sum(value.numel() for value in run.initial.values()))
     try:
         one = _seconds(run, spec._replace(engine=plain, meta_batch=1, slices=1), request, 2)
-        if one * spec.meta_batch / COMPILED > WORTH:
+        if one * spec.meta_batch / COMPILED > worth:
             return True, one * spec.meta_batch
-        seconds = _seconds(run, spec, request, TIMED)
+        seconds = _seconds(run, spec, request, TIMED[0])
     except FloatingPointError:  # a task diverges at these weights: the run says which, if it does
         return True, float("inf")
-    return seconds * spec.slices > WORTH, seconds * spec.slices
+    return seconds * spec.slices > worth, seconds * spec.slices
+
+
+def _round(size: int) -> float:
+    """Seconds in which two that are linked send each other a vector [size]."""
+    ends = [Links(rank, {1 - rank: end}) for rank, end in enumerate(socket.socketpair())]
+    given, taken = Message(b"", np.zeros(size, np.float32)), []
+    with ThreadPoolExecutor(1) as other:
+        answers = [other.submit(ends[1].all_gather, given) for _ in range(TIMED[1])]
+        for answer in answers:
+            clock = time.perf_counter()
+            ends[0].all_gather(given)
+            taken.append(time.perf_counter() - clock)
+            answer.result()
+    for end in ends:
+        end.close()
+    return statistics.median(taken)
 
 
 def _seconds(run: Run, spec: ShardSpec, request: ResourceRequest, times: int) -> float:
