@@ -123,7 +123,11 @@ class ActorGroup(ABC):
 
     @abstractmethod
     def submitted(self, it: int) -> None:
-        """Called when `it` updates have been submitted: a time to take a snapshot."""
+        """Called before each update, when `it` have been submitted: a time to take a snapshot.
+
+        Raises:
+            ActorLost: it is time to form the group anew.
+        """
 
     @abstractmethod
     def restore(self, saved: Saved) -> None:

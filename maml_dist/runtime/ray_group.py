@@ -4,6 +4,7 @@ A loss drains what was submitted by itself: whoever waits for a lost answer fail
 the server, which stays at the last update that it could apply. Then the group is formed anew.
 """
 
+import math
 import operator
 import time
 from collections.abc import Callable
@@ -20,6 +21,8 @@ from maml_dist.runtime.remote import Get
 from maml_dist.runtime.server import Saved
 from maml_dist.runtime.shard import TaskShard
 from maml_dist.runtime.watch import Seat
+
+RELINKS_AFTER = 300.0  # seconds that one server stands in for shards that could not be linked
 
 
 class RayGroup(ActorGroup):
@@ -40,6 +43,8 @@ class RayGroup(ActorGroup):
         self.server = self._server.actor
         self._peers = Peers(given)
         self.linked = resources.request.server != "one"
+        self._relinks_at = math.inf  # where one server stands in for links
+        self._relinks_after = RELINKS_AFTER
         self._reason = ""  # of the loss under way, in Ray's words
         self._furthest = 0  # iteration that was submitted
         self._patience = resources.request.heartbeat_timeout  # with the server
@@ -118,12 +123,20 @@ class RayGroup(ActorGroup):
             self._roster.tick(at_once=True)
             answer = [s.actor for s in [*self.parts, *self._roster.up] if s.question is None]
             if all(any(other is one for other in answer) for one in actors):
-                self.linked = False
-                self._roster.say(f"{error}: from now on one server makes the updates")
+                self.linked, self._relinks_at = False, time.monotonic() + self._relinks_after
+                self._relinks_after *= 2  # a try may take a minute
+                self._roster.say(f"{error}: one server makes the updates, until they can be linked")
             raise
 
     def submitted(self, it: int) -> None:
-        """Take a snapshot now and then."""
+        """Take a snapshot now and then, and where one server stands in for links, try these again.
+
+        Raises:
+            ActorLost: the latter; so that the group is formed anew.
+        """
+        if time.monotonic() > self._relinks_at:
+            self.linked, self._relinks_at = True, math.inf
+            raise ActorLost("the shards are to be linked again")
         if self._server.due():
             self._server.snapshot()
 

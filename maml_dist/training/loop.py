@@ -46,11 +46,11 @@ def loop(
     updates = (RelaxedUpdates if relaxed else Updates)(experiment, actors)
     for it in range(start, experiment.iterations):
         try:
+            actors.submitted(it)
             metrics = updates.make(it)
         except (FloatingPointError, ActorLost):
             yield len(unread)
             raise
-        actors.submitted(it + 1)
         saved = validate = None
         last = it + 1 == experiment.iterations or stop()
         if last or (it + 1) % experiment.checkpoint_every == 0:

@@ -11,8 +11,10 @@ import pytest
 import torch
 
 import maml_dist
+from maml_dist.runtime.backend import ActorLost
 from maml_dist.runtime.ray_actors import SERVER
 from maml_dist.runtime.ray_backend import RayBackend
+from maml_dist.runtime.ray_peers import Peers
 
 pytestmark = pytest.mark.ray
 
@@ -108,6 +110,36 @@ def test_whatever_is_lost_the_bits_are_the_same(server, tmp_path, ray_here, loca
     ):
         assert said in err
     assert "Traceback" not in err and "Unhandled error" not in err and "raylet" not in err
+
+
+def test_what_cannot_be_linked_has_one_server_and_is_linked_later(
+    tmp_path, ray_here, local, groups, monkeypatch, capfd
+):
+    linked = []
+    form = Peers.form
+
+    def first_time_not(peers, *given, **options):
+        linked.append(len(linked) > 0)
+        if not linked[-1]:
+            raise ActorLost("no link to 10.0.0.2")
+        form(peers, *given, **options)
+
+    monkeypatch.setattr(Peers, "form", first_time_not)
+    monkeypatch.setattr("maml_dist.runtime.ray_group.RELINKS_AFTER", 0.5)
+    run = maml_dist.meta_train(
+        "sinusoid",
+        run=tmp_path / "run",
+        shards=3,
+        slices=4,
+        pipeline_depth=1,
+        on_validation=lambda row: time.sleep(0.2),
+        **RECIPE,
+    )
+    assert linked == [False, True] and groups[0].linked
+    assert np.array_equal(weights(run), weights(local))
+    assert [row["iteration"] for row in run.metrics] == [10, 20, 30, 40, 50, 60]
+    said = capfd.readouterr().err
+    assert "no link to 10.0.0.2: one server makes the updates, until they can be linked" in said
 
 
 def test_shards_that_come_later_take_slices(tmp_path, ray_here, local, groups):
