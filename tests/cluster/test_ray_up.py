@@ -23,7 +23,7 @@ from safetensors.numpy import load_file
 pytestmark = [pytest.mark.cluster, pytest.mark.skipif(bool(missing()), reason=missing())]
 
 RUN = (
-    *("sinusoid", "iterations=4000", "checkpoint_every=50", "meta_batch=200", "slices=2"),
+    *("sinusoid", "iterations=10000", "checkpoint_every=50", "meta_batch=200", "slices=2"),
     *("log_every=1", "validation_tasks=4", "test_tasks=4", "engine.running=eager"),
 )
 TRAIN = f"python -m maml_dist.train {' '.join(RUN)}"
