@@ -3,7 +3,7 @@
 In each round the peers exchange what their slices contribute, so that a meta-iteration passes
 neither the driver nor a server's actor. `block` is some iterations in one call. Of a small vector
 each peer holds all of the server's state, and makes the whole update (ReplicatedPeer); of a large
-one some peers own a range each (ranged_peer.py). Either way the sums are in the order of slices.
+one some peers own a range each (ranged_peer.py). Either way the sums are those of partial_sums.py.
 """
 
 import json
@@ -16,6 +16,7 @@ import numpy as np
 from maml_dist.runtime.links import Links, Message
 from maml_dist.runtime.messages import Contribution
 from maml_dist.runtime.meta_iteration import Ask, meta_iteration
+from maml_dist.runtime.partial_sums import PartialSum, add_up, share
 from maml_dist.runtime.remote import Get, Here
 from maml_dist.runtime.server import ParameterServer, Saved
 from maml_dist.runtime.shard import TaskShard
@@ -80,7 +81,7 @@ class Peer(ABC):
 
 
 class ReplicatedPeer(Peer):
-    """Computes the slices range(rank, slices, peers), and makes the whole update."""
+    """Computes its share of the slices, and makes the whole update."""
 
     def __init__(
         self,
@@ -126,36 +127,43 @@ class ReplicatedPeer(Peer):
     def _ask(
         self, method: str, meta: np.ndarray, it: int, *given: Any, **options: Any
     ) -> list[Contribution]:
-        """What all slices contribute, in their order."""
+        """The sum of what all slices contribute."""
         rank, size = self._links.rank, self._links.size
         answer = getattr(self._shard, method)
-        mine = [
-            answer(meta, it, *given, slice=slice, **options)
-            for slice in range(rank, self._slices, size)
-        ]
-        if size == 1:
-            return mine
-        parts = [contributions(each) for each in self._links.all_gather(message(mine))]
-        return [parts[slice % size][slice // size] for slice in range(self._slices)]
+        mine = add_up(
+            (
+                PartialSum(slice, slice + 1, answer(meta, it, *given, slice=slice, **options))
+                for slice in share(self._slices, rank, size)
+            ),
+            self._slices,
+        )
+        if size > 1:
+            sent = self._links.all_gather(message(mine))
+            every = (part for each in sent for part in received(each)[0])
+            mine = add_up(every, self._slices)
+        return [each.sum for each in mine]
 
 
-def message(given: Sequence[Contribution], part: slice = slice(None)) -> Message:
-    """Contributions, as they travel; `part` of their vectors."""
-    head = [
-        (each.tasks, each.metrics, each.skipped, each.warnings, each.gradient.dtype.str)
-        for each in given
-    ]
-    vectors = [each.gradient[part] for each in given]
+def message(parts: Sequence[PartialSum], ranges: Sequence[slice] = (slice(None),)) -> Message:
+    """Partial sums, as they travel; of their vectors these ranges, one after the other."""
+    vectors = [part.sum.gradient[range] for range in ranges for part in parts]
+    head = [(part.first, part.stop, *part.sum[1:]) for part in parts]
+    sizes = [len(each) for each in vectors]
+    words = json.dumps([head, sizes, vectors[0].dtype.str]).encode()
     body = vectors[0] if len(vectors) == 1 else np.concatenate(vectors)
-    return Message(json.dumps(head).encode(), np.ascontiguousarray(body))
+    return Message(words, np.ascontiguousarray(body))
 
 
-def contributions(by: Message) -> list[Contribution]:
-    """What was sent."""
-    head = json.loads(by.head)
-    kind = np.dtype(head[0][4])
-    vectors = np.split(np.frombuffer(by.body, kind), len(head))
+def received(message: Message) -> list[list[PartialSum]]:
+    """What was sent, of each range."""
+    head, sizes, kind = json.loads(message.head)
+    vectors = iter(np.split(np.frombuffer(message.body, np.dtype(kind)), np.cumsum(sizes)[:-1]))
     return [
-        Contribution(vector, tasks, metrics, tuple(skipped), tuple(warnings))
-        for vector, (tasks, metrics, skipped, warnings, _) in zip(vectors, head, strict=True)
+        [
+            PartialSum(
+                first, stop, Contribution(next(vectors), tasks, sums, tuple(skipped), tuple(said))
+            )
+            for first, stop, tasks, sums, skipped, said in head
+        ]
+        for _ in range(len(sizes) // len(head))
     ]

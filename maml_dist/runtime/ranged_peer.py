@@ -1,16 +1,18 @@
 """RangedPeer: of a large vector, some peers own a range each, with its optimizer's state.
 
-    shards -> owners   of each slice the summed meta-gradient's range          (reduce-scatter)
-    owners             the sum in the slices' order, and its update
+    shards -> owners   the summed meta-gradient's range                        (reduce-scatter)
+    owners             its update
     owners -> shards   the new range of the meta-parameters                    (all-gather)
 
 The shards may own the ranges themselves (server=spread), or others, which have no slices
-(server=split). The owner's former state is kept until the next: where a group breaks, some may have
-made one update more.
+(server=split). Between machines, what shards of one have for an owner on another is added up
+before by one of them, the relay, who also hands the others what that owner sends. The owner's
+former state is kept until the next: where a group breaks, some may have made one update more.
 """
 
 import json
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,8 +20,8 @@ from torch import Tensor
 
 from maml_dist.core.outer.optimizers import OuterOptimizer
 from maml_dist.runtime.links import Links, Message, bytes_of
-from maml_dist.runtime.messages import Contribution
-from maml_dist.runtime.peer import Peer, Progress, contributions, message
+from maml_dist.runtime.partial_sums import PartialSum, add_up, share
+from maml_dist.runtime.peer import Peer, Progress, message, received
 from maml_dist.runtime.ranges import part_of, whole
 from maml_dist.runtime.server import ParameterServer, Saved
 from maml_dist.runtime.shard import TaskShard
@@ -29,7 +31,30 @@ class Roles(NamedTuple):
     """Who does what in a group, by ranks."""
 
     owners: dict[int, slice]  # the range of each, in the order of ranges; the first is rank 0
-    computing: list[int]  # those that have slices
+    computing: list[int]  # those that have slices, in the order of these
+    machines: Sequence[Any]  # of each rank, the machine that it is on
+
+    def shards_on(self, machine: Any) -> list[int]:
+        """Those of a machine that compute."""
+        return [rank for rank in self.computing if self.machines[rank] == machine]
+
+    def relays(self, machine: Any) -> dict[int, int]:
+        """Owners on other machines -> who of this machine's shards deals with them."""
+        shards = self.shards_on(machine)
+        return {
+            owner: shards[number % len(shards)]
+            for number, owner in enumerate(self.owners)
+            if shards and self.machines[owner] != machine
+        }
+
+    def facing(self, owner: int) -> list[int]:
+        """The shards with which an owner exchanges: its machine's, and of each other the relay."""
+        here = self.machines[owner]
+        found = [rank for rank in self.shards_on(here) if rank != owner]
+        for machine in dict.fromkeys(self.machines[rank] for rank in self.computing):
+            if machine != here:
+                found.append(self.relays(machine)[owner])
+        return found
 
 
 class RangedPeer(Peer):
@@ -52,18 +77,22 @@ class RangedPeer(Peer):
         self._range = roles.owners.get(links.rank)
         self._clips = outer.clip_norm is not None
         self._meta = saved[1].copy()
-        self._places = {
-            rank: bytes_of(self._meta[part])
-            for rank, part in roles.owners.items()
-            if rank != links.rank
+        rank, computing = links.rank, roles.computing
+        self._share = range(0)
+        relays: dict[int, int] = {}
+        if rank in computing:
+            self._share = share(slices, computing.index(rank), len(computing))
+            relays = roles.relays(roles.machines[rank])
+        self._mates = [each for each in roles.shards_on(roles.machines[rank]) if each != rank]
+        self._relayed = {  # by each shard of this machine: owners
+            mate: [owner for owner, by in relays.items() if by == mate]
+            for mate in (rank, *self._mates)
         }
-        computing = roles.computing
-        self._others = [rank for rank in computing if rank != links.rank]
-        self._mine = (
-            range(computing.index(links.rank), slices, len(computing))
-            if links.rank in computing
-            else range(0)
-        )
+        self._facing = roles.facing(rank) if self._range is not None else []
+        self._owners = [  # with whom this one exchanges
+            owner for owner in roles.owners if rank in roles.facing(owner)
+        ]
+        self._places = {owner: bytes_of(self._meta[roles.owners[owner]]) for owner in self._owners}
         if self._range is not None:
             own = part_of(saved, self._range, learned=learned)
             inner = max(0, min(learned, self._range.stop) - self._range.start)
@@ -73,28 +102,72 @@ class RangedPeer(Peer):
 
     def iterate(self, it: int) -> None:
         """Make iteration `it`, of one round."""
-        mine = []
-        if self._shard is not None:
-            mine = [self._shard.gradient(self._meta, it, slice=slice) for slice in self._mine]
-        rank, owners = self._links.rank, self._roles.owners
+        mine = add_up(
+            (
+                PartialSum(slice, slice + 1, self._shard.gradient(self._meta, it, slice=slice))
+                for slice in self._share
+                if self._shard is not None
+            ),
+            self._slices,
+        )
+        relayed = self._added_up_here(mine)
+        ranges, own = self._roles.owners, self._range
         given = {
-            owner: message(mine, part) for owner, part in owners.items() if mine and owner != rank
+            owner: message(relayed[owner]) if owner in relayed else message(mine, [ranges[owner]])
+            for owner in self._owners
         }
-        if self._range is None:
-            self._links.exchange(given, of=())
-        else:
-            got = self._links.exchange(given, of=self._others)
+        got = self._links.exchange(given, of=self._facing)
+        pieces = {}
+        if own is not None:
+            parts = [part for each in got.values() for part in received(each)[0]]
+            (whole,) = add_up([*_range_of(mine, own), *parts], self._slices)
             before = self._server.state()
             piece, metrics = self._server.update(
-                *self._in_order(mine, got), gather=self._squares if self._clips else None
+                whole.sum, gather=self._squares if self._clips else None
             )
             self._before = before
             self._rows.append(metrics)
-            self._meta[self._range] = piece
-        pieces = {}
-        if self._range is not None:
-            pieces = dict.fromkeys(self._others, Message(b"", self._meta[self._range]))
-        self._links.exchange(pieces, of=self._places if mine else (), into=self._places)
+            self._meta[own] = piece
+            pieces = dict.fromkeys(self._facing, Message(b"", self._meta[own]))
+        self._links.exchange(pieces, of=self._places, into=self._places)
+        self._hand_on()
+
+    def _added_up_here(self, mine: list[PartialSum]) -> dict[int, list[PartialSum]]:
+        """What this machine's shards have for the owners elsewhere that this one is to relay to."""
+        ranges = self._roles.owners
+        given = {
+            mate: message(mine, [ranges[owner] for owner in self._relayed[mate]])
+            for mate in self._mates
+            if mine and self._relayed[mate]
+        }
+        own = self._relayed[self._links.rank]
+        got = self._links.exchange(given, of=self._mates if own else ())
+        theirs = [received(each) for each in got.values()]
+        return {
+            owner: add_up(
+                [*_range_of(mine, ranges[owner]), *(part for each in theirs for part in each[n])],
+                self._slices,
+            )
+            for n, owner in enumerate(own)
+        }
+
+    def _hand_on(self) -> None:
+        """Give this machine's other shards what was relayed to this one, and take what was not."""
+        ranges = self._roles.owners
+
+        def vectors(owners: list[int]) -> list[np.ndarray]:
+            return [self._meta[ranges[owner]] for owner in owners]
+
+        own = self._relayed[self._links.rank]
+        given = {}
+        if own:
+            given = dict.fromkeys(self._mates, Message(b"", np.concatenate(vectors(own))))
+        others = [mate for mate in self._mates if self._share and self._relayed[mate]]
+        for mate, sent in self._links.exchange(given, of=others).items():
+            body, start = np.frombuffer(sent.body, self._meta.dtype), 0
+            for vector in vectors(self._relayed[mate]):
+                vector[:] = body[start : start + len(vector)]
+                start += len(vector)
 
     def saved(self, it: int | None = None) -> Saved:
         """The state of this peer's range, after `it` iterations."""
@@ -135,15 +208,6 @@ class RangedPeer(Peer):
             state[name] = np.frombuffer(sent.body, np.dtype(kind)).reshape(shape)
         return it, np.frombuffer(first.body, self._meta.dtype), state
 
-    def _in_order(self, mine: list[Contribution], got: dict[int, Message]) -> list[Contribution]:
-        """Of all slices, in their order, what they contribute to this peer's range."""
-        computing = self._roles.computing
-        assert self._range is not None
-        own = [each._replace(gradient=each.gradient[self._range]) for each in mine]
-        parts = [own if rank not in got else contributions(got[rank]) for rank in computing]
-        count = len(computing)
-        return [parts[slice % count][slice // count] for slice in range(self._slices)]
-
     def _squares(self, squares: Tensor) -> Tensor:
         """Those of all owners, in the order of ranges."""
         others = [rank for rank in self._roles.owners if rank != self._links.rank]
@@ -155,3 +219,10 @@ class RangedPeer(Peer):
                 for rank in self._roles.owners
             ]
         )
+
+
+def _range_of(parts: list[PartialSum], range: slice) -> list[PartialSum]:
+    """These sums' range."""
+    return [
+        part._replace(sum=part.sum._replace(gradient=part.sum.gradient[range])) for part in parts
+    ]

@@ -13,6 +13,7 @@ from typing import Any, cast
 from maml_dist.runtime.backend import ActorGroup, ActorLost, BlockRefs, Resources
 from maml_dist.runtime.failures import Failures
 from maml_dist.runtime.messages import Start
+from maml_dist.runtime.partial_sums import holder, share
 from maml_dist.runtime.ray_making import Maker
 from maml_dist.runtime.ray_peers import Peers, raised
 from maml_dist.runtime.ray_roster import TICK, Roster
@@ -20,7 +21,7 @@ from maml_dist.runtime.ray_server import LosableServer
 from maml_dist.runtime.remote import Get
 from maml_dist.runtime.server import Saved
 from maml_dist.runtime.shard import TaskShard
-from maml_dist.runtime.watch import Seat
+from maml_dist.runtime.watch import Seat, by_machines
 
 RELINKS_AFTER = 300.0  # seconds that one server stands in for shards that could not be linked
 
@@ -68,7 +69,8 @@ class RayGroup(ActorGroup):
         """The one that computes a slice, now."""
         if not self._roster.up:
             raise ActorLost("no shard is left")
-        return cast(TaskShard, self._roster.up[slice % len(self._roster.up)].actor)
+        up = self._roster.up
+        return cast(TaskShard, up[holder(slice, self.slices, len(up))].actor)
 
     def shards_up(self) -> list[TaskShard]:
         """Those that compute, now."""
@@ -100,7 +102,7 @@ class RayGroup(ActorGroup):
 
     def _link(self) -> None:
         """Link those up who are up now, where the group is of others."""
-        shards = self._roster.up[: self.slices]
+        shards = by_machines(self._roster.up[: self.slices])
         seats = [*self.parts, *shards]
         actors, linked = [seat.actor for seat in seats], self._peers.actors
         if not shards or not all(seat.pulse for seat in self.parts):
@@ -113,11 +115,11 @@ class RayGroup(ActorGroup):
             self.restore(self._peers.finished(self._get))
         saved = self._server.saved
         self._furthest = saved[0]
-        together = len({seat.pulse.node for seat in seats if seat.pulse}) == 1
+        machines = [seat.pulse.node for seat in seats if seat.pulse]
         number = len(self.parts)
         try:
             self._peers.form(
-                actors[:number], actors[number:], saved, together=together, get=self._get
+                actors[:number], actors[number:], saved, machines=machines, get=self._get
             )
         except ActorLost as error:
             self._roster.tick(at_once=True)
@@ -239,8 +241,9 @@ class RayGroup(ActorGroup):
         """One that was up is lost, which is noted; the others may wait for it."""
         members = self._peers.actors[len(self.parts) :] or [one.actor for one in self._roster.up]
         if seat in self._roster.up:
-            rank = next((n for n, one in enumerate(members) if one is seat.actor), self.slices)
-            mine = range(rank, self.slices, len(members))
-            self._failures.note(line, slices=mine if alone else ())
+            rank = next((n for n, one in enumerate(members) if one is seat.actor), None)
+            blamed = alone and rank is not None
+            mine = share(self.slices, rank or 0, len(members)) if blamed else ()
+            self._failures.note(line, slices=mine)
         if any(seat.actor is member for member in self._peers.actors):
             self._peers.leave()

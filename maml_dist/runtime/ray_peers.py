@@ -35,16 +35,16 @@ class Peers:
         shards: Sequence[Any],
         saved: Saved,
         *,
-        together: bool,
+        machines: Sequence[Any],
         get: Callable[[Any], Any],
     ) -> None:
         """Link actors up.
 
         Args:
             parts: those that own a range each; none: the shards do, or hold everything.
-            shards: those that compute.
+            shards: those that compute; of one machine next to each other.
             saved: the server's state.
-            together: whether all are on one machine.
+            machines: on which each of all these is.
             get: waits for references.
 
         Raises:
@@ -54,8 +54,9 @@ class Peers:
 
         self.actors, self._blocks = [], []
         actors = [*parts, *shards]
+        together = len({*machines}) == 1
         doors = get([actor.open_door.remote(together=together) for actor in actors])
-        roles = self._roles(len(parts), len(shards))
+        roles = self._roles(len(parts), machines)
         key, several = secrets.token_bytes(KEY), self._given.multi_round
         meeting = Meeting(doors, key, self._outer, several, roles)  # type: ignore[arg-type]
         state = ray.put(saved)
@@ -125,15 +126,15 @@ class Peers:
             return None
         return whole(parts)
 
-    def _roles(self, parts: int, shards: int) -> Roles | None:
+    def _roles(self, parts: int, machines: Sequence[Any]) -> Roles | None:
         """Who owns what; None where each is to hold everything."""
+        computing = [*range(parts, len(machines))]
         if parts:
-            owners = dict(enumerate(cut(self._size, parts)))
-            return Roles(owners, [*range(parts, parts + shards)])
-        small = self._size < RANGED_FROM or shards == 1
+            return Roles(dict(enumerate(cut(self._size, parts))), computing, machines)
+        small = self._size < RANGED_FROM or len(computing) == 1
         if small or not self._given.outer.divisible or self._given.multi_round:
             return None
-        return Roles(dict(enumerate(cut(self._size, shards))), [*range(shards)])
+        return Roles(dict(enumerate(cut(self._size, len(computing)))), computing, machines)
 
     def _unfinished(self) -> list[list[Any]]:
         """The blocks that are not known to be done."""

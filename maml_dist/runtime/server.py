@@ -10,6 +10,7 @@ import torch
 
 from maml_dist.core.outer.optimizers import Gather, OuterOptimizer, Response, State, UpdateRounds
 from maml_dist.runtime.messages import Contribution
+from maml_dist.runtime.partial_sums import total
 from maml_dist.runtime.remote import remote, remote_pair
 
 # iteration, meta [size], the outer optimizer's state
@@ -134,23 +135,13 @@ class ParameterServer:
         self, contributions: tuple[Contribution, ...]
     ) -> tuple[torch.Tensor | None, dict[str, Any]]:
         """The mean over all tasks of what is summed; no vector where all were skipped."""
-        tasks = sum(part.tasks for part in contributions)
-        total = torch.from_numpy(contributions[0].gradient.copy())  # Ray's is read-only
-        for part in contributions[1:]:
-            total += torch.from_numpy(part.gradient.copy())
-        fullest = max(contributions, key=lambda part: part.tasks)  # one of no task says nothing
+        vector, tasks, sums, skipped, warnings = total(contributions)
         metrics: dict[str, Any] = {
-            name: sum(part.metrics.get(name, 0.0) for part in contributions) / tasks
-            if tasks
-            else math.nan
-            for name in fullest.metrics
+            name: value / tasks if tasks else math.nan for name, value in sums.items()
         }
-        skipped = [f"{self._it}:{task}" for part in contributions for task in part.skipped]
-        metrics["skipped/tasks"] = " ".join(skipped)
-        metrics["warnings"] = "\n".join(
-            {text: None for part in contributions for text in part.warnings}
-        )
-        return total / tasks if tasks else None, metrics
+        metrics["skipped/tasks"] = " ".join(f"{self._it}:{task}" for task in skipped)
+        metrics["warnings"] = "\n".join(warnings)
+        return torch.from_numpy(vector / vector.dtype.type(tasks)) if tasks else None, metrics
 
     @remote
     def state(self) -> Saved:

@@ -84,6 +84,13 @@ class Seat:
             self.since = time.monotonic()
 
 
+def by_machines(seats: Sequence[Seat]) -> list[Seat]:
+    """Those that are up, so that those of one machine are next to each other."""
+    up = [(seat.pulse.node, seat) for seat in seats if seat.pulse]
+    machines = [*dict.fromkeys(node for node, _ in up)]
+    return [seat for _, seat in sorted(up, key=lambda pair: machines.index(pair[0]))]
+
+
 @dataclass(frozen=True)
 class Loss:
     """An actor that is gone, and why."""

@@ -80,13 +80,14 @@ class OnPremise:
             time.sleep(2)
 
     def computing(self) -> str:
-        """A host that has shards."""
+        """The host whose shard has run for longest; others may be coming up."""
+        seconds = {}
         for name in self.names:
-            if self.hosts.all[name].process and "ray::RayShard" in self.hosts.run(
-                name, "ps -eo args"
-            ):
-                return name
-        raise LookupError("no host has shards")
+            if self.hosts.all[name].process:
+                for line in self.hosts.run(name, "ps -eo etimes,args").splitlines():
+                    if "ray::RayShard" in line:
+                        seconds[name] = max(int(line.split()[0]), seconds.get(name, 0))
+        return max(seconds, key=lambda name: seconds[name])
 
     def join(self, name: str, number: int) -> None:
         """Add a machine to a cluster that runs, by hand."""

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from maml_dist.core.params import flatten
-from maml_dist.runtime.links import Door, PeersLost
+from maml_dist.runtime.links import Door, Links, PeersLost
 from maml_dist.runtime.local_backend import LocalGroup
 from maml_dist.runtime.messages import Start
 from maml_dist.runtime.peer import ReplicatedPeer
@@ -146,13 +146,13 @@ RANGED = {
 }
 
 
-def ranged(start, parts, shards):
+def ranged(start, parts, shards, machines=None):
     """Peers of which `parts` own ranges, or all do, and `shards` compute."""
     size = parts + shards
     doors = [Door(None) for _ in range(size)]
     addresses = [door.address for door in doors]
     owners = dict(enumerate(cut(len(start.meta), parts or shards)))
-    roles = Roles(owners, [*range(parts, size)])
+    roles = Roles(owners, [*range(parts, size)], machines or "a" * size)
     saved = ParameterServer(start.meta, start.outer, learned=start.shard.learned).state()
     with ThreadPoolExecutor(size) as pool:
         links = pool.map(lambda rank: doors[rank].meet(rank, addresses, b"key"), range(size))
@@ -171,17 +171,20 @@ def ranged(start, parts, shards):
 
 
 @pytest.mark.parametrize(
-    ("name", "parts", "shards"),
+    ("name", "parts", "shards", "machines"),
     [
-        *(("adam", parts, shards) for parts in (0, 1, 3) for shards in (1, 2, 5)),
-        *((name, parts, 3) for name in [*RANGED][1:] for parts in (0, 2)),
+        *(("adam", parts, shards, "") for parts in (0, 1, 3) for shards in (1, 2, 5)),
+        *((name, parts, 3, "") for name in [*RANGED][1:] for parts in (0, 2)),
+        *(("adam", 0, len(on), on) for on in ("aabb", "abbbc", "aaabb", "abc")),
+        *(("adam", parts, 4, on) for parts, on in ((2, "abaabb"), (2, "ccaabb"), (1, "baabb"))),
+        ("clipped", 2, 3, "abaab"),
     ],
 )
-def test_ranges_have_the_bits_and_rows_of_one_server(tmp_path, name, parts, shards):
+def test_ranges_have_the_bits_and_rows_of_one_server(tmp_path, name, parts, shards, machines):
     torch.set_num_threads(1)
     run = prepare("sinusoid", {**SMALL, **RANGED[name]}, run=tmp_path / name)
     start = Start(run.shard_spec, flatten(run.initial).numpy(), run.experiment.outer)
-    (alone,), members = peers(start, 1), ranged(start, parts, shards)
+    (alone,), members = peers(start, 1), ranged(start, parts, shards, machines)
     expected = alone.block(5)
     for rank, rows in enumerate(at_once(members, lambda peer: peer.block(5))):
         if rank in members[0]._roles.owners:
@@ -196,3 +199,22 @@ def test_ranges_have_the_bits_and_rows_of_one_server(tmp_path, name, parts, shar
     (again,) = peers(start, 1)
     again.block(4)
     same(before, again.saved())
+
+
+def test_between_machines_travels_what_one_shard_has(tmp_path, monkeypatch):
+    """Two shards of a machine send another machine no more than one would."""
+    run = prepare("sinusoid", {**SMALL, **WIDE, "slices": 4}, run=tmp_path / "run")
+    start = Start(run.shard_spec, flatten(run.initial).numpy(), run.experiment.outer)
+    crossed = []
+    exchange = Links.exchange
+
+    def counted(links, given, **options):
+        for rank, sent in given.items():
+            if "aabb"[rank] != "aabb"[links.rank]:
+                crossed.append(len(bytes(sent.body)))
+        return exchange(links, given, **options)
+
+    monkeypatch.setattr(Links, "exchange", counted)
+    at_once(ranged(start, 0, 4, "aabb"), lambda peer: peer.block(3))
+    # of each machine half the gradient, to the owners there, and the half that it owns
+    assert sum(crossed) == 3 * 2 * start.meta.nbytes
