@@ -60,5 +60,23 @@ def test_a_slower_network_takes_longer():
     found = model.fit(rounds("one", (1e-3, 2e-4, 1e-9, 3e-9)))[0]
     times = [model.reached(found, "one", 1_000_000, 64, gbit) for gbit in (10, 100, 400)]
     assert times == sorted(times, reverse=True)
-    moved = 2 * 64 * 4e6
-    assert times[0] == pytest.approx(1e-3 + 64 * 2e-4 + moved * (1e-9 + 8e-10) + 3e-3, rel=1e-4)
+    copied, wired = 2 * 64 * 4e6, 56 * 4e6  # eight of the shards are beside the server
+    expected = 1e-3 + 64 * 2e-4 + copied * 1e-9 + wired * 8e-10 + 3e-3
+    assert times[0] == pytest.approx(expected, rel=1e-4)
+
+
+def test_what_passes_a_card():
+    """By counting messages, eight shards a machine: none of one machine's own."""
+    whole = 4 * 1_000_000
+    assert [model.wired(mode, 1_000_000, 8) for mode in ("one", "split", "spread")] == [0, 0, 0]
+    assert model.wired("one", 1_000_000, 64) == 56 * whole
+    assert model.wired("spread", 1_000_000, 16) == 2 * whole / 2  # half of each, both ways
+    assert model.wired("spread", 50_000, 16) == 8 * 8 * 200_000  # each to each of the other machine
+
+
+def test_what_computes_for_longer_takes_more_shards():
+    found = np.array([1e-3, 1e-4, 1e-9, 3e-9])
+    most = [model.most_shards(found, "spread", 1_000_000, each, 10) for each in (0.001, 0.2, 100)]
+    assert most[0] == 0 and 8 <= most[1] < most[2] == model.MOST
+    at = [model.reached(found, "spread", 1_000_000, each, 10) for each in (most[1], 2 * most[1])]
+    assert at[0] <= 0.2 / 9 < at[1]
