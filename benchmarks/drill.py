@@ -1,7 +1,7 @@
 """The fault drill: runs that are disturbed at random, and must end with an undisturbed one's bits.
 
-    python -m benchmarks.drill [--seeds 20] [--first 0] [--kind supervised|rollouts] [--faults A,B]
-                               [--server spread|split|one]
+    python -m benchmarks.drill [--seeds 20] [--first 0] [--kind supervised|ranges|rollouts]
+                               [--faults A,B] [--server spread|split|one]
     python -m benchmarks.drill --each    # one fault a seed, each in turn: for the seconds
 
 Each seed draws faults, and the iterations at which they strike, some while another is being mended.
@@ -30,8 +30,10 @@ from torch import Tensor
 from benchmarks.drill_driver import ENDED, Driver
 from benchmarks.drill_faults import FAULTS, Machines
 
+SUPERVISED = ("sinusoid", "iterations=800", "checkpoint_every=50", "meta_batch=6")
 SETTINGS = {
-    "supervised": ("sinusoid", "iterations=800", "checkpoint_every=50", "meta_batch=6"),
+    "supervised": SUPERVISED,
+    "ranges": (*SUPERVISED, "model.hidden=[320, 320]"),  # of which each shard owns a part
     "rollouts": (
         *("navigation", "iterations=60", "checkpoint_every=5", "meta_batch=6"),
         *("task.episodes=5", "task.horizon=40"),
@@ -39,7 +41,7 @@ SETTINGS = {
 }
 COMMON = ("slices=3", "log_every=1", "validation_tasks=6", "test_tasks=6", "engine.running=eager")
 ON_RAY = ("shards={min: 1, max: 3}", "heartbeat_timeout=5")
-WORKERS = {"supervised": (), "rollouts": ("rollout_workers=1", "cpus_per_shard=0.5")}
+WORKERS = {"supervised": (), "ranges": (), "rollouts": ("rollout_workers=1", "cpus_per_shard=0.5")}
 PACES = ("it_per_s", "tasks_per_s", "steps_per_s")
 NOT_OURS = ("Traceback", "(raylet", "Unhandled error", "RayActorError", "core_worker")
 
