@@ -27,6 +27,7 @@ class Driver:
         self.reached = 0  # the last iteration in the metrics
         self.wrong: list[str] = []
         self.expected: set[int] = {0}  # exit statuses
+        self.rivals: list[subprocess.Popen[str]] = []  # which would take the place of one that ends
         self._moved = time.monotonic()
         self._read = 0
         self._start(command)
@@ -62,7 +63,10 @@ class Driver:
         return True
 
     def resume(self) -> None:
-        """Go on with the run."""
+        """Go on with the run, which no rival is to have taken over."""
+        for rival in self.rivals:
+            rival.kill()
+            rival.wait()
         resume = ["--resume", str(self.folder), "--address", self._address]
         recipe = self.folder / "recipe.yaml"
         again = [sys.executable, "-m", "maml_dist.train", *resume]

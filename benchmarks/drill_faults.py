@@ -135,13 +135,16 @@ def _end_driver(number: int, status: int) -> Callable[[Machines, random.Random],
 
 
 def _second_driver(machines: Machines, draw: random.Random) -> None:
-    """Which is refused, unless the first has finished meanwhile."""
+    """Which is refused, unless the first has finished or was ended meanwhile."""
     resume = ["--resume", str(machines.driver.folder), "--address", machines.address]
     again = [sys.executable, "-m", "maml_dist.train", *resume]
     second = subprocess.Popen(again, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    machines.driver.rivals.append(second)
 
     def judge() -> None:
         said = second.communicate(timeout=120)[1]
+        if second.returncode == -signal.SIGKILL:
+            return
         refused = second.returncode and "is being trained by" in said
         if not refused and (second.returncode or machines.driver.runs(patience=120)):
             machines.driver.wrong.append(f"a second driver: {second.returncode} {said[-200:]}")
