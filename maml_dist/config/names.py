@@ -65,6 +65,7 @@ PUBLIC = {
     "OuterOptimizer": "maml_dist.core.outer.optimizers.OuterOptimizer",
     "OuterSGD": "maml_dist.core.outer.optimizers.SGD",
     "OuterAdam": "maml_dist.core.outer.optimizers.Adam",
+    "Adagrad": "maml_dist.core.outer.adagrad.Adagrad",
     "TrustRegion": "maml_dist.core.outer.trust_region.TrustRegion",
     "Schedule": "maml_dist.core.outer.schedules.Schedule",
     "ConstantSchedule": "maml_dist.core.outer.schedules.Constant",

@@ -10,14 +10,14 @@ Python.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import hardshrink
 
+from maml_dist.core.outer.idle import adam_idle, normal, sgd_idle
 from maml_dist.core.outer.schedules import Constant, Schedule
 from maml_dist.core.renamed import refuse_renamed
 from maml_dist.core.validation import check_decays, check_minimum, check_positive, check_share
@@ -85,6 +85,19 @@ class OuterOptimizer(ABC):
         self, meta: Tensor, gradient: Tensor, state: State, *, rate: float, count: float
     ) -> tuple[Tensor, State]:
         """The new meta-parameters and moments at update `count` = 1, 2, …"""
+
+    def idle(
+        self, meta: Tensor, moments: State, *, rates: Sequence[float], count: float
+    ) -> tuple[Tensor, State]:
+        """What updates at a zero gradient make of meta and moments, after `count` others.
+
+        `rates` are theirs, one or more. Rows of a sparse parameter that no task touches are brought
+        up to date so; an optimizer that has a closed form of it overrides this.
+        """
+        zero = torch.zeros_like(meta)
+        for number, rate in enumerate(rates, 1):
+            meta, moments = self.step(meta, zero, moments, rate=rate, count=count + number)
+        return meta, moments
 
     def init(self, meta: Tensor) -> State:
         """The state before the first update.
@@ -178,15 +191,6 @@ def _squares(gradient: Tensor) -> Tensor:
     return torch.cat(norms if len(gradient) > whole else norms[:1]).square_()
 
 
-def _normal(moment: Tensor) -> Tensor:
-    """A moment with zeros for what is below the smallest normal number.
-
-    That of a weight whose gradient has become zero only ever decays, and a CPU takes a hundred
-    times longer over numbers below 1e-38.
-    """
-    return hardshrink(moment, torch.finfo(moment.dtype).tiny)
-
-
 @dataclass(frozen=True)
 class SGD(OuterOptimizer):
     """Gradient descent, with (Nesterov's) momentum: v <- momentum * v + gradient."""
@@ -212,9 +216,19 @@ class SGD(OuterOptimizer):
         """Along the gradient, the velocity, or where the velocity will be."""
         if not self.momentum:
             return meta.add(gradient, alpha=-rate), {}
-        velocity = _normal(gradient.add(state["velocity"], alpha=self.momentum))
+        velocity = normal(gradient.add(state["velocity"], alpha=self.momentum))
         ahead = gradient.add(velocity, alpha=self.momentum) if self.nesterov else velocity
         return meta.add(ahead, alpha=-rate), {"velocity": velocity}
+
+    def idle(
+        self, meta: Tensor, moments: State, *, rates: Sequence[float], count: float
+    ) -> tuple[Tensor, State]:
+        """Along a velocity that decays; none where there is no momentum."""
+        if not self.momentum:
+            return meta, moments
+        velocity = moments["velocity"]
+        meta, velocity = sgd_idle(meta, velocity, rates, self.momentum, nesterov=self.nesterov)
+        return meta, {"velocity": velocity}
 
 
 @dataclass(frozen=True)
@@ -248,10 +262,21 @@ class Adam(OuterOptimizer):
         decay1, decay2 = self.decays
         root2 = (1 - decay2**count) ** 0.5
         length = rate * root2 / (1 - decay1**count)
-        first = _normal(state["first"].lerp(gradient, 1 - decay1))
+        first = normal(state["first"].lerp(gradient, 1 - decay1))
         second = (state["second"] * decay2).addcmul_(gradient, gradient, value=1 - decay2)
-        second = _normal(second)
+        second = normal(second)
         root = second.sqrt().add_(self.eps * root2)
         if self.weight_decay:
             meta = meta * (1 - rate * self.weight_decay)
         return meta.addcdiv(first, root, value=-length), {"first": first, "second": second}
+
+    def idle(
+        self, meta: Tensor, moments: State, *, rates: Sequence[float], count: float
+    ) -> tuple[Tensor, State]:
+        """Along first moments that decay faster than the roots of the second."""
+        decays, eps, decay = self.decays, self.eps, self.weight_decay
+        first, second = moments["first"], moments["second"]
+        meta, first, second = adam_idle(
+            meta, first, second, rates, count=count, decays=decays, eps=eps, weight_decay=decay
+        )
+        return meta, {"first": first, "second": second}

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
+from maml_dist.core.outer.adagrad import Adagrad
 from maml_dist.core.outer.optimizers import SGD, Adam
 from maml_dist.core.outer.schedules import Constant, Cosine
 from maml_dist.core.outer.trust_region import TrustRegion
@@ -22,6 +23,10 @@ TORCH = {
     "adamw": (
         Adam(beta=0.01, weight_decay=0.3),
         lambda w: torch.optim.AdamW(w, 0.01, weight_decay=0.3),
+    ),
+    "adagrad": (
+        Adagrad(beta=0.01, initial=0.2),
+        lambda w: torch.optim.Adagrad(w, 0.01, initial_accumulator_value=0.2),
     ),
 }
 
