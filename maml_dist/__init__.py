@@ -59,6 +59,7 @@ if TYPE_CHECKING:  # PUBLIC, as editors and mypy read it
     from maml_dist.learners.reptile import Reptile
     from maml_dist.models.categorical_policy import CategoricalPolicy
     from maml_dist.models.conv4 import Conv4
+    from maml_dist.models.embedding_mlp import EmbeddingMLP
     from maml_dist.models.gaussian_policy import GaussianPolicy
     from maml_dist.models.mlp import MLP
     from maml_dist.runs.run import Run
@@ -72,6 +73,7 @@ if TYPE_CHECKING:  # PUBLIC, as editors and mypy read it
     from maml_dist.tasks.mujoco.ant import Ant
     from maml_dist.tasks.mujoco.half_cheetah import HalfCheetah
     from maml_dist.tasks.navigation import Navigation
+    from maml_dist.tasks.ratings import Ratings
     from maml_dist.tasks.records import Records
     from maml_dist.tasks.rollout import Goal, Rollouts
     from maml_dist.tasks.sinusoid import Sinusoid
@@ -90,6 +92,7 @@ __all__ = [
     "Conv4",
     "CosineSchedule",
     "ESMAML",
+    "EmbeddingMLP",
     "Engine",
     "EnvironmentFault",
     "Episode",
@@ -121,6 +124,7 @@ __all__ = [
     "OuterSGD",
     "Params",
     "PolicyGradient",
+    "Ratings",
     "Records",
     "Reptile",
     "Rollouts",

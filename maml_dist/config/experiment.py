@@ -44,6 +44,7 @@ class Experiment:
     cpus_per_worker: float = 1  # cores that a rollout worker reserves
     server: ServerMode | None = None  # who updates: one, some actors, or the shards; null: shards
     servers: int | None = None  # parts of server=split; null: one a machine, two at least
+    sparse: tuple[str, ...] | str = ()  # patterns of embeddings whose rows are learned apart
     max_staleness: int = 0  # updates that weights may be old at which a gradient is taken; 0: none
     backup: int = 0  # slices that an update does not wait for
     placement: Spread = "spread"  # of shards on machines: over many, or on few

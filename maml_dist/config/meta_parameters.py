@@ -3,21 +3,31 @@
 from functools import cached_property
 
 from maml_dist.config.experiment import Experiment
+from maml_dist.config.sparse import refuse_learned_alike, tables_of
 from maml_dist.core.model.objective import running_statistics
 from maml_dist.core.params import Layout, Params, layout, real_of
+from maml_dist.core.tables import Table
 
 
 class MetaParameters:
     """What is meta-learned, and behind it the running statistics, which are kept."""
 
-    def __init__(self, learned: Params, statistics: Params) -> None:
+    def __init__(self, learned: Params, statistics: Params, tables: tuple[Table, ...] = ()) -> None:
+        """`tables`: those of what is learned that stand in no vector."""
         self.values = {**learned, **statistics}
-        self.learned = sum(value.numel() for value in learned.values())  # elements
+        self.tables, apart = tables, {table.name for table in tables}
+        # Elements of the vector.
+        self.learned = sum(v.numel() for name, v in learned.items() if name not in apart)
 
     @cached_property
     def layout(self) -> Layout:
         """How the flat vector splits into named tensors."""
-        return layout(self.values)
+        return layout(self.in_vector(self.values))
+
+    def in_vector(self, values: Params) -> Params:
+        """Those of the values that stand in the vector."""
+        apart = {table.name for table in self.tables}
+        return {name: value for name, value in values.items() if name not in apart}
 
     def taken_from(self, loaded: Params, *, name: str) -> Params:
         """The values of another run, in these precisions; `name` says which run.
@@ -37,7 +47,8 @@ def meta_parameters(experiment: Experiment) -> MetaParameters:
     """The model's parameters that require a gradient, what the learner adds, and statistics.
 
     Raises:
-        ValueError: there is nothing to learn, or there are no statistics that a learner keeps.
+        ValueError: there is nothing to learn, or there are no statistics that a learner keeps, or
+            what is to be sparse cannot be.
     """
     learner, model = experiment.learner, experiment.model
     statistics = running_statistics(model)
@@ -51,7 +62,10 @@ def meta_parameters(experiment: Experiment) -> MetaParameters:
     if not own:
         raise ValueError("the model has no parameter that requires a gradient")
     rows = (learner.steps + 1,) if learner.per_step_statistics else ()
+    tables, learned = tables_of(experiment), learner.init(own)
+    refuse_learned_alike(tables, own, learned)
     return MetaParameters(
-        learner.init(own),
+        learned,
         {name: value.expand((*rows, *value.shape)).clone() for name, value in statistics.items()},
+        tables,
     )

@@ -22,6 +22,7 @@ PUBLIC = {
     "FewShot": "maml_dist.tasks.few_shot.FewShot",
     "Records": "maml_dist.tasks.records.Records",
     "Knapsack": "maml_dist.tasks.knapsack.Knapsack",
+    "Ratings": "maml_dist.tasks.ratings.Ratings",
     # Examples by class, for FewShot.
     "ClassData": "maml_dist.tasks.few_shot.ClassData",
     "Arrays": "maml_dist.tasks.few_shot.Arrays",
@@ -44,6 +45,7 @@ PUBLIC = {
     "LinearBaseline": "maml_dist.core.rl.baseline.Linear",
     # Models.
     "MLP": "maml_dist.models.mlp.MLP",
+    "EmbeddingMLP": "maml_dist.models.embedding_mlp.EmbeddingMLP",
     "Conv4": "maml_dist.models.conv4.Conv4",
     "GaussianPolicy": "maml_dist.models.gaussian_policy.GaussianPolicy",
     "CategoricalPolicy": "maml_dist.models.categorical_policy.CategoricalPolicy",

@@ -11,7 +11,7 @@ import torch
 from maml_dist.config.experiment import TASKS
 from maml_dist.config.plain_yaml import short
 from maml_dist.core.model.objective import modes
-from maml_dist.core.params import flatten
+from maml_dist.core.params import Params, flatten
 from maml_dist.core.validation import STEPS, check_whole
 from maml_dist.runs.run import Run
 from maml_dist.runtime.local_backend import LocalBackend
@@ -57,10 +57,11 @@ def meta_test(
     results = []
     with LocalBackend():
         shard = TaskShard(run.shard_spec._replace(slices=1), device=device)
+        more = _rows(shard, weights, split=split, tasks=tasks, steps=steps)
         for mode in modes(experiment.model) or ("default",):
             scores = shard.scores(
                 meta, entry.iteration, split=split, tasks=tasks, steps=steps,
-                mode="transductive" if mode == "default" else mode,
+                mode="transductive" if mode == "default" else mode, **more,
             )  # fmt: skip
             by_step = enumerate(scores[experiment.task.metric].T)  # [step, task]
             results.append(
@@ -75,6 +76,15 @@ def meta_test(
     }
     run.write("evaluation.json", json.dumps(evaluation, indent=1))
     return evaluation
+
+
+def _rows(shard: TaskShard, weights: Params, **which: Any) -> dict[str, Any]:
+    """Of sparse parameters, the rows that these tasks touch."""
+    if not shard.tables:
+        return {}
+    ids = shard.held_out(**which)
+    values = {name: weights[name][torch.from_numpy(at)].numpy() for name, at in ids.items()}
+    return {"rows": {name: (at, values[name]) for name, at in ids.items()}}
 
 
 def _statistics(values: np.ndarray) -> dict[str, float | None]:

@@ -83,7 +83,8 @@ class Reptile(Learner):
         """
         if self.pooled:
             both = zip(episode.support[0][:2], episode.query[:2], strict=True)
-            joined = Batch(*(torch.cat(parts) for parts in both))
+            x, y = (torch.cat(parts) for parts in both)
+            joined = episode.query._replace(x=x, y=y)
             episode = episode._replace(support=(joined,) * len(episode.support))
         return super().gradient(loss, query_loss, meta, episode, it)
 
@@ -104,4 +105,4 @@ class Reptile(Learner):
         order = choice(seed.to(batch.key.dtype), examples, count * size)
         rows = at_step(order.reshape(count, size), place)
         x, y = (tensor.index_select(0, rows) for tensor in (batch.x, batch.y))
-        return Batch(x, y, batch.key), seed
+        return batch._replace(x=x, y=y), seed

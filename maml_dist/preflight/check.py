@@ -39,11 +39,13 @@ from maml_dist.preflight.gradient_check import (
     one_task,
     policy_terms,
     probe_of,
+    refuse_untouched,
     scores,
     trace_deviation,
     validated,
 )
 from maml_dist.preflight.purity import Seeded, Unseeded, refuse_impure, unchanged
+from maml_dist.preflight.reduced import reduced
 from maml_dist.preflight.settings import refuse_conflicts
 
 
@@ -56,9 +58,10 @@ def check(experiment: Experiment, meta: Params, device: str = "cpu") -> None:
     Raises:
         ValueError, OSError: the data is missing, or the experiment cannot be meta-learned.
     """
-    source, model = experiment.task, experiment.model
     refuse_conflicts(experiment)
     refuse_impure(experiment)
+    experiment, meta = reduced(experiment, meta)
+    source, model = experiment.task, experiment.model
     stacked = one_task(experiment, max(1, experiment.learner.steps), 0)
     support, query, key = map_tensors(
         lambda tensor: tensor[0], (stacked.support[0], stacked.query, stacked.key)
@@ -103,12 +106,14 @@ def check_engine(experiment: Experiment, meta: Params, device: str) -> None:
     """
     if experiment.task.on_policy and experiment.learner.zeroth_order:
         return  # no derivative is taken
+    experiment, meta = reduced(experiment, meta)
     probe = probe_of(experiment, meta, device)
     _refuse_nondeterminism(probe, "meta-gradient")
     if experiment.task.on_policy:
         if deviation := trace_deviation(probe, policy_terms):
             raise ValueError(_trace_message(*deviation, culprit(probe, trace_deviation)))
         return
+    refuse_untouched(probe)
     probe = validated(probe)
     _refuse_nondeterminism(probe, "scores")
     if not follows_score(probe):
@@ -157,6 +162,8 @@ def _trace_message(name: str, off: float, part: str) -> str:
 
 def resolve_engine(experiment: Experiment, meta: Params, device: str) -> Engine:
     """The engine with every `auto` decided, by this experiment's model, learner and tasks."""
+    together = -(-experiment.meta_batch // (experiment.slices or 1))  # whose rows each task has
+    experiment, meta = reduced(experiment, meta, tasks=together)
 
     def peak(engine: Engine) -> int:
         objective = objective_of(experiment, engine)
@@ -191,7 +198,7 @@ def _way_out(probe: Probe) -> str:
 
 def _output(objective: Objective, params: Params, batch: Batch, name: str) -> Tensor:
     try:
-        output = objective.output(params, batch.x, key=batch.key)
+        output = objective.output(params, batch.x, key=batch.key, rows=batch.rows)
     except (RuntimeError, IndexError, TypeError) as error:
         raise ValueError(
             f"the model does not take the {name} set, x {list(batch.x.shape)}: {in_words(error)}"

@@ -98,7 +98,8 @@ def _outputs(probe: Probe, vector: Tensor, batch: Batch) -> Tensor:
     learner, objective, zero = probe.experiment.learner, probe.objective, torch.zeros(()).long()
     meta = unflatten(vector, layout(probe.meta))
     learned = {name: value for name, value in meta.items() if name not in objective.kept}
-    return objective.output(learner.start_weights(learned, zero), batch.x, key=batch.key)
+    weights = learner.start_weights(learned, zero)
+    return objective.output(weights, batch.x, key=batch.key, rows=batch.rows)
 
 
 def _each(

@@ -23,8 +23,10 @@ from maml_dist.core.engine.meta_gradient import MetaGradient, PathScores
 from maml_dist.core.engine.policy_terms import PolicyTerms
 from maml_dist.core.model.objective import Objective, modes
 from maml_dist.core.outer.trust_region import TrustRegion
-from maml_dist.core.params import Params, flatten, layout, real_of
+from maml_dist.core.params import Params, flatten, layout, real_of, unflatten
+from maml_dist.core.tables import NO_ID
 from maml_dist.preflight.error_messages import FAILURES, in_words
+from maml_dist.preflight.reduced import Reduced
 from maml_dist.runtime.rollout_worker import RolloutWorker
 
 ITERATIONS = (0, 1000)  # of the two tasks; apart, so that a schedule that is baked in shows
@@ -115,6 +117,23 @@ def scores(probe: Probe) -> Iterator[Found]:
         }
 
 
+def refuse_untouched(probe: Probe) -> None:
+    """Raise ValueError where rows that a task does not touch have a gradient of it."""
+    experiment, into = probe.experiment, layout(probe.meta)
+    if not isinstance(experiment, Reduced):
+        return
+    found = first_of(probe, gradients)["meta-gradient"]
+    rows = probe.episodes[0].query.rows
+    assert rows is not None
+    for table in experiment.tables:
+        empty = rows[table.name][0] == NO_ID
+        if unflatten(found, into)[table.name][empty].any():
+            raise ValueError(
+                f"sparse={table.name!r}: rows that a task does not touch have a gradient of it, by "
+                f"learner={type(experiment.learner).__name__}: leave it out of sparse"
+            )
+
+
 def policy_terms(probe: Probe) -> Iterator[Found]:
     """On-policy: what is asked of the adapted policies beside the meta-gradient."""
     experiment, meta = probe.experiment, flatten(probe.meta)
@@ -198,7 +217,9 @@ def _wide(probe: Probe) -> Iterator[Probe]:
 
 def objective_of(experiment: Experiment, engine: Engine) -> Objective:
     """The experiment's losses, in the engine's precision."""
-    return Objective(experiment.model, experiment.task, bfloat16=engine.precision == "bfloat16")
+    tables = experiment.tables if isinstance(experiment, Reduced) else ()
+    bfloat16 = engine.precision == "bfloat16"
+    return Objective(experiment.model, experiment.task, bfloat16=bfloat16, tables=tables)
 
 
 def one_task(

@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import yaml
 from torch import Tensor
 
@@ -25,6 +26,7 @@ from maml_dist.config.recipe import Config, read_yaml
 from maml_dist.config.trust import Trust, allow
 from maml_dist.core.model.frozen_state import FrozenState, saveable, unsaveable
 from maml_dist.core.params import Layout, Params, flatten, unflatten
+from maml_dist.core.tables import without
 from maml_dist.runs import metrics
 from maml_dist.runs.checkpoint_header import kinds_of
 from maml_dist.runs.checkpoint_index import Entry
@@ -33,7 +35,12 @@ from maml_dist.runs.folder import Folder, replace
 from maml_dist.runs.identity import complete, refuse_anothers, refuse_other
 from maml_dist.runs.lock import Held, locked
 from maml_dist.runs.restored import restored, started
-from maml_dist.runs.server_state import to_saved, to_tensors
+from maml_dist.runs.server_state import (
+    current_tables,
+    kinds_of_tables,
+    to_saved,
+    to_tensors,
+)
 from maml_dist.runtime.messages import ShardSpec
 from maml_dist.runtime.server import ParameterServer, Saved
 
@@ -172,8 +179,18 @@ class Run:
         return self.seeded.taken_from(Run.open(init).weights()[0], name=f"init={init}")
 
     @property
+    def initial_vector(self) -> np.ndarray:
+        """The initial meta-parameters [size] that stand in the vector."""
+        return flatten(self.seeded.in_vector(self.initial)).numpy()
+
+    @property
+    def initial_tables(self) -> dict[str, np.ndarray]:
+        """The initial values of sparse parameters, each [rows, dim]."""
+        return {table.name: self.initial[table.name].numpy() for table in self.seeded.tables}
+
+    @property
     def layout(self) -> Layout:
-        """How the flat meta-parameters split into named tensors."""
+        """How the flat meta-parameters split into named tensors, but for sparse ones."""
         return self.seeded.layout
 
     def weights(self, checkpoint: str | Path = "best") -> tuple[Params, Entry]:
@@ -189,6 +206,9 @@ class Run:
         named = {n.removeprefix("meta/"): t for n, t in tensors.items() if n.startswith("meta/")}
         if "outer/average" in tensors:
             named = unflatten(tensors["outer/average"], self.layout)
+        if tables := self.seeded.tables:
+            saved = to_saved(tensors, entry.iteration, self.layout)
+            named |= current_tables(saved, tables, self.experiment.outer)
         return named, entry
 
     def saved(self) -> Saved | None:
@@ -204,9 +224,11 @@ class Run:
 
     def _load(self, checkpoint: str) -> tuple[dict[str, Tensor], Entry]:
         """The tensors of a checkpoint: all that this run's state has, all of them numbers."""
-        meta = flatten(self.seeded.values).numpy()
-        server = ParameterServer(meta, self.experiment.outer, learned=self.seeded.learned)
+        outer, seeded = self.experiment.outer, self.seeded
+        meta = flatten(seeded.in_vector(seeded.values)).numpy()
+        server = ParameterServer(meta, outer, learned=seeded.learned)
         kinds = kinds_of(to_tensors(server.state(), self.layout))
+        kinds |= kinds_of_tables(seeded.tables, outer, seeded.values)
         tensors, entry = self.checkpoints.load(
             checkpoint, expect=lambda header: header.expect(kinds, f"the run {self.path}")
         )
@@ -244,7 +266,7 @@ class Run:
         experiment = self.experiment
         return ShardSpec(
             source=experiment.task,
-            model=experiment.model,
+            model=without(self.seeded.tables, experiment.model),
             learner=experiment.learner,
             engine=experiment.engine,
             layout=self.layout,
@@ -254,6 +276,7 @@ class Run:
             skip=experiment.on_divergence == "skip",
             max_parallel_envs=experiment.max_parallel_envs,
             slices=experiment.slices or 1,
+            tables=self.seeded.tables,
         )
 
     def write(self, name: str, text: str, *, new: bool = False) -> None:

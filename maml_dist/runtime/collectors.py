@@ -169,9 +169,13 @@ class SupervisedCollector(Collector):
         source = self._spec.source
         one = source.collect([source.sample(keys[0])], steps=steps)
         size = one.support[0].x.numel() + one.query.x.numel()
-        at_once = min(SCORED_TASKS, max(1, SCORED_AT_ONCE // size))
+        at_once = self._at_once(size)
         for start in range(0, len(keys), at_once):
             yield self._collect(keys[start : start + at_once], steps)
+
+    def _at_once(self, size: int) -> int:
+        """How many held-out tasks of so many numbers."""
+        return min(SCORED_TASKS, max(1, SCORED_AT_ONCE // size))
 
     def _block(self, first: int, count: int) -> list[Episode]:
         """The episodes of each of `count` iterations from `first` on."""

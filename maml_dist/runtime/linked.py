@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from maml_dist.core.outer.optimizers import OuterOptimizer
+from maml_dist.core.tables import Table
 from maml_dist.runtime.allocator import spare
 from maml_dist.runtime.links import Address, Door
 from maml_dist.runtime.peer import Peer, Progress, ReplicatedPeer, Row
@@ -28,6 +29,7 @@ class Linked:
 
     _slices: int
     _learned: int
+    _tables: tuple[Table, ...]
     _door: Door | None = None
     _peer: Peer | None = None
     _spared = False
@@ -54,7 +56,10 @@ class Linked:
         slices, learned, outer = self._slices, self._learned, meeting.outer
         if meeting.roles is not None:
             self._peer = RangedPeer(
-                shard, outer, saved, links, meeting.roles, slices=slices, learned=learned
+                *(shard, outer, saved, links, meeting.roles),
+                slices=slices,
+                learned=learned,
+                tables=self._tables,
             )
         else:
             assert shard is not None

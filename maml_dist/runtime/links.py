@@ -204,6 +204,8 @@ class Links:
 
 def bytes_of(numbers: np.ndarray | bytearray) -> memoryview:
     """Those that lie in one piece, where they are."""
+    if not len(numbers):
+        return memoryview(bytearray())
     return memoryview(cast(Any, numbers)).cast("B")
 
 

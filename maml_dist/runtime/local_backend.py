@@ -8,6 +8,7 @@ import torch
 
 from maml_dist.core.process_lock import EXCLUSIVE
 from maml_dist.runtime.backend import ActorGroup, ActorLost, ResourceRequest, Resources, ShardRange
+from maml_dist.runtime.local_peer import LocalPeer
 from maml_dist.runtime.messages import Start
 from maml_dist.runtime.remote import Get, Here
 from maml_dist.runtime.server import ParameterServer, Saved
@@ -68,7 +69,8 @@ class LocalBackend:
             self._runs.append(threads)
             self._own.append(threads)
             torch.set_num_threads(threads)
-        return LocalGroup(given, resources.device)
+        kind = LocalPeer if given.shard.tables else LocalGroup
+        return kind(given, resources.device)
 
 
 class LocalGroup(ActorGroup):

@@ -10,6 +10,10 @@ from maml_dist.core.data.task_source import TaskSource
 from maml_dist.core.engine.engine import Engine
 from maml_dist.core.outer.optimizers import OuterOptimizer
 from maml_dist.core.params import Layout
+from maml_dist.core.tables import Table
+
+# Of each table the ids of some rows, ascending [u], and these [u, dim].
+RowValues = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
 class Contribution(NamedTuple):
@@ -20,6 +24,7 @@ class Contribution(NamedTuple):
     metrics: dict[str, float]  # summed
     skipped: tuple[int, ...] = ()  # tasks left out: their loss or gradient is not finite
     warnings: tuple[str, ...] = ()  # of the engine, for the user
+    rows: RowValues = {}  # of the tables' rows that the slice has touched: summed gradients
 
 
 class ShardSpec(NamedTuple):
@@ -36,6 +41,7 @@ class ShardSpec(NamedTuple):
     skip: bool = False  # leave a task that is not finite out, instead of stopping
     max_parallel_envs: int | None = None  # that are simulated at once at the most; null: all
     slices: int = 1  # that a meta-batch is cut into: of them bits depend, on who computes them not
+    tables: tuple[Table, ...] = ()  # parameters that stand in no vector; the model has them empty
 
 
 class Start(NamedTuple):
@@ -47,3 +53,4 @@ class Start(NamedTuple):
     modules: object = None  # the user's own; they are unpickled before the rest
     title: str = ""  # of the recipe, for the dashboard
     multi_round: bool = False  # whether an update asks the tasks back
+    tables: dict[str, np.ndarray] = {}  # the values of each [rows, dim]

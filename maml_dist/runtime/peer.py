@@ -147,7 +147,7 @@ class ReplicatedPeer(Peer):
 def message(parts: Sequence[PartialSum], ranges: Sequence[slice] = (slice(None),)) -> Message:
     """Partial sums, as they travel; of their vectors these ranges, one after the other."""
     vectors = [part.sum.gradient[range] for range in ranges for part in parts]
-    head = [(part.first, part.stop, *part.sum[1:]) for part in parts]
+    head = [(part.first, part.stop, *part.sum[1:5]) for part in parts]
     sizes = [len(each) for each in vectors]
     words = json.dumps([head, sizes, vectors[0].dtype.str]).encode()
     body = vectors[0] if len(vectors) == 1 else np.concatenate(vectors)

@@ -7,11 +7,13 @@
 The shards may own the ranges themselves (server=spread), or others, which have no slices
 (server=split). Between machines, what shards of one have for an owner on another is added up
 before by one of them, the relay, who also hands the others what that owner sends. The owner's
-former state is kept until the next: where a group breaks, some may have made one update more.
+former state is kept until the next: where a group breaks, some may have made one update more. Where
+there are tables (sparse parameters), each owner has rows of them besides (row_exchange.py).
 """
 
 import json
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,10 +21,13 @@ import torch
 from torch import Tensor
 
 from maml_dist.core.outer.optimizers import OuterOptimizer
+from maml_dist.core.tables import Table
 from maml_dist.runtime.links import Links, Message, bytes_of
+from maml_dist.runtime.messages import RowValues
 from maml_dist.runtime.partial_sums import PartialSum, add_up, share
 from maml_dist.runtime.peer import Peer, Progress, message, received
 from maml_dist.runtime.ranges import part_of, whole
+from maml_dist.runtime.row_exchange import RowExchange
 from maml_dist.runtime.server import ParameterServer, Saved
 from maml_dist.runtime.shard import TaskShard
 
@@ -70,6 +75,7 @@ class RangedPeer(Peer):
         *,
         slices: int,
         learned: int,
+        tables: Sequence[Table] = (),
     ) -> None:
         """`saved` is the state of the whole vector."""
         super().__init__(links, it=saved[0])
@@ -99,17 +105,19 @@ class RangedPeer(Peer):
             self._server = ParameterServer(own[1], outer, learned=inner)
             self._server.restore(own)
             self._before = self._server.state()
+        self._count = int(saved[2]["count"])  # updates made, at an owner
+        self._exchange = None
+        if tables:
+            self._exchange = RowExchange(
+                *(tables, outer, saved[2], links),
+                owners=[*roles.owners],
+                computing=computing,
+            )
 
     def iterate(self, it: int) -> None:
         """Make iteration `it`, of one round."""
-        mine = add_up(
-            (
-                PartialSum(slice, slice + 1, self._shard.gradient(self._meta, it, slice=slice))
-                for slice in self._share
-                if self._shard is not None
-            ),
-            self._slices,
-        )
+        rows: list[RowValues] = []  # of each slice, its gradients of rows
+        mine = add_up(self._gradients(it, rows), self._slices)
         relayed = self._added_up_here(mine)
         ranges, own = self._roles.owners, self._range
         given = {
@@ -117,6 +125,7 @@ class RangedPeer(Peer):
             for owner in self._owners
         }
         got = self._links.exchange(given, of=self._facing)
+        of_rows = self._exchange.gathered(rows) if self._exchange else {}
         pieces = {}
         if own is not None:
             parts = [part for each in got.values() for part in received(each)[0]]
@@ -125,6 +134,10 @@ class RangedPeer(Peer):
             piece, metrics = self._server.update(
                 whole.sum, gather=self._squares if self._clips else None
             )
+            if self._exchange:
+                tasks = whole.sum.tasks
+                self._exchange.update(of_rows, tasks=tasks, count=self._count)
+                self._count += bool(tasks)
             self._before = before
             self._rows.append(metrics)
             self._meta[own] = piece
@@ -172,30 +185,52 @@ class RangedPeer(Peer):
     def saved(self, it: int | None = None) -> Saved:
         """The state of this peer's range, after `it` iterations."""
         assert self._range is not None
-        now = self._server.state()
-        return self._before if it == self._before[0] else now
+        now, before = self._server.state(), self._before[0] == it
+        return self._with_rows(self._before if before else now, before=before)
 
     def gathered(self) -> tuple[Saved, np.ndarray] | None:
         """All of the state at the first peer, which owns the first range."""
         rank, owners = self._links.rank, self._roles.owners
         if rank and self._range is not None:
-            it, meta, state = self._server.state()
+            it, meta, state = self._with_rows(self._server.state())
             self._links.exchange({0: Message(json.dumps([it, [*state]]).encode(), meta)}, of=())
             for value in state.values():
                 kind = json.dumps([value.dtype.str, value.shape]).encode()
                 self._links.exchange({0: Message(kind, np.ascontiguousarray(value))}, of=())
         if rank:
             return None
-        saved = whole([self._server.state(), *map(self._sent, [*owners][1:])])
+        own = self._with_rows(self._server.state())
+        saved = whole([own, *map(self._sent, [*owners][1:])])
         return saved, saved[2].get("average", saved[1])
 
     def progress(self) -> Progress:
         """How far this peer has got."""
         if self._range is None:
             return Progress(self._it, self._former + self._rows)
-        size = self._range.stop - self._range.start
+        first, size = self._range.start, self._range.stop - self._range.start
+        if self._exchange:
+            first, size = map(operator.add, (first, size), self._exchange.elements)
         rows = self._former + self._rows
-        return Progress(self._server.state()[0], rows, self._range.start, size)
+        return Progress(self._server.state()[0], rows, first, size)
+
+    def _gradients(self, it: int, rows: list[RowValues]) -> Iterator[PartialSum]:
+        """Those of this peer's slices; of tables, what it has of their `rows`."""
+        shard, exchange = self._shard, self._exchange
+        given: list[dict[str, Any]] = [{} for _ in self._share]
+        if exchange:
+            touched = [shard.touched(it, slice=slice) for slice in self._share if shard]
+            given = [{"rows": each} for each in exchange.fetch(touched, count=self._count)]
+        for slice, more in zip(self._share, given, strict=True):
+            assert shard is not None
+            found = shard.gradient(self._meta, it, slice=slice, **more)
+            rows.append(found.rows)
+            yield PartialSum(slice, slice + 1, found._replace(rows={}))
+
+    def _with_rows(self, saved: Saved, *, before: bool = False) -> Saved:
+        """The state of this peer's range, with that of its rows."""
+        if not self._exchange:
+            return saved
+        return saved[0], saved[1], saved[2] | self._exchange.state(before=before)
 
     def _sent(self, owner: int) -> Saved:
         """The state that an owner sends."""

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from maml_dist.core.outer.optimizers import BLOCK
+from maml_dist.core.tables import is_of_rows
 from maml_dist.runtime.server import Saved
 
 
@@ -16,8 +17,14 @@ def cut(size: int, parts: int) -> list[slice]:
     return [each for each in ranges if each.start < each.stop]
 
 
+def cut_evenly(size: int, parts: int) -> list[slice]:
+    """So many ranges, some of nothing where there are fewer blocks: their owners have tables."""
+    ranges = cut(size, parts)
+    return ranges + [slice(size, size)] * (parts - len(ranges))
+
+
 def part_of(saved: Saved, part: slice, *, learned: int) -> Saved:
-    """The state of a range; moments are those of the elements that are learned."""
+    """The state of a range, without tables; moments are those of the elements that are learned."""
     it, meta, state = saved
     inner = slice(min(part.start, learned), min(part.stop, learned))
     return (
@@ -26,8 +33,15 @@ def part_of(saved: Saved, part: slice, *, learned: int) -> Saved:
         {
             name: value if not value.ndim else value[part if len(value) == len(meta) else inner]
             for name, value in state.items()
+            if not is_of_rows(name)
         },
     )
+
+
+def without_rows(saved: Saved) -> Saved:
+    """The state without that of tables."""
+    it, meta, state = saved
+    return it, meta, {name: value for name, value in state.items() if not is_of_rows(name)}
 
 
 def whole(parts: Sequence[Saved]) -> Saved:

@@ -16,7 +16,7 @@ import torch
 
 from maml_dist.core.outer.optimizers import OuterOptimizer
 from maml_dist.runtime.linked import Linked
-from maml_dist.runtime.messages import Contribution, ShardSpec
+from maml_dist.runtime.messages import Contribution, RowValues, ShardSpec
 from maml_dist.runtime.pulse import Pace, Pulse
 from maml_dist.runtime.remote import remote
 from maml_dist.runtime.rollout_worker import RolloutWorker
@@ -74,7 +74,7 @@ class RayShard(Linked, TaskShard):
             roll=pool.roll if pool else None,
             returns=pool.returns if pool else None,
         )
-        self._slices, self._learned = given.slices, given.learned
+        self._slices, self._learned, self._tables = given.slices, given.learned, given.tables
         self._begun: set[int] = set()  # slices whose gradient has been taken here
         self._warned: set[str] = set()
 
@@ -84,7 +84,13 @@ class RayShard(Linked, TaskShard):
 
     @remote
     def gradient(
-        self, meta: np.ndarray, it: int, at: np.ndarray | None = None, *, slice: int = 0
+        self,
+        meta: np.ndarray,
+        it: int,
+        at: np.ndarray | None = None,
+        *,
+        slice: int = 0,
+        rows: RowValues | None = None,
     ) -> Contribution:
         """As in this process; what is warned of the first time is told to the driver."""
         if at is not None:
@@ -92,9 +98,9 @@ class RayShard(Linked, TaskShard):
                 return super().gradient(meta, it, at, slice=slice)
         if slice in self._begun:
             with self._pace.of("gradient", timed=True):
-                return super().gradient(meta, it, at, slice=slice)
+                return super().gradient(meta, it, at, slice=slice, rows=rows)
         with self._pace.of("first gradient"), _caught() as caught:  # it may compile
-            contribution = super().gradient(meta, it, at, slice=slice)
+            contribution = super().gradient(meta, it, at, slice=slice, rows=rows)
         self._begun.add(slice)
         texts = dict.fromkeys(text for text in caught if text.startswith("engine."))
         new = tuple(text for text in texts if text not in self._warned)
@@ -111,7 +117,8 @@ class RayServerPart(Linked):
 
     def __init__(self, namespace: str) -> None:
         self._pace = _pace()
-        self._slices, self._learned = (given := _spec_of(namespace)).slices, given.learned
+        given = _spec_of(namespace)
+        self._slices, self._learned, self._tables = given.slices, given.learned, given.tables
 
     def pulse(self) -> Pulse:
         """An answer while anything else runs."""

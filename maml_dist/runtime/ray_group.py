@@ -14,6 +14,7 @@ from maml_dist.runtime.backend import ActorGroup, ActorLost, BlockRefs, Resource
 from maml_dist.runtime.failures import Failures
 from maml_dist.runtime.messages import Start
 from maml_dist.runtime.partial_sums import holder, share
+from maml_dist.runtime.ranges import without_rows
 from maml_dist.runtime.ray_making import Maker
 from maml_dist.runtime.ray_peers import Peers, raised
 from maml_dist.runtime.ray_roster import TICK, Roster
@@ -42,7 +43,7 @@ class RayGroup(ActorGroup):
         self.shards, self.workers, self.parts = roster.shards, roster.workers, roster.parts
         self._server = LosableServer(self._maker, given)
         self.server = self._server.actor
-        self._peers = Peers(given)
+        self._peers, self._tables = Peers(given), given.shard.tables
         self.linked = resources.request.server != "one"
         self._relinks_at = math.inf  # where one server stands in for links
         self._relinks_after = RELINKS_AFTER
@@ -125,6 +126,10 @@ class RayGroup(ActorGroup):
             self._roster.tick(at_once=True)
             answer = [s.actor for s in [*self.parts, *self._roster.up] if s.question is None]
             if all(any(other is one for other in answer) for one in actors):
+                if self._tables:
+                    raise ChildProcessError(
+                        f"{error}: sparse parameters need shards that reach each other"
+                    ) from None
                 self.linked, self._relinks_at = False, time.monotonic() + self._relinks_after
                 self._relinks_after *= 2  # a try may take a minute
                 self._roster.say(f"{error}: one server makes the updates, until they can be linked")
@@ -145,7 +150,7 @@ class RayGroup(ActorGroup):
     def restore(self, saved: Saved) -> None:
         """Let the server go on from a saved state."""
         self._server.begins_at(saved)
-        self.get(self.server.restore.remote(saved))
+        self.get(self.server.restore.remote(without_rows(saved)))
 
     def drain(self, failure: ActorLost) -> Saved:
         """The server's state; if it is lost, that of its last snapshot, in a new server."""
@@ -167,8 +172,9 @@ class RayGroup(ActorGroup):
             self._server.begins_at(reached)
         try:
             if reached is not None:
-                self.get(self.server.restore.remote(reached))
-            return reached or self.get(self.server.state.remote()), error
+                self.get(self.server.restore.remote(without_rows(reached)))
+                return reached, error
+            return self._server.with_tables(self.get(self.server.state.remote())), error
         except ActorLost:
             self._failures.note("the parameter server was lost")
             saved = self._server.renew()

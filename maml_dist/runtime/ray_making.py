@@ -76,7 +76,9 @@ class Maker:
         if request.server != "split":
             return []
         machines = sum(node["Alive"] for node in ray.nodes())
-        count = len(cut(len(self._given.meta), request.servers or max(2, machines)))
+        count = request.servers or max(2, machines)
+        if not self._given.shard.tables:  # of which each may have rows
+            count = len(cut(len(self._given.meta), count))
         names = [f"{SERVER} {rank + 1} of {count}{self._title}" for rank in range(count)]
         return [Seat(name, partial(self._server_part, name)) for name in names]
 

@@ -10,7 +10,7 @@ from maml_dist.runtime.links import PeersLost
 from maml_dist.runtime.messages import Start
 from maml_dist.runtime.peer import Progress, Row
 from maml_dist.runtime.ranged_peer import Roles
-from maml_dist.runtime.ranges import cut, whole
+from maml_dist.runtime.ranges import cut, cut_evenly, whole
 from maml_dist.runtime.ray_making import Second
 from maml_dist.runtime.server import Saved
 from maml_dist.runtime.watch import last_line
@@ -27,7 +27,9 @@ class Peers:
         self._outer = Second(given.modules, given.outer)
         self.actors: list[Any] = []
         self._blocks: list[list[Any]] = []  # of those submitted, what each member returns
-        self._size = len(given.meta)
+        self._size = len(given.meta)  # of the vector
+        self._tables = given.shard.tables
+        self._whole = self._size + sum(table.rows * table.dim for table in self._tables)
 
     def form(
         self,
@@ -114,11 +116,11 @@ class Peers:
         self, known: list[tuple[Progress, Any]], wait: Callable[[list[Any]], None]
     ) -> Saved | None:
         """The newest state of which all ranges are there."""
-        replicas = [pair for pair in known if pair[0].size == self._size]
+        replicas = [pair for pair in known if pair[0].size == self._whole]
         if replicas:  # one is enough
             known = [max(replicas, key=lambda pair: pair[0].it)]
         owners = sorted((pair for pair in known if pair[0].size), key=lambda pair: pair[0].first)
-        if sum(each.size for each, _ in owners) != self._size:
+        if sum(each.size for each, _ in owners) != self._whole:
             return None
         it = min(each.it for each, _ in owners)
         parts = _present([actor.saved.remote(it) for _, actor in owners], wait)
@@ -129,8 +131,9 @@ class Peers:
     def _roles(self, parts: int, machines: Sequence[Any]) -> Roles | None:
         """Who owns what; None where each is to hold everything."""
         computing = [*range(parts, len(machines))]
-        if parts:
-            return Roles(dict(enumerate(cut(self._size, parts))), computing, machines)
+        if parts or self._tables:
+            cuts = cut_evenly(self._size, parts or len(computing))
+            return Roles(dict(enumerate(cuts)), computing, machines)
         small = self._size < RANGED_FROM or len(computing) == 1
         if small or not self._given.outer.divisible or self._given.multi_round:
             return None

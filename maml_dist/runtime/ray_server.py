@@ -5,7 +5,7 @@ from typing import Any, cast
 
 from maml_dist.runtime.messages import Start
 from maml_dist.runtime.ray_making import Maker
-from maml_dist.runtime.server import ParameterServer, Saved
+from maml_dist.runtime.server import Saved, first_state
 
 SNAPSHOT = 5.0, 20e6  # seconds between two, and bytes of the state for each second more
 UP_WITHIN = 120.0  # seconds after which one that was never seen to be up is taken for silent
@@ -17,8 +17,8 @@ class LosableServer:
 
     def __init__(self, maker: Maker, given: Start) -> None:
         self._maker = maker
-        first = ParameterServer(given.meta, given.outer, learned=given.shard.learned)
-        self._saved = first.state()
+        self._saved = first_state(given)
+        self._takes_over = not given.shard.tables  # which it would hold beside their owners
         self._snapshots: list[Any] = []  # references to its states, the oldest first
         self._snapped = 0.0
         self._since: float | None = None  # when it was first seen to be up
@@ -35,7 +35,7 @@ class LosableServer:
     def snapshot(self, saved: Any = None) -> None:
         """Keep its state after all that was submitted; `saved`: one to be taken over by it."""
         self._snapped = time.monotonic()
-        if saved is not None:
+        if saved is not None and self._takes_over:
             if self._handed is not None and _failed(self._handed):
                 self.kill()
                 self._make()
@@ -54,18 +54,26 @@ class LosableServer:
 
     def renew(self) -> Saved:
         """Make another in its place; returns the newest state that is known of the one before."""
-        import ray
-
         self.kill()  # dead or not: its name is free only then
-        saved = self._saved
-        for reference in reversed(self._taken()):
-            try:
-                saved = ray.get(reference)
-                break
-            except ray.exceptions.RayError:  # lost with it
-                continue
+        saved = self.newest()
         self._make()
         return saved
+
+    def newest(self) -> Saved:
+        """The newest state that is known without it."""
+        import ray
+
+        for reference in reversed(self._taken()):
+            try:
+                saved: Saved = ray.get(reference)
+                return saved
+            except ray.exceptions.RayError:  # lost with it
+                continue
+        return self._saved
+
+    def with_tables(self, saved: Saved) -> Saved:
+        """Its state; where there are tables, which it does not hold, the newest that is known."""
+        return saved if self._takes_over else self.newest()
 
     def kill(self) -> None:
         """End it, whatever it does: what waits for it fails."""

@@ -9,12 +9,21 @@ import numpy as np
 import torch
 
 from maml_dist.core.outer.optimizers import Gather, OuterOptimizer, Response, State, UpdateRounds
-from maml_dist.runtime.messages import Contribution
+from maml_dist.core.tables import key_of
+from maml_dist.runtime.messages import Contribution, Start
 from maml_dist.runtime.partial_sums import total
 from maml_dist.runtime.remote import remote, remote_pair
 
 # iteration, meta [size], the outer optimizer's state
 Saved = tuple[int, np.ndarray, dict[str, np.ndarray]]
+
+
+def first_state(given: Start) -> Saved:
+    """The state that a run begins with: a server's, and the values of tables."""
+    server = ParameterServer(given.meta, given.outer, learned=given.shard.learned)
+    it, meta, state = server.state()
+    tables = {key_of(table): given.tables[table.name] for table in given.shard.tables}
+    return it, meta, state | tables
 
 
 class ParameterServer:
@@ -135,7 +144,7 @@ class ParameterServer:
         self, contributions: tuple[Contribution, ...]
     ) -> tuple[torch.Tensor | None, dict[str, Any]]:
         """The mean over all tasks of what is summed; no vector where all were skipped."""
-        vector, tasks, sums, skipped, warnings = total(contributions)
+        vector, tasks, sums, skipped, warnings = total(contributions)[:5]
         metrics: dict[str, Any] = {
             name: value / tasks if tasks else math.nan for name, value in sums.items()
         }

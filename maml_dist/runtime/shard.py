@@ -12,26 +12,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maml_dist.core.data.episode import Episode, chosen, ends, thinned
+from maml_dist.core.data.episode import Batch, Episode, chosen, ends, thinned
 from maml_dist.core.data.task_source import TaskKey
-from maml_dist.core.engine.engine import Engine
-from maml_dist.core.engine.meta_gradient import MetaGradient, PathScores
 from maml_dist.core.engine.policy_terms import PolicyTerms
 from maml_dist.core.model.objective import Mode, Objective
+from maml_dist.core.tables import Table
 from maml_dist.runtime.allocator import keep_freed
-from maml_dist.runtime.collectors import (
-    ActingCollector,
-    Collector,
-    OnPolicyCollector,
-    Placement,
-    Slice,
-    SupervisedCollector,
-)
-from maml_dist.runtime.messages import Contribution, ShardSpec
+from maml_dist.runtime.collectors import ActingCollector, Collector, Placement, Slice
+from maml_dist.runtime.messages import Contribution, RowValues, ShardSpec
 from maml_dist.runtime.remote import remote
-from maml_dist.runtime.rollout_worker import Returns, Roll, RolloutWorker
+from maml_dist.runtime.rollout_worker import Returns, Roll
+from maml_dist.runtime.sparse_collector import SparseCollector
 from maml_dist.runtime.user_errors import user_errors_located
-from maml_dist.runtime.zeroth_order import ZerothOrderCollector
+from maml_dist.runtime.which_collector import which_collector
 
 Shares = tuple[float, float]  # of the episodes after adapting, and of those adapted to
 
@@ -55,39 +48,43 @@ class TaskShard:
         engine = spec.engine.resolve(model, spec.learner, device, on_policy=spec.source.on_policy)
         engine.set_rounding()
         self._placement = Placement(torch.device(device), engine.dtype)
-        objective = Objective(model, spec.source, bfloat16=engine.precision == "bfloat16")
+        bfloat16 = engine.precision == "bfloat16"
+        objective = Objective(model, spec.source, bfloat16=bfloat16, tables=spec.tables)
         self._policy_terms = PolicyTerms(engine, spec.learner, objective, into=spec.layout)
-        self._collects = self._makes_collectors(engine, objective, roll, returns)
+        self._collects = which_collector(
+            *(spec, self._placement, engine, objective, self._policy_terms),
+            roll=roll,
+            returns=returns,
+        )
         self._collectors: dict[int, tuple[int, Collector]] = {}  # of a slice, and when asked last
         self._products: dict[int, tuple[Episode, Shares, Callable[[Tensor], Tensor]]] = {}
 
-    def _makes_collectors(
-        self,
-        engine: Engine,
-        objective: Objective,
-        roll: Roll | None,
-        returns: Returns | None,
-    ) -> Callable[[int], Collector]:
-        """What makes the collector of a slice for this learner; all slices share its traces."""
-        spec = self._spec
-        gradient = MetaGradient(engine, spec.learner, objective, into=spec.layout)
-        make: Callable[..., Collector]
-        if not spec.source.on_policy:
-            scores = PathScores(engine, spec.learner, objective, into=spec.layout)
-            make = partial(SupervisedCollector, scores=scores)
-        else:
-            alone = RolloutWorker(spec.source, spec.model, max_parallel_envs=spec.max_parallel_envs)
-            roll, returns = roll or alone.here, returns or alone.returns
-            if spec.learner.zeroth_order:
-                kept = objective.kept
-                make = partial(ZerothOrderCollector, roll=roll, returns=returns, kept=kept)
-            else:
-                make = partial(OnPolicyCollector, terms=self._policy_terms, roll=roll)
-        return lambda number: make(spec, Slice(number, spec.slices), self._placement, gradient)
+    @property
+    def tables(self) -> tuple[Table, ...]:
+        """The parameters of which it is given rows."""
+        return self._spec.tables
+
+    def touched(self, it: int, *, slice: int = 0) -> dict[str, np.ndarray]:
+        """Of each table the ids of the rows that a slice's tasks of `it` touch, ascending."""
+        return self._sparse(slice, it).touched(it)
+
+    @remote
+    def held_out(
+        self, *, split: str, tasks: int, steps: int, slice: int = 0
+    ) -> dict[str, np.ndarray]:
+        """The same of a slice of `tasks` held-out tasks; none where this slice has no task."""
+        keys = self._held_out_keys(split, tasks, slice)
+        return self._sparse(slice, 0).held_out(keys, steps=steps) if keys else {}
 
     @remote
     def gradient(
-        self, meta: np.ndarray, it: int, at: np.ndarray | None = None, *, slice: int = 0
+        self,
+        meta: np.ndarray,
+        it: int,
+        at: np.ndarray | None = None,
+        *,
+        slice: int = 0,
+        rows: RowValues | None = None,
     ) -> Contribution:
         """The summed meta-gradient of a slice's tasks of iteration `it`.
 
@@ -96,13 +93,19 @@ class TaskShard:
             it: the meta-iteration.
             at: where to differentiate [size]; at `meta` if None.
             slice: its number.
+            rows: of each table, those that these tasks touch.
 
         Raises:
             FloatingPointError: a task's loss or gradient is not finite, and is not to be skipped;
                 or the penalty's gradient is not, of a task whose own is.
         """
         collector = self._collector(slice, it)
-        if at is None:
+        of_rows: list[Tensor] = []
+        if rows is not None:
+            tasks = list(collector.tasks)
+            summed, of_rows = self._sparse(slice, it).gradient_by_rows(meta, it, rows)
+            episodes = Episode((), Batch(torch.empty(0), None))
+        elif at is None:
             self._products.pop(slice, None)  # what it holds makes room for new episodes
             tasks = list(collector.tasks)
             summed, episodes = collector.gradient(meta, it)
@@ -125,7 +128,11 @@ class TaskShard:
             counted = chosen(episodes, summed.finite)
             gradient = gradient + self._penalty(meta if at is None else at, it, counted).cpu()
         sums = dict(zip(metrics, totals.tolist(), strict=True))
-        return Contribution(gradient.numpy(), len(tasks) - len(skipped), sums, skipped)
+        given = zip(rows or {}, of_rows, strict=True)
+        by_rows = {name: ((rows or {})[name][0], part.cpu().numpy()) for name, part in given}
+        return Contribution(
+            gradient.numpy(), len(tasks) - len(skipped), sums, skipped, rows=by_rows
+        )
 
     @remote
     def objective(
@@ -190,8 +197,11 @@ class TaskShard:
         steps: int,
         mode: Mode = "transductive",
         slice: int = 0,
+        rows: RowValues | None = None,
     ) -> dict[str, np.ndarray]:
         """Each score of this slice of `tasks` held-out tasks, after 0 … steps inner steps.
+
+        `rows`: of each table, those that these tasks touch, or more.
 
         Returns:
             Arrays [task, step]; none where this slice has no task.
@@ -199,17 +209,27 @@ class TaskShard:
         Raises:
             ValueError: a part of the experiment raised; says which.
         """
-        keys = [
-            TaskKey(self._spec.seed, split, 0, task)
-            for task in Slice(slice, self._spec.slices).of(tasks)
-        ]
+        keys = self._held_out_keys(split, tasks, slice)
         if not keys:
             return {}
-        point = self._placement.vector(meta)
-        parts = self._collector(slice, it).scores(point, keys, it, steps=steps, mode=mode)
+        if rows is not None:
+            sparse = self._sparse(slice, it)
+            parts = sparse.scores_by_rows(meta, keys, it, rows, steps=steps, mode=mode)
+        else:
+            point = self._placement.vector(meta)
+            parts = self._collector(slice, it).scores(point, keys, it, steps=steps, mode=mode)
         return {
             name: np.concatenate([part[name].cpu().numpy() for part in parts]) for name in parts[0]
         }
+
+    def _held_out_keys(self, split: str, tasks: int, slice: int) -> list[TaskKey]:
+        every = Slice(slice, self._spec.slices).of(tasks)
+        return [TaskKey(self._spec.seed, split, 0, task) for task in every]
+
+    def _sparse(self, slice: int, it: int) -> SparseCollector:
+        collector = self._collector(slice, it)
+        assert isinstance(collector, SparseCollector)
+        return collector
 
     def _collector(self, slice: int, it: int) -> Collector:
         """What collects a slice; what does so for slices that others have now is let go of."""

@@ -69,7 +69,7 @@ class Knapsack(TaskSource):
         y = np.stack([share.reshape(value.shape), weight], -1)
         cut = self.items * self.shots
         support, query = (
-            Batch(*(torch.from_numpy(data[:, part].astype(np.float32)) for data in (x, y)))
+            Batch(torch.from_numpy(x[:, part]).float(), torch.from_numpy(y[:, part]).float())
             for part in (slice(cut), slice(cut, None))
         )
         return supervised(support, query, steps=steps)

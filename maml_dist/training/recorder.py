@@ -20,6 +20,7 @@ from maml_dist.runs.run_writer import RunWriter
 from maml_dist.runtime.backend import ActorGroup, ActorLost
 from maml_dist.runtime.remote import Ref
 from maml_dist.runtime.server import Saved
+from maml_dist.training.held_out_rows import HeldOutRows
 
 Row = dict[str, Any]
 Validate = Callable[[], list[Ref[dict[str, np.ndarray]]]]  # to the scores of each slice
@@ -57,6 +58,7 @@ class Recorder:
         self._logged = False  # whether a row was, since that clock
         self._printed = {""}
         self._open: Row = {}  # of a checkpoint that is not validated yet
+        self._held_out = HeldOutRows(run, actors)
 
     def record(self, counts: Iterator[int]) -> None:
         """Read the loop to its end; it gives how many of `unread` are to be read now."""
@@ -136,7 +138,8 @@ class Recorder:
             row = self._open or {"iteration": last.iteration}
             weights = saved[2].get("average", saved[1])
             it = max(0, last.iteration - 1)
-            self._validate(scoring(self._run.experiment, self._actors, weights, it), row)
+            validate = scoring(self._run.experiment, self._actors, weights, it)
+            self._validate(self._with_rows(validate, saved), row)
 
     def _metrics(self, reports: list[IterationRefs]) -> Iterator[tuple[IterationRefs, list[Row]]]:
         """Reports with their rows; where one has none to give, those before, and its error."""
@@ -188,7 +191,13 @@ class Recorder:
         """
         self._files.log(row, shown={})
         self._files.keep(saved)
-        self._validate(validate, row)
+        self._validate(self._with_rows(validate, saved), row)
+
+    def _with_rows(self, validate: Validate, saved: Saved) -> Validate:
+        """Where there are tables, scores the rows that held-out tasks touch of a state."""
+        if not self._run.seeded.tables:
+            return validate
+        return self._held_out.scoring(saved)
 
     def _validate(self, validate: Validate, row: Row) -> None:
         try:

@@ -18,7 +18,7 @@ from maml_dist.core.data.episode import Batch, map_tensors
 from maml_dist.core.data.task_source import TaskKey
 from maml_dist.core.model.frozen_state import frozen_state, restore, saveable
 from maml_dist.core.model.objective import Objective
-from maml_dist.core.params import flatten, real_of
+from maml_dist.core.params import real_of
 from maml_dist.inference.load import adaptable
 from maml_dist.inference.policy import Policy
 from maml_dist.preflight.error_messages import FAILURES, in_words
@@ -54,11 +54,12 @@ def rehearse(run: Run) -> None:
 
 def _keep(run: Run) -> None:
     """The first checkpoint, written and read back."""
-    vector = flatten(run.initial).numpy()
+    vector = run.initial_vector
     server = ParameterServer(vector, run.experiment.outer, learned=run.shard_spec.learned)
     tensors = to_tensors(server.state(), run.layout)
     back = read(written(tensors))
-    given = {f"meta/{name}": value for name, value in run.initial.items()}
+    values = run.seeded.in_vector(run.initial)
+    given = {f"meta/{name}": value for name, value in values.items()}
     for name, value in {**tensors, **given}.items():
         kept = back[name].to(value.dtype)  # counts travel as floats
         if not torch.equal(kept.nan_to_num(), value.nan_to_num()):

@@ -7,13 +7,12 @@ time; and shards must hear of each other. Both are timed here, so that a slow ho
 import socket
 import statistics
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
-from maml_dist.core.params import flatten
 from maml_dist.runs.run import Run
 from maml_dist.runtime.backend import ResourceRequest, Resources
 from maml_dist.runtime.links import Links, Message
@@ -34,7 +33,7 @@ def worth_sharing(run: Run, request: ResourceRequest) -> tuple[bool, float]:
     if spec.source.on_policy:  # simulators take their time
         return True, float("inf")
     plain = replace(spec.engine, running="eager", batching="task", chunk=None)
-    worth = ROUNDS * _round(sum(value.numel() for value in run.initial.values()))
+    worth = ROUNDS * _round(len(run.initial_vector))
     try:
         one = _seconds(run, spec._replace(engine=plain, meta_batch=1, slices=1), request, 2)
         if one * spec.meta_batch / COMPILED > worth:
@@ -63,14 +62,17 @@ def _round(size: int) -> float:
 
 def _seconds(run: Run, spec: ShardSpec, request: ResourceRequest, times: int) -> float:
     """Of a gradient of the first slice."""
-    meta = flatten(run.initial).numpy()
+    meta, tables = run.initial_vector, run.initial_tables
     with LocalBackend() as here:
-        start = Start(spec, meta, run.experiment.outer)
-        shard = here.start(start, Resources(1, 0.0, request)).shard(0)
-        gradient: Callable[..., object] = shard.gradient.remote
+        start = Start(spec, meta, run.experiment.outer, tables=tables)
+        shard: Any = here.start(start, Resources(1, 0.0, request)).shard(0)
         taken = []
         for it in range(times + 1):
             clock = time.perf_counter()
-            gradient(meta, it, slice=0)
+            more = {}
+            if tables:
+                touched = shard.touched.remote(it, slice=0)
+                more["rows"] = {name: (ids, tables[name][ids]) for name, ids in touched.items()}
+            shard.gradient.remote(meta, it, slice=0, **more)
             taken.append(time.perf_counter() - clock)
     return statistics.median(taken[1:])

@@ -12,7 +12,6 @@ from maml_dist.config.compose import compose, override
 from maml_dist.config.plain_yaml import check_path
 from maml_dist.config.trust import Trust, allow
 from maml_dist.config.user_code import Sources
-from maml_dist.core.params import flatten
 from maml_dist.preflight.check import check, check_engine, resolve_engine
 from maml_dist.preflight.settings import refuse_unused_settings
 from maml_dist.runs.recovered import is_place, recovered
@@ -205,10 +204,11 @@ def execute(
             decided["shards"] = resources.key
         decided["slices"] = experiment.slices or resources.shards
         run = Run(run.path, override(run.config, decided))
-        meta, outer = flatten(run.initial).numpy(), run.experiment.outer
         given = Start(
-            *(run.shard_spec, meta, outer, Sources(), run.config["name"]),
+            *(run.shard_spec, run.initial_vector, run.experiment.outer),
+            *(Sources(), run.config["name"]),
             multi_round=run.experiment.multi_round,
+            tables=run.initial_tables,
         )
         actors = backend.start(given, resources)
         held.callback(actors.close)

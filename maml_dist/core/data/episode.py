@@ -25,6 +25,7 @@ class Batch(NamedTuple):
     key: Tensor | None = (
         None  # an integer, for all that is drawn on the way (dropout, mini-batches)
     )
+    rows: dict[str, Tensor] | None = None  # of tables, the ids of the rows that are there: [u] each
 
 
 class Episode(NamedTuple):

@@ -21,21 +21,29 @@ class EpisodeSpec(NamedTuple):
 
     steps: int  # inner steps: support batches
     same: bool  # whether one support set serves them all
-    batch: Any  # the tree of (x, y) of a batch
+    batch: Any  # the tree of (x, y) of a batch, or of (x, y, rows)
 
     def keyed(self, tensors: tuple[Tensor, ...], k: Tensor, *, query: bool = False) -> Batch:
         """The batch of (leaves, the task's key), with a random key of its own."""
         *leaves, key = tensors
-        x, y = pytree.tree_unflatten(leaves, self.batch)
-        return keyed(Batch(x, y), key, k, query=query)
+        return keyed(_batch(leaves, self.batch), key, k, query=query)
 
 
 def leaves(batch: Batch) -> list[Tensor]:
     """The tensors of a batch, without its key."""
-    if isinstance(batch.y, Tensor):  # as nearly always, and at every iteration
+    if isinstance(batch.y, Tensor) and batch.rows is None:  # as nearly always
         return [batch.x, batch.y]
-    flat: list[Tensor] = pytree.tree_leaves((batch.x, batch.y))
+    flat: list[Tensor] = pytree.tree_leaves(_tree(batch))
     return flat
+
+
+def _tree(batch: Batch) -> Any:
+    return (batch.x, batch.y) if batch.rows is None else (batch.x, batch.y, batch.rows)
+
+
+def _batch(leaves: list[Tensor], spec: Any) -> Batch:
+    x, y, *rows = pytree.tree_unflatten(leaves, spec)
+    return Batch(x, y, rows=rows[0] if rows else None)
 
 
 def flatten_episode(episodes: Episode) -> tuple[EpisodeSpec, list[Tensor]]:
@@ -47,7 +55,8 @@ def flatten_episode(episodes: Episode) -> tuple[EpisodeSpec, list[Tensor]]:
         key = torch.zeros(len(query.x), dtype=torch.int64, device=query.x.device)
     shown = support[:1] if same else support
     tensors = [tensor for batch in (*shown, query) for tensor in leaves(batch)]
-    tree = _PAIR if isinstance(query.y, Tensor) else pytree.tree_structure((query.x, query.y))
+    plain = isinstance(query.y, Tensor) and query.rows is None
+    tree = _PAIR if plain else pytree.tree_structure(_tree(query))
     return EpisodeSpec(len(support), same, tree), [*tensors, key]
 
 
@@ -56,7 +65,6 @@ def unflatten_episode(spec: EpisodeSpec, tensors: tuple[Tensor, ...] | list[Tens
     *data, key = tensors
     each = spec.batch.num_leaves
     *support, query = (
-        Batch(*pytree.tree_unflatten(data[start : start + each], spec.batch))
-        for start in range(0, len(data), each)
+        _batch(data[start : start + each], spec.batch) for start in range(0, len(data), each)
     )
     return Episode(tuple(support) * (spec.steps if spec.same else 1), query, key)

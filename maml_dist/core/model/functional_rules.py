@@ -4,6 +4,7 @@
     dropout      drawn from the task's random key; without a key nothing is dropped
     attention    by its formula: the fused kernels have no second derivative
     weight norm  by its formula: that of torch (2.13) has a wrong second derivative
+    embedding    of a sparse parameter: among the rows that are there (`lookup`)
 
 The functions of torch.nn.functional are met where they are called, by whatever name, in the thread
 that the rules hold for: a TorchFunctionMode sees every function of torch. Other functions that draw
@@ -14,7 +15,7 @@ import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from threading import Lock
-from types import FunctionType
+from types import FunctionType, MappingProxyType
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from maml_dist.core.model.batch_norm import differentiates_fast, normalise
+from maml_dist.core.model.lookup import Lookup
 from maml_dist.core.random import fold, uniform
 
 Normalise = Callable[..., Tensor]  # (x, running mean, variance, weight, bias, eps) -> normalised
@@ -30,6 +32,7 @@ Seen = dict[int, list[tuple[Tensor, Tensor]]]  # id of a running mean -> means, 
 
 _RECURRENT = (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)
 _batch_norm, _attend = functional.batch_norm, functional.multi_head_attention_forward
+_OF_SIZE = (torch.Tensor.shape.__get__, torch.Tensor.data.__get__)  # type: ignore[attr-defined]
 _cudnn = Lock()  # whether it is used is one flag of the process
 SELU_LIMIT = 1.7580993408473766  # scale * alpha of SELU: what alpha dropout drops to, negated
 
@@ -44,6 +47,7 @@ class ForwardRules(TorchFunctionMode):
         normalise: Normalise | None = None,
         followed: Collection[int] = (),
         given: Iterable[Tensor] = (),
+        lookups: Mapping[int, tuple[str, Lookup]] = MappingProxyType({}),
     ) -> None:
         """Rules for one pass of a model.
 
@@ -53,15 +57,38 @@ class ForwardRules(TorchFunctionMode):
             followed: ids of the running means that are kept beside the parameters; a batch norm
                 called with others computes as torch does it.
             given: the parameters; one of another origin that wants a gradient is refused.
+            lookups: by the ids of those that are sparse, their names and what looks them up.
         """
         super().__init__()
         self._given = given
+        self._lookups = lookups
         self._rules = _rules(key, normalise, followed)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         self._refuse_others((*args, *kwargs.values()))
+        if self._lookups and (table := self._table(args, kwargs)):
+            return self._looked_up(table, func, args, kwargs)
         return self._rules.get(func, func)(*args, **kwargs)
+
+    def _table(self, args: Any, kwargs: Any) -> tuple[str, Lookup] | None:
+        """The sparse parameter among what a function is given."""
+        flat = (*args, *kwargs.values())
+        inner = (each for value in flat if type(value) in (list, tuple) for each in value)
+        known = (self._lookups.get(id(value)) for value in (*flat, *inner))
+        return next(filter(None, known), None)
+
+    def _looked_up(self, table: tuple[str, Lookup], func: Any, args: Any, kwargs: Any) -> Any:
+        name, lookup = table
+        if func is functional.embedding:
+            return lookup(*args, **kwargs)
+        if getattr(func, "__name__", "") == "__get__" and func not in _OF_SIZE:  # its device, say
+            return func(*args, **kwargs)
+        used = getattr(func, "__name__", str(func))
+        raise ValueError(
+            f"sparse={name!r}: the model computes with it by {used}, and a table is looked up by "
+            "torch.nn.functional.embedding alone; leave it out of sparse"
+        )
 
     def _refuse_others(self, values: Iterable[Any]) -> None:
         for value in values:

@@ -8,7 +8,7 @@ Batch norm normalises with the current batch while training. At test there are u
                    follow the queries of training at the adapted parameters
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, Literal
 
@@ -29,7 +29,9 @@ from maml_dist.core.model.functional_rules import (
     by_running,
     observing,
 )
+from maml_dist.core.model.lookup import Lookup, Noted, among
 from maml_dist.core.params import Params, complex_of
+from maml_dist.core.tables import Table
 
 _ARITHMETIC = ("sub", "rsub", "add", "radd", "mul", "rmul", "div", "truediv", "rtruediv", "eq")
 _OF_EQUAL_SHAPES = {
@@ -58,9 +60,21 @@ class Objective:
     """The losses and scores of one task as functions of (parameters, data)."""
 
     def __init__(
-        self, model: nn.Module, source: TaskSource, *, bfloat16: bool = False, strict: bool = False
+        self,
+        model: nn.Module,
+        source: TaskSource,
+        *,
+        bfloat16: bool = False,
+        strict: bool = False,
+        tables: Sequence[Table] = (),
     ) -> None:
-        """`strict`: an inner loss that broadcasts its arguments raises a RuntimeError."""
+        """`strict`: an inner loss that broadcasts its arguments raises a RuntimeError.
+
+        `tables`: parameters of which the rows are given that each batch names.
+        """
+        self._tables = {table.name: table for table in tables}
+        named = dict(model.named_parameters()) if tables else {}
+        self._empty = {name: named[name].detach()[:0] for name in self._tables}
         self._model = Stateless(model)
         self._source = source
         self._bfloat16 = bfloat16
@@ -74,18 +88,18 @@ class Objective:
 
     def loss(self, params: Params, batch: Batch) -> Tensor:
         """The inner loss, a scalar."""
-        output = self.output(params, batch.x, key=batch.key)
+        output = self._of(params, batch)
         targets = [batch.y] if isinstance(batch.y, Tensor) else []
         with broadcasting_refused(*targets) if self._strict else nullcontext():
             return self._source.loss(output, batch)
 
     def query_loss(self, params: Params, batch: Batch) -> Tensor:
         """The outer loss, a scalar."""
-        return self._source.query_loss(self.output(params, batch.x, key=batch.key), batch)
+        return self._source.query_loss(self._of(params, batch), batch)
 
     def kl(self, params: Params, batch: Batch) -> Tensor:
         """On-policy: the mean KL divergence from the policy that acted, a scalar."""
-        return self._source.kl(self.output(params, batch.x, key=batch.key), batch)
+        return self._source.kl(self._of(params, batch), batch)
 
     def kl_between(self, old: Tensor, new: Tensor, batch: Batch) -> Tensor:
         """On-policy: the mean KL divergence of outputs from others on the same batch, a scalar."""
@@ -107,15 +121,16 @@ class Objective:
         if mode == "inductive":
             support = episode.support[0].x
             both = torch.cat([support, query.x])
-            return self.output(params, both, normalise=by_first(len(support)))[len(support) :]
+            first = by_first(len(support))
+            return self.output(params, both, normalise=first, rows=query.rows)[len(support) :]
         if mode == "running":
             assert kept is not None
             values = {
                 id(part.running_mean): (kept[f"{name}.running_mean"], kept[f"{name}.running_var"])
                 for name, part in self._norms.items()
             }
-            return self.output(params, query.x, normalise=by_running(values))
-        return self.output(params, query.x)
+            return self.output(params, query.x, normalise=by_running(values), rows=query.rows)
+        return self.output(params, query.x, rows=query.rows)
 
     def score(self, output: Tensor, query: Batch) -> dict[str, Tensor]:
         """The numbers to report of the query set, from the model's output for it."""
@@ -124,7 +139,7 @@ class Objective:
     def statistics(self, params: Params, kept: Mapping[str, Tensor], batch: Batch) -> Params:
         """The running statistics after this batch, from those before."""
         seen: Seen = {}
-        self.output(params, batch.x, key=batch.key, normalise=observing(seen))
+        self._of(params, batch, normalise=observing(seen))
         new = dict(kept)
         for name, part in self._norms.items():
             for mean, var in seen.get(id(part.running_mean), ()):
@@ -144,14 +159,32 @@ class Objective:
         *,
         key: Tensor | None = None,
         normalise: Normalise | None = None,
+        rows: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
-        """The model's output [n, …] at x [n, …]; dropout is drawn from `key`, or none."""
-        (output,) = self._outputs(params, x, key=key, normalise=normalise)
+        """The model's output [n, …] at x [n, …]; dropout is drawn from `key`, or none.
+
+        `rows`: of tables the ids whose rows the parameters are, ascending.
+        """
+        (output,) = self._outputs(params, x, key=key, normalise=normalise, rows=rows)
         return output
+
+    def touched(self, params: Params, x: Tensor) -> dict[str, Tensor]:
+        """The ids of the rows [u] of each table that the model looks up for x [n, …], ascending.
+
+        `params` need not hold tables.
+        """
+        noted = {name: Noted(table) for name, table in self._tables.items()}
+        none = {name: self._empty[name].new_zeros((1, 1)) for name in self._tables}
+        with torch.no_grad():
+            self._outputs({**params, **none}, x, key=None, lookups=noted)
+        return {name: each.ids() for name, each in noted.items()}
+
+    def _of(self, params: Params, batch: Batch, *, normalise: Normalise | None = None) -> Tensor:
+        return self.output(params, batch.x, key=batch.key, normalise=normalise, rows=batch.rows)
 
     def remembers(self, params: Params, batch: Batch) -> bool:
         """Whether the model's output differs where it is called twice in a row."""
-        first, second = self._outputs(params, batch.x, key=batch.key, times=2)
+        first, second = self._outputs(params, batch.x, key=batch.key, rows=batch.rows, times=2)
         return not torch.allclose(first, second, rtol=0, atol=0, equal_nan=True)
 
     def _outputs(
@@ -161,9 +194,13 @@ class Objective:
         *,
         key: Tensor | None,
         normalise: Normalise | None = None,
+        rows: Mapping[str, Tensor] | None = None,
+        lookups: Mapping[str, Lookup] | None = None,
         times: int = 1,
     ) -> list[Tensor]:
         """Of so many calls in a row: what the model keeps of one, the next sees."""
+        if lookups is None:
+            lookups = {name: among(self._tables[name], ids) for name, ids in (rows or {}).items()}
         given = {
             name: complex_of(value) if name in self._complex else value
             for name, value in params.items()
@@ -176,7 +213,11 @@ class Objective:
         with self._model.given(given, self._training) as model, cast:
             for _ in range(times):
                 rules = ForwardRules(
-                    key=key, normalise=normalise, followed=followed, given=given.values()
+                    key=key,
+                    normalise=normalise,
+                    followed=followed,
+                    given=given.values(),
+                    lookups={id(given[name]): (name, by) for name, by in lookups.items()},
                 )
                 with rules:
                     output: Tensor = model(x)

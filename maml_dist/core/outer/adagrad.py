@@ -3,12 +3,12 @@
 s <- s + g^2,     meta <- meta - rate g / (sqrt(s) + eps)
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from maml_dist.core.outer.idle import Waiting
 from maml_dist.core.outer.optimizers import OuterOptimizer, State
 from maml_dist.core.validation import check_minimum, check_positive
 
@@ -40,8 +40,6 @@ class Adagrad(OuterOptimizer):
         root = squares.sqrt().add_(self.eps)
         return meta.addcdiv(gradient, root, value=-rate), {"squares": squares}
 
-    def idle(
-        self, meta: Tensor, moments: State, *, rates: Sequence[float], count: float
-    ) -> tuple[Tensor, State]:
+    def idle(self, rows: Tensor, moments: State, waiting: Waiting) -> tuple[Tensor, State]:
         """Nothing."""
-        return meta, moments
+        return rows, moments

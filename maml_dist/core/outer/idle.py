@@ -1,73 +1,134 @@
-"""What updates at a zero gradient make of a parameter, all of them in one.
+"""What updates at a zero gradient make of rows that wait for different numbers of them.
 
-    SGD    v_j = momentum^j v,                  meta <- meta - sum_j rate_j v_j
-    Adam   m_j = d1^j m,  v_j = d2^j v,         meta <- meta prod_j s_j - sum_j u_j prod_{i>j} s_i
+    SGD    v_j = momentum^j v,                  x <- x - sum_j rate_j v_j
+    Adam   m_j = d1^j m,  v_j = d2^j v,         x <- x prod_j s_j - sum_j u_j prod_{i>j} s_i
            u_j = length_j m_j / (sqrt(v_j) + eps_j),  s_j = 1 - rate_j weight_decay
 
-Of Adam's terms those are left out that are below rounding by far. Computed in float64, so that no
-number on the way is below the smallest of float32.
+Terms far below rounding are left out. In float64, so that nothing is below float32's smallest; by
+operations that round alike wherever an element stands, so that a row's bits are its own.
+Legend: u = rows, j = updates waited for, dim.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import hardshrink
 
-LEFT_OUT = 1e-24  # of the first term: what comes after is
-AT_ONCE = 1024  # elements, whose terms stay in the cache; always as many, so that bits are the same
+LEFT_OUT = 1e-3  # of the rounding of the first term
+AT_ONCE = 1 << 20  # numbers that are computed with together
+
+
+class Waiting(NamedTuple):
+    """For how long rows have waited."""
+
+    since: Tensor  # [u]: updates that each has seen
+    made: int  # updates that were
+    rates: Tensor  # [made, or more] float64, of each update
+
+    @property
+    def lag(self) -> Tensor:
+        """Updates that each row has not seen [u]."""
+        return self.made - self.since
+
+    def of(self, some: Tensor) -> "Waiting":
+        """Of some of the rows."""
+        return self._replace(since=self.since[some])
+
+    def updates(self, most: int) -> tuple[Tensor, Tensor]:
+        """The first `most` updates that each row waits for, from 0 [u, j]; and which there are."""
+        each = self.since.unsqueeze(1) + torch.arange(most)
+        return each.clamp(max=self.made - 1), (each < self.made).double()
 
 
 def sgd_idle(
-    meta: Tensor, velocity: Tensor, rates: Sequence[float], momentum: float, *, nesterov: bool
+    rows: Tensor, velocity: Tensor, waiting: Waiting, momentum: float, *, nesterov: bool
 ) -> tuple[Tensor, Tensor]:
-    """The parameter and its velocity."""
-    powers = momentum ** torch.arange(1, len(rates) + 1 + nesterov, dtype=torch.float64)
-    far = torch.tensor(rates, dtype=torch.float64) @ powers[int(nesterov) :]
-    meta = (meta.double() - velocity.double() * far).to(meta.dtype)
-    return meta, normal(velocity * float(momentum ** len(rates)))
+    """Rows [u, dim] and their velocity."""
+    powers, far = _powers(momentum, waiting.made), torch.zeros(len(rows), dtype=torch.float64)
+    for some, most in _by_lag(waiting.lag, momentum, rows):
+        update, there = waiting.of(some).updates(most)
+        decay = powers[1 + nesterov : 1 + nesterov + most]
+        far[some] = _added(waiting.rates[update] * there * decay)
+    rows = (rows.double() - velocity.double() * far.unsqueeze(1)).to(rows.dtype)
+    return rows, _decayed(velocity, powers[waiting.lag])
 
 
 def adam_idle(
-    meta: Tensor,
+    rows: Tensor,
     first: Tensor,
     second: Tensor,
-    rates: Sequence[float],
+    waiting: Waiting,
     *,
-    count: float,
     decays: tuple[float, float],
     eps: float,
     weight_decay: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The parameter and its moments."""
+    """Rows [u, dim] and their moments."""
     decay1, decay2 = decays
-    shrinks = 1 - weight_decay * torch.tensor(rates, dtype=torch.float64)
-    if weight_decay:
-        meta = (meta.double() * shrinks.prod()).to(meta.dtype)
-    if first.any():
-        number = torch.arange(1, len(rates) + 1, dtype=torch.float64)
-        left = (decay1 / decay2**0.5) ** number > LEFT_OUT if decay1**2 < decay2 else number > 0
-        number, rate = number[left], torch.tensor(rates, dtype=torch.float64)[left]
-        root2 = (1 - decay2 ** (count + number)).sqrt()
-        later = torch.cat([shrinks[1:], torch.ones(1, dtype=torch.float64)])
-        after = later.flip(0).cumprod(0).flip(0)[left]
-        length = after * rate * root2 / (1 - decay1 ** (count + number)) * decay1**number
-        root, floor = decay2 ** (number / 2), eps * root2
-        pieces = zip(*(each.split(AT_ONCE) for each in (meta, first, second)), strict=True)
-        meta = torch.cat(
-            [
-                (x.double() - _moved(m.double(), v.double().sqrt(), length, root, floor)).to(x)
-                for x, m, v in pieces
-            ]
-        )
-    steps = len(rates)
-    return meta, normal(first * decay1**steps), normal(second * decay2**steps)
+    powers1, powers2 = (_powers(decay, waiting.made) for decay in decays)
+    halves, shrinks = _powers(decay2**0.5, waiting.made), _shrinks(waiting, weight_decay)
+    found = rows.double() * shrinks[waiting.since].unsqueeze(1)
+    moving = first.any(1)
+    for some, most in _by_lag(waiting.lag * moving, decay1 / decay2**0.5, rows):
+        update, there = waiting.of(some).updates(most)
+        root2 = (1 - powers2[update + 1]).sqrt()
+        length = shrinks[update + 1] * waiting.rates[update] * root2 * there
+        length = length / (1 - powers1[update + 1]) * powers1[1 : most + 1]
+        root = second[some].double().sqrt().unsqueeze(1) * halves[1 : most + 1].unsqueeze(1)
+        terms = length.unsqueeze(2) / (root + (eps * root2).unsqueeze(2))
+        found[some] = found[some] - first[some].double() * _added(terms)
+    first = _decayed(first, powers1[waiting.lag])
+    return found.to(rows.dtype), first, _decayed(second, powers2[waiting.lag])
 
 
-def _moved(first: Tensor, root: Tensor, length: Tensor, decay: Tensor, floor: Tensor) -> Tensor:
-    """How far all steps go: sum_j length_j first / (decay_j root + floor_j)."""
-    below = torch.outer(decay, root).add_(floor.unsqueeze(1))
-    return first * (length.unsqueeze(1) / below).sum(0)
+def _by_lag(lag: Tensor, decay: float, rows: Tensor) -> Iterator[tuple[Tensor, int]]:
+    """Rows that wait for about as many updates, and a power of two, of which the terms count."""
+    longest = int(lag.max()) if len(lag) else 0
+    terms = longest
+    if decay < 1:
+        left = LEFT_OUT * torch.finfo(rows.dtype).eps
+        terms = min(longest, math.ceil(math.log(left, decay)) if decay else 1)
+    most, below = 1, 0
+    while below < terms:
+        here = (lag > below) & ((lag <= most) | (most >= terms))
+        some, below = torch.nonzero(here).squeeze(1), most
+        for part in some.split(max(1, AT_ONCE // (most * rows.shape[1]))):
+            yield part, most
+        most *= 2
+
+
+def _added(terms: Tensor) -> Tensor:
+    """The sum over axis 1, of a power of two, by halves."""
+    while terms.shape[1] > 1:
+        one, other = terms.chunk(2, 1)
+        terms = one + other
+    return terms.squeeze(1)
+
+
+def _shrinks(waiting: Waiting, weight_decay: float) -> Tensor:
+    """What weight decay leaves from after each update on [count + 1]; the last is 1."""
+    if not weight_decay:
+        return torch.ones(waiting.made + 1, dtype=torch.float64)
+    each = 1 - weight_decay * waiting.rates[: waiting.made]
+    return torch.cat([each.flip(0).cumprod(0).flip(0), each.new_ones(1)])
+
+
+def _powers(base: float, count: int) -> Tensor:
+    """base^0, base^1, …: as many as a power of two of updates asks for, where so many wait."""
+    return _known_powers(base, 4 << count.bit_length())
+
+
+@lru_cache(maxsize=32)
+def _known_powers(base: float, count: int) -> Tensor:
+    return torch.tensor([base**number for number in range(count + 1)], dtype=torch.float64)
+
+
+def _decayed(moment: Tensor, by: Tensor) -> Tensor:
+    return normal((moment.double() * by.unsqueeze(1)).to(moment.dtype))
 
 
 def normal(moment: Tensor) -> Tensor:

@@ -10,14 +10,14 @@ Python.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from maml_dist.core.outer.idle import adam_idle, normal, sgd_idle
+from maml_dist.core.outer.idle import Waiting, adam_idle, normal, sgd_idle
 from maml_dist.core.outer.schedules import Constant, Schedule
 from maml_dist.core.renamed import refuse_renamed
 from maml_dist.core.validation import check_decays, check_minimum, check_positive, check_share
@@ -86,18 +86,25 @@ class OuterOptimizer(ABC):
     ) -> tuple[Tensor, State]:
         """The new meta-parameters and moments at update `count` = 1, 2, …"""
 
-    def idle(
-        self, meta: Tensor, moments: State, *, rates: Sequence[float], count: float
-    ) -> tuple[Tensor, State]:
-        """What updates at a zero gradient make of meta and moments, after `count` others.
+    def idle(self, rows: Tensor, moments: State, waiting: Waiting) -> tuple[Tensor, State]:
+        """What updates at a zero gradient make of rows [u, dim] and their moments.
 
-        `rates` are theirs, one or more. Rows of a sparse parameter that no task touches are brought
-        up to date so; an optimizer that has a closed form of it overrides this.
+        Rows of a sparse parameter that no task touches wait for them. An optimizer that has a
+        closed form of it overrides this.
         """
-        zero = torch.zeros_like(meta)
-        for number, rate in enumerate(rates, 1):
-            meta, moments = self.step(meta, zero, moments, rate=rate, count=count + number)
-        return meta, moments
+        found, after = rows.clone(), {name: value.clone() for name, value in moments.items()}
+        for since in waiting.since.unique().tolist():
+            here = waiting.since == since
+            meta = in_blocks(rows[here])
+            state = {name: in_blocks(value[here]) for name, value in moments.items()}
+            zero, shape = torch.zeros_like(meta), rows[here].shape
+            for made in range(since, waiting.made):
+                rate = float(waiting.rates[made])
+                meta, state = self.step(meta, zero, state, rate=rate, count=made + 1.0)
+            found[here] = meta[: shape.numel()].view(shape)
+            for name, value in state.items():
+                after[name][here] = value[: shape.numel()].view(shape)
+        return found, after
 
     def init(self, meta: Tensor) -> State:
         """The state before the first update.
@@ -183,6 +190,12 @@ class OuterOptimizer(ABC):
         return average.lerp(latest, (1 - self.average**made) / (1 - self.average**count))
 
 
+def in_blocks(values: Tensor) -> Tensor:
+    """One vector of whole blocks: in `step` each element rounds alike, whatever is beside it."""
+    flat = values.reshape(-1)
+    return torch.cat([flat, flat.new_zeros(-len(flat) % BLOCK)])
+
+
 def _squares(gradient: Tensor) -> Tensor:
     """The sums of squares of its blocks, in float64."""
     whole = len(gradient) // BLOCK * BLOCK
@@ -220,15 +233,13 @@ class SGD(OuterOptimizer):
         ahead = gradient.add(velocity, alpha=self.momentum) if self.nesterov else velocity
         return meta.add(ahead, alpha=-rate), {"velocity": velocity}
 
-    def idle(
-        self, meta: Tensor, moments: State, *, rates: Sequence[float], count: float
-    ) -> tuple[Tensor, State]:
+    def idle(self, rows: Tensor, moments: State, waiting: Waiting) -> tuple[Tensor, State]:
         """Along a velocity that decays; none where there is no momentum."""
         if not self.momentum:
-            return meta, moments
-        velocity = moments["velocity"]
-        meta, velocity = sgd_idle(meta, velocity, rates, self.momentum, nesterov=self.nesterov)
-        return meta, {"velocity": velocity}
+            return rows, moments
+        velocity, nesterov = moments["velocity"], self.nesterov
+        rows, velocity = sgd_idle(rows, velocity, waiting, self.momentum, nesterov=nesterov)
+        return rows, {"velocity": velocity}
 
 
 @dataclass(frozen=True)
@@ -270,13 +281,12 @@ class Adam(OuterOptimizer):
             meta = meta * (1 - rate * self.weight_decay)
         return meta.addcdiv(first, root, value=-length), {"first": first, "second": second}
 
-    def idle(
-        self, meta: Tensor, moments: State, *, rates: Sequence[float], count: float
-    ) -> tuple[Tensor, State]:
+    def idle(self, rows: Tensor, moments: State, waiting: Waiting) -> tuple[Tensor, State]:
         """Along first moments that decay faster than the roots of the second."""
-        decays, eps, decay = self.decays, self.eps, self.weight_decay
-        first, second = moments["first"], moments["second"]
-        meta, first, second = adam_idle(
-            meta, first, second, rates, count=count, decays=decays, eps=eps, weight_decay=decay
+        rows, first, second = adam_idle(
+            *(rows, moments["first"], moments["second"], waiting),
+            decays=self.decays,
+            eps=self.eps,
+            weight_decay=self.weight_decay,
         )
-        return meta, {"first": first, "second": second}
+        return rows, {"first": first, "second": second}

@@ -117,7 +117,7 @@ def test_scores_are_those_of_a_hand_written_loop():
     model = spec.model
     task = spec.source.sample(TaskKey(3, "test", 0, 1))
     episode = map_tensors(torch.Tensor.double, spec.source.collect([task], steps=1))
-    (x, y, _), query = episode.support[0], episode.query
+    (x, y, *_), query = episode.support[0], episode.query
     for _ in range(2):
         loss = ((model(x[0]) - y[0]) ** 2).mean()
         gradients = torch.autograd.grad(loss, list(model.parameters()))

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from maml_dist.core.outer.adagrad import Adagrad
+from maml_dist.core.outer.idle import Waiting
 from maml_dist.core.outer.optimizers import SGD, Adam, OuterOptimizer
 from maml_dist.core.outer.schedules import Cosine
 
@@ -35,22 +36,33 @@ def began(rule, dtype=torch.float64, size=1500):
     return meta, moments
 
 
+def waiting(rows, count, rate=lambda made: 0.1):
+    """Rows of which each waits for another number of updates, some for none, some for all."""
+    since = torch.arange(rows) * (count - 2) // (rows - 1) + 2
+    return Waiting(since, count, torch.tensor([*map(rate, range(count))], dtype=torch.float64))
+
+
 @pytest.mark.parametrize("name", RULES)
-@pytest.mark.parametrize("steps", [1, 7, 900])
-def test_it_is_the_updates_one_by_one(name, steps):
-    rule = RULES[name]
-    rates = [rule.beta * Cosine(until=500, end=0.1).factor(count) for count in range(2, 2 + steps)]
+@pytest.mark.parametrize("count", [3, 9, 900])
+def test_it_is_the_updates_one_by_one(name, count):
+    rule, falling = RULES[name], Cosine(until=500, end=0.1)
+    waits = waiting(50, count, lambda made: rule.beta * falling.factor(made))
     meta, moments = began(rule)
-    found = rule.idle(meta, moments, rates=rates, count=2)
-    expected = OuterOptimizer.idle(rule, meta, moments, rates=rates, count=2)
+    given = meta.view(50, 30), {key: value.view(50, 30) for key, value in moments.items()}
+    found = rule.idle(*given, waits)
+    expected = OuterOptimizer.idle(rule, *given, waits)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+    assert torch.equal(found[0][-1], given[0][-1])  # it waits for nothing
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_an_element_has_the_same_bits_whatever_stands_beside_it(name):
+def test_a_row_has_the_same_bits_whatever_stands_beside_it(name):
     rule = RULES[name]
-    meta, moments = began(rule, torch.float32, size=2048)
-    every, _ = rule.idle(meta, moments, rates=[0.1] * 30, count=2)
-    part = {key: value[1024:] for key, value in moments.items()}
-    alone, _ = rule.idle(meta[1024:], part, rates=[0.1] * 30, count=2)
-    assert torch.equal(every[1024:], alone)
+    meta, moments = began(rule, torch.float32)
+    waits, some = waiting(500, 700), torch.tensor([3, 77, 78, 420])
+    given = meta.view(500, 3), {key: value.view(500, 3) for key, value in moments.items()}
+    every, after = rule.idle(*given, waits)
+    few = given[0][some], {key: value[some] for key, value in given[1].items()}
+    alone, alone_after = rule.idle(*few, waits.of(some))
+    assert torch.equal(every[some], alone)
+    assert all(torch.equal(after[key][some], value) for key, value in alone_after.items())

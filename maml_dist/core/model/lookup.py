@@ -1,0 +1,91 @@
+"""Lookup: how the model's embeddings find the rows of a table that are there, by their ids.
+
+    embedding(ids, table)  =  embedding(searchsorted(rows, ids), values)       values = table[rows]
+
+What is not there is NaN, so that nothing is learned from it. `Noted` computes nothing: it takes
+down which ids a pass of the model looks up.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from maml_dist.core.tables import Table
+
+Lookup = Callable[..., Tensor]  # takes the place of torch.nn.functional.embedding for one table
+
+
+def among(table: Table, rows: Tensor) -> Lookup:
+    """Looks up among `rows` [u], ascending ids, whose values [u, dim] are given as the weight."""
+
+    def lookup(input: Tensor, weight: Tensor, *options: Any, **named: Any) -> Tensor:
+        padding = _padding(table, *options, **named)
+        place = torch.searchsorted(rows, input).clamp(max=len(rows) - 1)
+        found = functional.embedding(place, weight)
+        if padding is not None:  # has no gradient
+            found = torch.where((input == padding).unsqueeze(-1), found.detach(), found)
+        there = (rows[place] == input).unsqueeze(-1)
+        return torch.where(there, found, torch.nan)
+
+    return lookup
+
+
+class Noted:
+    """Takes down what is looked up in a table."""
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+        self.seen: list[Tensor] = []
+
+    def __call__(self, input: Tensor, weight: Tensor, *options: Any, **named: Any) -> Tensor:
+        """Zeros in the rows' place.
+
+        Raises:
+            ValueError: there are no such rows.
+        """
+        table = self._table
+        _padding(table, *options, **named)
+        if input.numel():
+            low, high = (int(end) for end in torch.aminmax(input))
+            if low < 0 or high >= table.rows:
+                wrong = low if low < 0 else high
+                raise ValueError(
+                    f"{table.name}: id {wrong} is looked up: must be 0 … {table.rows - 1}"
+                )
+        self.seen.append(input.detach().reshape(-1).long())
+        return weight.new_zeros((*input.shape, table.dim))
+
+    def ids(self) -> Tensor:
+        """All of it, each once, ascending."""
+        return torch.cat(self.seen).unique() if self.seen else torch.zeros(0, dtype=torch.int64)
+
+
+def _padding(
+    table: Table,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> int | None:
+    """The id that has no gradient.
+
+    Raises:
+        ValueError: a table is looked up as none can be.
+    """
+    for option, value in (
+        ("max_norm", max_norm),
+        ("scale_grad_by_freq", scale_grad_by_freq),
+        ("sparse", sparse),
+    ):
+        if value:
+            raise ValueError(
+                f"sparse={table.name!r}: an embedding with {option}={value} is not learned by "
+                f"rows; leave {option} out"
+            )
+    if padding_idx is None or padding_idx >= 0:
+        return padding_idx
+    return padding_idx + table.rows

@@ -1,0 +1,101 @@
+"""SparseCollector: of models with tables, the episodes of a slice and the rows that they touch.
+
+What a task touches is known before it is learned from: the model passes its inputs once, and its
+embeddings take down what they look up. The rows come from their owners; all tasks of a slice
+compute with the same ones.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from maml_dist.core.data.episode import Episode
+from maml_dist.core.data.task_source import TaskKey
+from maml_dist.core.engine.gradient_sum import GradientSum
+from maml_dist.core.engine.with_rows import RowsVector, inputs_of, with_rows
+from maml_dist.core.model.objective import Mode, Objective
+from maml_dist.core.params import Params
+from maml_dist.runtime.collectors import SupervisedCollector
+from maml_dist.runtime.messages import RowValues
+
+SCORED_TOGETHER = 16  # held-out tasks in one vmap, each of which adapts the rows of all
+
+
+class SparseCollector(SupervisedCollector):
+    """Stored examples whose tasks touch some rows of tables each."""
+
+    def __init__(self, *given: Any, vector: RowsVector, objective: Objective, **more: Any) -> None:
+        """What every collector is given; how a slice's vector is built, and what looks rows up."""
+        super().__init__(*given, **more)
+        self._vector, self._objective = vector, objective
+        named = self._spec.model.named_parameters()
+        self._params: Params = {name: p.detach() for name, p in named}
+
+    def touched(self, it: int) -> dict[str, np.ndarray]:
+        """The ids of the rows of each table that the tasks of `it` touch, ascending."""
+        return _numpy(self._ids([self._prefetcher.of(it)]))
+
+    def held_out(self, keys: Sequence[TaskKey], *, steps: int) -> dict[str, np.ndarray]:
+        """The ids of the rows that held-out tasks touch, ascending."""
+        return _numpy(self._ids([*self._held_out(keys, steps=max(1, steps))]))
+
+    def gradient_by_rows(
+        self, meta: np.ndarray, it: int, rows: RowValues
+    ) -> tuple[GradientSum, list[Tensor]]:
+        """The summed meta-gradient of the tasks of `it`, and that of the rows of each table.
+
+        `rows` are those that they touch.
+        """
+        ids = {name: torch.from_numpy(each.copy()) for name, (each, _) in rows.items()}
+        joined, episodes = self._joined(meta, rows), self.episodes(it, meta)
+        moved = self._placement.data(ids)
+        found = self.gradient_at(joined, with_rows(episodes, moved), it)
+        gradient, of_rows = self._vector.split(found.gradient, ids)
+        return found._replace(gradient=gradient), of_rows
+
+    def scores_by_rows(
+        self,
+        meta: np.ndarray,
+        keys: Sequence[TaskKey],
+        it: int,
+        rows: RowValues,
+        *,
+        steps: int,
+        mode: Mode,
+    ) -> list[dict[str, Tensor]]:
+        """Each score [task, step] of held-out tasks; `rows` are those that they touch, or more."""
+        some, number = max(1, steps), self._placement.number(it)
+        found = []
+        for episodes in self._held_out(keys, steps=some):
+            ids = self._ids([episodes])
+            few = {
+                name: (each.numpy(), rows[name][1][np.searchsorted(rows[name][0], each.numpy())])
+                for name, each in ids.items()
+            }
+            seen = with_rows(episodes, self._placement.data(ids))
+            scores = self._scores(self._joined(meta, few), seen, number, mode=mode)
+            found.append({name: by[:, : steps + 1] for name, by in scores.items()})
+        return found
+
+    def _joined(self, meta: np.ndarray, rows: RowValues) -> Tensor:
+        moved = {name: self._placement.vector(values) for name, (_, values) in rows.items()}
+        return self._vector.join(self._placement.vector(meta), moved)
+
+    def _ids(self, episodes: Sequence[Episode]) -> dict[str, Tensor]:
+        found = [
+            self._objective.touched(self._params, x) for each in episodes for x in inputs_of(each)
+        ]
+        return {
+            table.name: torch.cat([each[table.name] for each in found]).unique().cpu()
+            for table in self._spec.tables
+        }
+
+    def _at_once(self, size: int) -> int:
+        return min(SCORED_TOGETHER, super()._at_once(size))
+
+
+def _numpy(ids: dict[str, Tensor]) -> dict[str, np.ndarray]:
+    return {name: each.numpy() for name, each in ids.items()}

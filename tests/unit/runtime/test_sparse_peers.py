@@ -1,0 +1,114 @@
+"""Peers with tables: the bits of one that owns all rows; where one fails, one state is left."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+
+from maml_dist.runtime.links import Door, Message, PeersLost, bytes_of
+from maml_dist.runtime.local_peer import LocalPeer
+from maml_dist.runtime.messages import Start
+from maml_dist.runtime.ranged_peer import RangedPeer, Roles
+from maml_dist.runtime.ranges import cut_evenly, whole
+from maml_dist.runtime.row_exchange import packed, unpacked
+from maml_dist.runtime.server import first_state
+from maml_dist.runtime.shard import TaskShard
+from maml_dist.training.trainer import prepare
+
+SMALL = {"engine.running": "eager", "meta_batch": 6, "slices": 5, "outer.weight_decay": 0.1}
+SMALL |= {"task.items": 30, "model.rows": 31, "model.dim": 3, "outer.beta": 0.05}
+SIZES = [(0, 1), (0, 2), (0, 5), (1, 1), (3, 2)]  # parts that own rows alone, and shards
+
+
+@pytest.fixture(autouse=True)
+def single_threaded():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def start(tmp_path):
+    run = prepare("ratings", SMALL, run=tmp_path / "run")
+    outer, tables = run.experiment.outer, run.initial_tables
+    return Start(run.shard_spec, run.initial_vector, outer, tables=tables)
+
+
+def peers(start, parts, shards, saved=None):
+    """Peers of which `parts` own everything, or all do, and `shards` compute."""
+    size, given = parts + shards, start.shard
+    doors = [Door(None) for _ in range(size)]
+    addresses = [door.address for door in doors]
+    owners = dict(enumerate(cut_evenly(len(start.meta), parts or shards)))
+    roles = Roles(owners, [*range(parts, size)], ("ab" * size)[:size])
+    with ThreadPoolExecutor(size) as pool:
+        links = pool.map(lambda rank: doors[rank].meet(rank, addresses, b"key"), range(size))
+        return [
+            RangedPeer(
+                TaskShard(given) if rank >= parts else None,
+                *(start.outer, saved or first_state(start), each, roles),
+                slices=given.slices,
+                learned=given.learned,
+                tables=given.tables,
+            )
+            for rank, each in enumerate(links)
+        ]
+
+
+def at_once(members, call):
+    with ThreadPoolExecutor(len(members)) as pool:
+        return [each.result() for each in [pool.submit(call, one) for one in members]]
+
+
+def same(one, other):
+    assert one[0] == other[0] and np.array_equal(one[1], other[1])
+    assert one[2].keys() == other[2].keys()
+    for name in one[2]:
+        assert np.array_equal(one[2][name], other[2][name]), name
+
+
+@pytest.mark.parametrize(("parts", "shards"), SIZES)
+def test_whoever_owns_rows_they_have_the_same_bits(start, parts, shards):
+    alone = LocalPeer(start, "cpu")
+    expected = alone.get(alone.block(6, keep=False).rows)
+    members = peers(start, parts, shards)
+    owners = members[: parts or shards]
+    for peer, rows in zip(members, at_once(members, lambda peer: peer.block(6)), strict=True):
+        np.testing.assert_equal(rows, expected if peer in owners else [])
+    (saved, weights), *others = at_once(members, lambda peer: peer.gathered())
+    same(saved, alone.state())
+    assert np.array_equal(weights, saved[1]) and others == [None] * (len(members) - 1)
+    same(whole([owner.saved(6) for owner in owners]), saved)
+    assert saved[2]["rows/embedding.weight"].shape == (31, 3)
+    sizes = [peer.progress().size for peer in owners]
+    assert sum(sizes) == len(start.meta) + 31 * 3 and all(sizes)
+
+
+def test_where_one_fails_the_update_before_is_known_of_all_rows(start, monkeypatch):
+    alone, members = LocalPeer(start, "cpu"), peers(start, 0, 3)
+    alone.block(6, keep=False)
+    gradient = TaskShard.gradient
+
+    def failing(shard, meta, it, at=None, *, slice=0, rows=None):
+        if it == 4 and slice == 1:
+            raise ValueError("of the user's own")
+        return gradient(shard, meta, it, at, slice=slice, rows=rows)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TaskShard, "gradient", failing)
+        with ThreadPoolExecutor(3) as pool:
+            every = [pool.submit(peer.block, 9) for peer in members]
+            errors = [type(each.exception()) for each in every]
+    assert errors == [PeersLost, ValueError, PeersLost]
+    assert [peer.progress().it for peer in members] == [4, 4, 4]
+    for it in (3, 4):
+        again = peers(start, 1, 2, saved=whole([peer.saved(it) for peer in members]))
+        at_once(again, lambda peer, count=6 - it: peer.block(count))
+        same(at_once(again, lambda peer: peer.gathered())[0][0], alone.state())
+
+
+def test_arrays_arrive_as_they_were_sent():
+    arrays = [np.arange(3), np.zeros((0, 4), np.float32), np.ones((2, 2), np.float32)]
+    message = packed(arrays)
+    for one, other in zip(arrays, unpacked(message), strict=True):
+        assert one.dtype == other.dtype and np.array_equal(one, other)
+    assert len(bytes_of(Message(b"", np.zeros(0)).body)) == 0

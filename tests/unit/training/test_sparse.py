@@ -1,0 +1,189 @@
+"""Sparse parameters in this process: the dense result, whatever learns it."""
+
+import numpy as np
+import pytest
+import torch
+
+import maml_dist
+from maml_dist.training.trainer import prepare
+
+RECIPE = {"task.items": 40, "model.rows": 40, "model.dim": 4, "model.hidden": [8]}
+RECIPE |= {"iterations": 25, "checkpoint_every": 10, "log_every": 5, "meta_batch": 3, "slices": 2}
+RECIPE |= {"validation_tasks": 5, "test_steps": 2, "test_tasks": 4, "outer.beta": 0.02}
+RECIPE |= {"engine.running": "eager", "engine.precision": "float64"}
+LOCAL = {"local": True, "progress": False}
+FALLING = {"outer.schedule": "Cosine", "outer.schedule.until": 20, "outer.schedule.warm_up": 3}
+
+USERS = """
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from maml_dist.core.outer.optimizers import OuterOptimizer
+from maml_dist.models.embedding_mlp import EmbeddingMLP
+from maml_dist.tasks.ratings import Ratings
+
+
+class Padded(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.items = nn.Embedding(40, 3, padding_idx=0)
+        self.table = nn.Parameter(torch.randn(40, 2))
+        self.head = nn.Linear(8, 1)
+
+    def forward(self, x):
+        other = nn.functional.embedding(39 - x, self.table, padding_idx=-1)
+        both = [self.items(x), self.items((x + 7) % 40), other]
+        return self.head(torch.cat(both, -1).flatten(1))
+
+
+@dataclass(frozen=True)
+class Sometimes(Ratings):
+    def loss(self, output, batch):
+        return super().loss(output, batch) / (batch.x[0, 0] != 0)
+
+
+class Tied(EmbeddingMLP):
+    def __init__(self):
+        super().__init__(40, 4)
+
+    def forward(self, x):
+        return super().forward(x) + self.embedding.weight.sum()
+
+
+class Normed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.head = nn.Embedding(40, 3, max_norm=1.0), nn.Linear(3, 1)
+
+    def forward(self, x):
+        return self.head(self.embed(x).flatten(1))
+
+
+@dataclass(frozen=True)
+class Whole(OuterOptimizer):
+    def moments(self, meta):
+        return {}
+
+    def step(self, meta, gradient, state, *, rate, count):
+        return meta - rate * gradient / gradient.norm(), {}
+"""
+# A row of each of two tables is never learned; they are looked up twice, and in two ways.
+PADDED = {"model": "embedded_users.Padded", "sparse": ["items.*", "table"]}
+CASES = {
+    "adam": FALLING,
+    "adamw": {"outer.weight_decay": 0.3, "outer.clip": 0.05, **FALLING},
+    "descent": {"outer": "SGD"},
+    "momentum": {"outer": "SGD", "outer.momentum": 0.9, **FALLING},
+    "adagrad": {"outer": "Adagrad"},
+    "one at a time, step by step": {"engine.batching": "task", "learner.steps": 3},
+    "head only": {"learner.adapted": ["mlp.head.*"]},
+    "rates by layer": {"learner": "MetaSGD", "learner.each": "layer"},
+    "reptile": {"learner": "Reptile", "learner.pooled": True, "learner.minibatch": 5},
+    "imaml": {"learner": "IMAML", "learner.steps": 3},
+    "skips": {"on_divergence": "skip", "task": "embedded_users.Sometimes"},
+}
+
+
+def trained(folder, name="run", **settings):
+    given = {"sparse": "embedding.*", **RECIPE, **settings}
+    if isinstance(given.get("model"), str):
+        given = {key: value for key, value in given.items() if not key.startswith("model.")}
+    own = folder / "embedded_users.py"
+    return maml_dist.meta_train("ratings", run=folder / name, trust=own, **given, **LOCAL)
+
+
+def weights(run):
+    return run.weights("last")[0]
+
+
+def refused(folder, **settings):
+    with pytest.raises(ValueError) as caught:
+        trained(folder, **settings)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.fixture(autouse=True)
+def users(tmp_path):
+    """A module of a user's own."""
+    (tmp_path / "embedded_users.py").write_text(USERS)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_it_is_the_dense_result(tmp_path, name):
+    settings = CASES[name]
+    one = trained(tmp_path, "sparse", **settings)
+    other = trained(tmp_path, "dense", **settings, sparse=[])
+    for key, value in weights(other).items():
+        torch.testing.assert_close(weights(one)[key], value, rtol=1e-11, atol=1e-12)
+    moved = weights(one)["embedding.weight"] != one.seeded.values["embedding.weight"]
+    assert moved.any(1).sum() > 5
+    for mine, theirs in zip(one.metrics, other.metrics, strict=True):
+        assert mine.get("skipped/tasks") == theirs.get("skipped/tasks")
+        assert ("skipped" in mine) == (name == "skips")
+        if name == "skips":  # and some of the validation's tasks diverge
+            continue
+        assert mine.get("val/mse", 0) == pytest.approx(theirs.get("val/mse", 0), rel=1e-9)
+    if name == "skips":
+        return
+    scores = [maml_dist.meta_test(run)["results"][0]["steps"] for run in (one, other)]
+    for mine, theirs in zip(*scores, strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-9)
+
+
+def test_padding_and_two_tables_are_those_of_torch(tmp_path):
+    one = trained(tmp_path, "sparse", **PADDED)
+    other = trained(tmp_path, "dense", **{**PADDED, "sparse": []})
+    for key, value in weights(other).items():
+        torch.testing.assert_close(weights(one)[key], value, rtol=1e-11, atol=1e-12)
+    assert {table.name for table in one.seeded.tables} == {"items.weight", "table"}
+    moved = weights(one)["items.weight"] != one.seeded.values["items.weight"]
+    assert not moved[0].any() and moved.any(1).sum() > 5
+
+
+def test_a_run_that_is_resumed_has_the_bits_of_one_that_was_not(tmp_path):
+    settings = {**CASES["adamw"], "engine.precision": "float32"}
+    whole = trained(tmp_path, "whole", **settings)
+    half = trained(tmp_path, "half", **{**settings, "iterations": 13})
+    again = maml_dist.meta_train(resume=half.path, iterations=25, **LOCAL)
+    for key, value in weights(whole).items():
+        assert torch.equal(weights(again)[key], value)
+
+
+def test_what_is_trained_is_loaded_and_goes_on_elsewhere(tmp_path):
+    run = trained(tmp_path, **CASES["momentum"])
+    loaded = maml_dist.load(run.path, checkpoint="last")
+    assert torch.equal(loaded.embedding.weight, weights(run)["embedding.weight"])
+    x, y = torch.tensor([[3], [5]]), torch.tensor([[1.0], [0.5]])
+    adapted = loaded.adapt(x, y)
+    apart = (adapted.embedding.weight != loaded.embedding.weight).any(1)
+    assert apart.nonzero().flatten().tolist() == [3, 5]
+    started = prepare("ratings", {**RECIPE, "init": str(run.path)}, run=tmp_path / "next")
+    best = run.weights("best")[0]["embedding.weight"]
+    assert np.array_equal(started.initial_tables["embedding.weight"], best.numpy())
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"sparse": "embeding.weight"}, "matches no parameter; did you mean 'embedding.weight'?"),
+        ({"sparse": "*.bias"}, "is [8]: a table has rows"),
+        ({"sparse": ["embedding.*", "mlp.head.weight"]}, "computes with it by linear"),
+        ({"model": "embedded_users.Tied"}, "computes with it by sum"),
+        ({"model": "embedded_users.Normed", "sparse": "embed.*"}, "max_norm=1.0 is not learned by"),
+        ({"task.items": 60}, "embedding.weight: id"),
+        ({"learner": "MetaSGD"}, "has an element for each of the table's"),
+        ({"outer.average": 0.9}, "outer.average=0.9 is of all rows; leave it out"),
+        ({"outer.clip_norm": 1.0}, "outer.clip_norm=1.0: use outer.clip"),
+        ({"outer.epochs": 2}, "use outer.epochs=1"),
+        ({"outer": "embedded_users.Whole"}, "outer=Whole is not said to be by elements"),
+        ({"max_staleness": 2}, "max_staleness and backup need one server"),
+        ({"server": "one"}, "server=one owns no rows; use spread or split"),
+        ({"learner": "ESMAML"}, "learner=ESMAML perturbs every parameter"),
+    ],
+)
+def test_what_cannot_be_exact_is_refused_at_the_start(tmp_path, settings, said):
+    assert said in refused(tmp_path, **settings)
+    assert not (tmp_path / "run").exists()
