@@ -22,6 +22,7 @@ SAMPLE = {  # of all recipes, seeds and precisions
 }
 QUICK = {  # one of each kind: all others are slow
     *("sinusoid-oracle", "sinusoid-imaml", "omniglot-5way-5shot-mlp", "mini-imagenet-5way-1shot"),
+    "ratings",
     *("knapsack-es", "navigation-promp", "grid", "half-cheetah-direction", "ant-velocity-oracle"),
 }
 
@@ -53,7 +54,7 @@ def test_every_recipe_runs(tmp_path, monkeypatch, data_home, recipe):
     monkeypatch.setenv("MAML_DIST_DATA", str(data_home))
     run = maml_dist.meta_train(recipe, run=tmp_path / recipe, **small(recipe), **EAGER)
     modes = [result["mode"] for result in maml_dist.meta_test(run)["results"]]
-    batch_norm = not recipe.startswith((*LIVED, "sinusoid", "knapsack"))
+    batch_norm = not recipe.startswith((*LIVED, "sinusoid", "knapsack", "ratings"))
     assert modes == (["transductive", "inductive"] if batch_norm else ["default"])
 
 

@@ -227,7 +227,7 @@ def test_settings_are_keys_of_recipes(page):
 
 
 def test_the_recipes_that_are_named_exist():
-    kinds = "sinusoid|omniglot|mini-imagenet|knapsack|navigation|half-cheetah|ant|grid"
+    kinds = "sinusoid|omniglot|mini-imagenet|knapsack|ratings|navigation|half-cheetah|ant|grid"
     names = recipe_names() | {"mini-imagenet", "omniglot"}  # and the data sets
     for page in PAGES:
         for code in inline(page):
