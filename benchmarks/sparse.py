@@ -4,9 +4,9 @@
                                 [--ways sparse,dense] [--json FILE]
 
 The recipe `ratings`, with as many items as rows, Adam; shards linked as a run's are, each in a
-process of its own. Memory: the most that a process holds that is no file's, beside what it has
-when torch is imported. Bytes: what all shards have sent each other. The first iterations,
-which trace, are not timed.
+process of its own, given the first state by files as they are by Ray's object store. Memory: the
+most that a process holds that is no file's, beside what it has when torch is imported. Bytes: what
+all shards have sent each other. The first iterations, which trace, are not timed.
 """
 
 import argparse
@@ -67,6 +67,7 @@ def measured(way: str, shards: int, options: argparse.Namespace) -> dict[str, An
     """A group of so many shards; what each of its processes says, put together."""
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
+        save(way, shards, options, Path(folder))
         pipes, processes = [], []
         for rank in range(shards):
             ours, theirs = context.Pipe()
@@ -96,11 +97,10 @@ def shard(
     from maml_dist.runtime.links import Door, Links
     from maml_dist.runtime.ranged_peer import RangedPeer, Roles
     from maml_dist.runtime.ranges import cut_evenly
-    from maml_dist.runtime.server import first_state
     from maml_dist.runtime.shard import TaskShard
 
     torch.set_num_threads(1)
-    start, saved = started(way, shards, options, Path(folder) / str(rank)), None
+    start, saved = started(way, shards, options, Path(folder) / str(rank)), loaded(Path(folder))
     sent = [0]
     exchange = Links.exchange
 
@@ -114,8 +114,7 @@ def shard(
     pipe.send(door.address)
     addresses = pipe.recv()
     with peak() as most:
-        saved = first_state(start)
-        owners = dict(enumerate(cut_evenly(len(start.meta), shards)))
+        owners = dict(enumerate(cut_evenly(len(saved[1]), shards)))
         peer = RangedPeer(
             TaskShard(start.shard),
             *(start.outer, saved, door.meet(rank, addresses, b"of a benchmark")),
@@ -124,7 +123,6 @@ def shard(
             learned=start.shard.learned,
             tables=start.shard.tables,
         )
-        del saved, start
         peer.block(WARM)
         sent[0], taken = 0, []
         for _ in range(options["iterations"]):
@@ -141,29 +139,48 @@ def shard(
 
 
 def started(way: str, shards: int, options: dict[str, Any], folder: Path) -> Any:
-    """What the actors of the run are given; of a dense parameter one task at a time."""
+    """What the actors of a run are given, but for large numbers; of dense ones a task at a time."""
     from maml_dist.runtime.messages import Start
     from maml_dist.training.trainer import prepare
 
-    rows = options["rows"]
-    keys: dict[str, Any] = {"task.items": rows, "model.rows": 1, "model.dim": options["dim"]}
+    rows, dim = options["rows"], options["dim"]
+    keys: dict[str, Any] = {"task.items": rows, "model.rows": 1, "model.dim": dim}
     keys |= {"meta_batch": options["meta_batch"], "slices": shards, "engine.running": "traced"}
     keys |= {"engine.batching": "task" if way == "dense" else "vmap", "engine.memory": "graph"}
     run = prepare("ratings", keys, run=folder)
-    spec, tables = run.shard_spec, run.initial_tables
+    spec, into = run.shard_spec, run.layout
     (table,) = spec.tables
-    whole = np.random.default_rng(0).standard_normal((rows, table.dim), np.float32)
     spec = spec._replace(tables=(table._replace(rows=rows),))
-    tables, meta = {table.name: whole}, run.initial_vector
     if way == "dense":
-        raise_rows = [name for name in spec.layout.names]
-        layout = spec.layout._replace(
-            names=(table.name, *raise_rows), shapes=((rows, table.dim), *spec.layout.shapes)
-        )
-        meta, tables = np.concatenate([whole.reshape(-1), meta]), {}
-        size = spec.learned + whole.size
-        spec = spec._replace(layout=layout, learned=size, tables=())
-    return Start(spec, meta, run.experiment.outer, tables=tables)
+        names, shapes = (table.name, *into.names), ((rows, dim), *into.shapes)
+        layout, learned = into._replace(names=names, shapes=shapes), spec.learned + rows * dim
+        spec = spec._replace(layout=layout, learned=learned, tables=())
+    return Start(spec, run.initial_vector, run.experiment.outer)
+
+
+def save(way: str, shards: int, options: argparse.Namespace, folder: Path) -> None:
+    """The state that a run begins with, in files."""
+    from maml_dist.runtime.server import first_state
+
+    start = started(way, shards, vars(options), folder / "run")
+    size = (options.rows, options.dim)
+    whole = np.random.default_rng(0).standard_normal(size, np.float32)
+    if start.shard.tables:
+        start = start._replace(tables={start.shard.tables[0].name: whole})
+    else:
+        start = start._replace(meta=np.concatenate([whole.reshape(-1), start.meta]))
+    it, meta, state = first_state(start)
+    np.save(folder / "meta.npy", meta)
+    (folder / "names.json").write_text(json.dumps([it, [*state]]))
+    for number, value in enumerate(state.values()):
+        np.save(folder / f"{number}.npy", value)
+
+
+def loaded(folder: Path) -> Any:
+    """That state, as it lies there."""
+    it, names = json.loads((folder / "names.json").read_text())
+    state = {name: np.load(folder / f"{n}.npy", mmap_mode="r") for n, name in enumerate(names)}
+    return it, np.load(folder / "meta.npy", mmap_mode="r"), state
 
 
 def bytes_of(message: Any) -> memoryview:

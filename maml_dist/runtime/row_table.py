@@ -40,11 +40,11 @@ class RowTable:
         """`state`: of the whole table, as `state` gives it; the values alone before any update."""
         self._table, self._outer, self._part = table, outer, part
         self._values = torch.tensor(state[key_of(table)][part])
-        known = {name: state.get(key_of(table, name)) for name in self._fresh(0)}
+        known = {name: state.get(key_of(table, name)) for name in self._fresh(self._values[:0])}
         if all(value is not None for value in known.values()):
             self._moments = {n: torch.tensor(v[part]) for n, v in known.items() if v is not None}
         else:
-            self._moments = self._fresh(len(self._values))
+            self._moments = self._fresh(self._values)
         updated = state.get(key_of(table, UPDATED))
         self._updated = (
             torch.zeros(len(self._values), dtype=torch.int64)
@@ -128,11 +128,10 @@ class RowTable:
             self._rates = torch.cat([self._rates, torch.tensor(more, dtype=torch.float64)])
         return self._rates
 
-    def _fresh(self, rows: int) -> State:
-        """The moments of so many rows before the first update."""
-        values = self._values.new_zeros(rows * self._table.dim)
-        moments = self._outer.moments(values)
-        return {name: value.reshape(rows, self._table.dim) for name, value in moments.items()}
+    def _fresh(self, like: Tensor) -> State:
+        """The moments of rows before the first update."""
+        moments = self._outer.moments(like.view(-1))
+        return {name: value.reshape(like.shape) for name, value in moments.items()}
 
 
 def _flat(rows: Rows) -> Rows:
