@@ -6,12 +6,16 @@ all of a parameter at once, or draws or learns something of its size, cannot be 
 
 from fnmatch import fnmatchcase
 
+import torch
 from torch import nn
 
 from maml_dist.config.experiment import Experiment
 from maml_dist.config.recipe import nearest
+from maml_dist.core.outer.optimizers import OuterOptimizer
 from maml_dist.core.params import Params
 from maml_dist.core.tables import Table
+
+BY_ROWS = ("update", "clipped", "counted", "averaged", "init")  # what rows do without
 
 
 def patterns_of(experiment: Experiment) -> tuple[str, ...]:
@@ -65,6 +69,7 @@ def _refuse_unsuited(experiment: Experiment) -> None:
     """Raise ValueError where the settings cannot learn tables."""
     outer, learner = experiment.outer, experiment.learner
     kind, how = type(outer).__name__, type(learner).__name__
+    own = ", ".join(name for name in BY_ROWS if _has_own(outer, name))
     for wrong, what in (
         (experiment.task.on_policy, f"task={type(experiment.task).__name__} has policies"),
         (learner.zeroth_order, f"learner={how} perturbs every parameter; use MAML, say"),
@@ -73,6 +78,11 @@ def _refuse_unsuited(experiment: Experiment) -> None:
             not outer.divisible,
             f"outer={kind} is not said to be by elements; use SGD, Adam, Adagrad",
         ),
+        (own, f"outer={kind} has its own {own}, and rows are updated by `step`; use that alone"),
+        (
+            not _of_count(outer),
+            f"outer={kind} has a rate of more than the count of updates; use outer.schedule",
+        ),
         (outer.average is not None, f"outer.average={outer.average} is of all rows; leave it out"),
         (outer.clip_norm is not None, f"outer.clip_norm={outer.clip_norm}: use outer.clip"),
         (experiment.relaxed, "max_staleness and backup need one server; leave them out"),
@@ -80,6 +90,19 @@ def _refuse_unsuited(experiment: Experiment) -> None:
     ):
         if wrong:
             raise ValueError(f"sparse={_shown(patterns_of(experiment))}: {what}")
+
+
+def _has_own(outer: OuterOptimizer, name: str) -> bool:
+    return getattr(type(outer), name) is not getattr(OuterOptimizer, name)
+
+
+def _of_count(outer: OuterOptimizer) -> bool:
+    """Whether the rate of an update can be had when it is long over."""
+    try:
+        outer.rate({"count": torch.tensor(0.0, dtype=torch.float64)})
+    except KeyError:
+        return False
+    return True
 
 
 def _refuse_options(name: str, model: nn.Module) -> None:

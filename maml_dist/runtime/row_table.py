@@ -102,7 +102,7 @@ class RowTable:
         if len(late):
             waiting = Waiting(since[late], count, self._rates_to(count))
             missed = rows.of(late)
-            values, moments = self._outer.idle(missed.values, missed.moments, waiting)
+            values, moments = self._outer.caught_up(missed.values, missed.moments, waiting)
             rows.values[late] = values
             for name, value in moments.items():
                 rows.moments[name][late] = value

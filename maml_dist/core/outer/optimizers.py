@@ -10,7 +10,7 @@ Python.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -89,22 +89,26 @@ class OuterOptimizer(ABC):
     def idle(self, rows: Tensor, moments: State, waiting: Waiting) -> tuple[Tensor, State]:
         """What updates at a zero gradient make of rows [u, dim] and their moments.
 
-        Rows of a sparse parameter that no task touches wait for them. An optimizer that has a
-        closed form of it overrides this.
+        Rows of a table that no task touches wait for them. They are made one by one from each
+        number of updates seen, where no closed form of the optimizer's `step` overrides this.
         """
         found, after = rows.clone(), {name: value.clone() for name, value in moments.items()}
         for since in waiting.since.unique().tolist():
             here = waiting.since == since
-            meta = in_blocks(rows[here])
+            meta, shape = in_blocks(rows[here]), rows[here].shape
             state = {name: in_blocks(value[here]) for name, value in moments.items()}
-            zero, shape = torch.zeros_like(meta), rows[here].shape
-            for made in range(since, waiting.made):
-                rate = float(waiting.rates[made])
-                meta, state = self.step(meta, zero, state, rate=rate, count=made + 1.0)
+            zero, rates = torch.zeros_like(meta), waiting.rates[since : waiting.made].tolist()
+            for count, rate in enumerate(rates, since + 1):
+                meta, state = self.step(meta, zero, state, rate=rate, count=float(count))
             found[here] = meta[: shape.numel()].view(shape)
             for name, value in state.items():
                 after[name][here] = value[: shape.numel()].view(shape)
         return found, after
+
+    def caught_up(self, rows: Tensor, moments: State, waiting: Waiting) -> tuple[Tensor, State]:
+        """`idle`, of the class that has the `step`: a closed form is of no other."""
+        kind = type(self) if "idle" in _defining(type(self), {"step", "idle"}) else OuterOptimizer
+        return kind.idle(self, rows, moments, waiting)
 
     def init(self, meta: Tensor) -> State:
         """The state before the first update.
@@ -148,8 +152,7 @@ class OuterOptimizer(ABC):
         A class that has a `step`, or another part of an update, of its own says so itself.
         """
         parts = {"step", "update", "clipped", "rate", "counted", "averaged", "by_elements"}
-        own = next(kind for kind in type(self).__mro__ if parts & vars(kind).keys())
-        return not self.multi_round and bool(vars(own).get("by_elements", False))
+        return not self.multi_round and bool(_defining(type(self), parts).get("by_elements"))
 
     def update(
         self, meta: Tensor, gradient: Tensor, state: State, *, gather: Gather | None = None
@@ -188,6 +191,11 @@ class OuterOptimizer(ABC):
         count = float(state["count"])
         made = count - float(before["count"])
         return average.lerp(latest, (1 - self.average**made) / (1 - self.average**count))
+
+
+def _defining(kind: type, names: set[str]) -> Mapping[str, Any]:
+    """What the first of a class and its bases has that has one of these for itself."""
+    return next(own for own in map(vars, kind.__mro__) if names & own.keys())
 
 
 def in_blocks(values: Tensor) -> Tensor:

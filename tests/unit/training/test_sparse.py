@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from maml_dist.core.outer.optimizers import OuterOptimizer
+from maml_dist.core.outer.optimizers import SGD, Adam, OuterOptimizer
 from maml_dist.models.embedding_mlp import EmbeddingMLP
 from maml_dist.tasks.ratings import Ratings
 
@@ -68,6 +68,38 @@ class Whole(OuterOptimizer):
 
     def step(self, meta, gradient, state, *, rate, count):
         return meta - rate * gradient / gradient.norm(), {}
+
+
+@dataclass(frozen=True)
+class Signed(SGD):
+    by_elements = True
+
+    def clipped(self, gradient):
+        return gradient.sign()
+
+
+@dataclass(frozen=True)
+class Shrunk(SGD):
+    by_elements = True
+
+    def update(self, meta, gradient, state, *, gather=None):
+        return super().update(meta, gradient + 0.3 * meta, state, gather=gather)
+
+
+@dataclass(frozen=True)
+class Slowing(Adam):
+    by_elements = True
+
+    def rate(self, state):
+        return self.beta / (1 + float(state["first"].abs().max()))
+
+
+@dataclass(frozen=True)
+class L2(Adam):
+    by_elements = True
+
+    def step(self, meta, gradient, state, *, rate, count):
+        return super().step(meta, gradient + 0.3 * meta, state, rate=rate, count=count)
 """
 # A row of each of two tables is never learned; they are looked up twice, and in two ways.
 PADDED = {"model": "embedded_users.Padded", "sparse": ["items.*", "table"]}
@@ -78,6 +110,7 @@ CASES = {
     "momentum": {"outer": "SGD", "outer.momentum": 0.9, **FALLING},
     "adagrad": {"outer": "Adagrad"},
     "one at a time, step by step": {"engine.batching": "task", "learner.steps": 3},
+    "of the user's own": {"outer": "embedded_users.L2", **FALLING},
     "head only": {"learner.adapted": ["mlp.head.*"]},
     "rates by layer": {"learner": "MetaSGD", "learner.each": "layer"},
     "reptile": {"learner": "Reptile", "learner.pooled": True, "learner.minibatch": 5},
@@ -179,6 +212,9 @@ def test_what_is_trained_is_loaded_and_goes_on_elsewhere(tmp_path):
         ({"outer.clip_norm": 1.0}, "outer.clip_norm=1.0: use outer.clip"),
         ({"outer.epochs": 2}, "use outer.epochs=1"),
         ({"outer": "embedded_users.Whole"}, "outer=Whole is not said to be by elements"),
+        ({"outer": "embedded_users.Signed"}, "outer=Signed has its own clipped, and rows are"),
+        ({"outer": "embedded_users.Shrunk"}, "outer=Shrunk has its own update, and rows are"),
+        ({"outer": "embedded_users.Slowing"}, "a rate of more than the count of updates"),
         ({"max_staleness": 2}, "max_staleness and backup need one server"),
         ({"server": "one"}, "server=one owns no rows; use spread or split"),
         ({"learner": "ESMAML"}, "learner=ESMAML perturbs every parameter"),

@@ -1,5 +1,7 @@
 """Idle: many updates at a zero gradient are those updates, one after the other."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 
@@ -19,6 +21,22 @@ RULES = {
     "large eps": Adam(beta=0.1, eps=1.0),
     "adagrad": Adagrad(beta=0.1),
 }
+
+
+@dataclass(frozen=True)
+class L2(Adam):
+    """Adam with a penalty on the weights, of a user's own."""
+
+    def step(self, meta, gradient, state, *, rate, count):
+        return super().step(meta, gradient + 0.3 * meta, state, rate=rate, count=count)
+
+
+@dataclass(frozen=True)
+class Sooner(L2):
+    """And with a form of its own, said to be of that step."""
+
+    def idle(self, rows, moments, waiting):
+        return rows + 1, moments
 
 
 @pytest.fixture(autouse=True)
@@ -53,6 +71,16 @@ def test_it_is_the_updates_one_by_one(name, count):
     expected = OuterOptimizer.idle(rule, *given, waits)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
     assert torch.equal(found[0][-1], given[0][-1])  # it waits for nothing
+
+
+@pytest.mark.parametrize("rule", [L2(beta=0.1), SGD(beta=0.1), Sooner(beta=0.1)])
+def test_a_closed_form_is_of_the_step_that_it_was_found_for(rule):
+    meta, moments = began(rule)
+    given = meta.view(50, 30), {key: value.view(50, 30) for key, value in moments.items()}
+    found, expected = rule.caught_up(*given, waiting(50, 20)), given[0] + 1
+    if not isinstance(rule, Sooner):
+        expected = OuterOptimizer.idle(rule, *given, waiting(50, 20))[0]
+    torch.testing.assert_close(found[0], expected, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("name", RULES)
