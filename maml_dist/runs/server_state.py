@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from maml_dist.core.outer.optimizers import OuterOptimizer
+from maml_dist.core.outer.rates import Rates
 from maml_dist.core.params import Layout, Params, flatten, unflatten
 from maml_dist.core.tables import Table, is_of_rows, key_of
 from maml_dist.runs.checkpoint_header import Kind
@@ -36,7 +37,7 @@ def to_saved(tensors: Mapping[str, Tensor], iteration: int, into: Layout) -> Sav
 
 def current_tables(saved: Saved, tables: Sequence[Table], outer: OuterOptimizer) -> Params:
     """The values of tables after all updates that were made."""
-    found = {}
+    found, rates = {}, Rates(outer)
     for table in tables:
         values = torch.tensor(saved[2][key_of(table)])
         updated = saved[2].get(key_of(table, UPDATED))
@@ -44,16 +45,16 @@ def current_tables(saved: Saved, tables: Sequence[Table], outer: OuterOptimizer)
             order = np.argsort(updated, kind="stable")  # those of one age stand together
             for start in range(0, table.rows, AT_ONCE):
                 at = order[start : start + AT_ONCE]
-                values[torch.from_numpy(at)] = current_rows(saved, table, outer, at)
+                values[torch.from_numpy(at)] = current_rows(saved, table, rates, at)
         found[table.name] = values
     return found
 
 
-def current_rows(saved: Saved, table: Table, outer: OuterOptimizer, ids: np.ndarray) -> Tensor:
+def current_rows(saved: Saved, table: Table, rates: Rates, ids: np.ndarray) -> Tensor:
     """Some rows [u, dim] of a table after all updates that were made."""
     keys = [key for key in saved[2] if key == key_of(table) or key.startswith(f"{key_of(table)}/")]
     few, every = {key: saved[2][key][ids] for key in keys}, slice(0, len(ids))
-    rows = RowTable(table._replace(rows=len(ids)), outer, few, every)
+    rows = RowTable(table._replace(rows=len(ids)), rates, few, every)
     return rows.peek(torch.arange(len(ids)), count=int(saved[2]["count"]))
 
 

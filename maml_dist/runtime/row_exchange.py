@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from maml_dist.core.outer.optimizers import OuterOptimizer
+from maml_dist.core.outer.rates import Rates
 from maml_dist.core.tables import Table
 from maml_dist.runtime.links import Links, Message
 from maml_dist.runtime.messages import RowValues
@@ -47,9 +48,9 @@ class RowExchange:
         }
         self.own: list[RowTable] = []
         if links.rank in owners:
-            number = owners.index(links.rank)
+            number, rates = owners.index(links.rank), Rates(outer)
             self.own = [
-                RowTable(table, outer, state, self._ranges[table.name][number]) for table in tables
+                RowTable(table, rates, state, self._ranges[table.name][number]) for table in tables
             ]
 
     @property

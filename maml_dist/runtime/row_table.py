@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from maml_dist.core.outer.idle import Waiting
-from maml_dist.core.outer.optimizers import OuterOptimizer, State, in_blocks
+from maml_dist.core.outer.optimizers import State, in_blocks
+from maml_dist.core.outer.rates import Rates
 from maml_dist.core.tables import Table, key_of
 
 UPDATED = "updated"  # by state: of each row, the updates that it has seen
@@ -35,10 +36,10 @@ class RowTable:
     """The rows first … first + n - 1 of a table."""
 
     def __init__(
-        self, table: Table, outer: OuterOptimizer, state: Mapping[str, np.ndarray], part: slice
+        self, table: Table, rates: Rates, state: Mapping[str, np.ndarray], part: slice
     ) -> None:
         """`state`: of the whole table, as `state` gives it; the values alone before any update."""
-        self._table, self._outer, self._part = table, outer, part
+        self._table, self._rates, self._outer, self._part = table, rates, rates.outer, part
         self._values = torch.tensor(state[key_of(table)][part])
         known = {name: state.get(key_of(table, name)) for name in self._fresh(self._values[:0])}
         if all(value is not None for value in known.values()):
@@ -51,7 +52,6 @@ class RowTable:
             if updated is None
             else torch.tensor(updated[part])
         )
-        self._rates = torch.zeros(0, dtype=torch.float64)  # of each update from the first on
         # What was there before the last update and what came after it, the latest last.
         self._former: list[tuple[Tensor, Rows, Tensor]] = []
 
@@ -73,7 +73,7 @@ class RowTable:
         if outer.clip is not None:
             gradient = gradient.clamp(-outer.clip, outer.clip)
         flat, shape = _flat(before), before.values.shape
-        rate = float(self._rates_to(count + 1)[count])
+        rate = float(self._rates.to(count + 1)[count])
         step = outer.step(
             flat.values, in_blocks(gradient), flat.moments, rate=rate, count=count + 1.0
         )
@@ -100,7 +100,7 @@ class RowTable:
         rows, since = self._stored(at), self._updated[at]
         late = torch.nonzero(since < count).squeeze(1)
         if len(late):
-            waiting = Waiting(since[late], count, self._rates_to(count))
+            waiting = Waiting(since[late], count, self._rates.to(count))
             missed = rows.of(late)
             values, moments = self._outer.caught_up(missed.values, missed.moments, waiting)
             rows.values[late] = values
@@ -116,17 +116,6 @@ class RowTable:
         for name, value in rows.moments.items():
             self._moments[name][at] = value
         self._updated[at] = count
-
-    def _rates_to(self, count: int) -> Tensor:
-        """Of the first `count` updates, and perhaps of more."""
-        made = len(self._rates)
-        if made < count:
-            more = [
-                self._outer.rate({"count": torch.tensor(float(number), dtype=torch.float64)})
-                for number in range(made, max(count, 2 * made))
-            ]
-            self._rates = torch.cat([self._rates, torch.tensor(more, dtype=torch.float64)])
-        return self._rates
 
     def _fresh(self, like: Tensor) -> State:
         """The moments of rows before the first update."""

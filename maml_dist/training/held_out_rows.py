@@ -8,6 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
+from maml_dist.core.outer.rates import Rates
 from maml_dist.runs.run import Run
 from maml_dist.runs.server_state import current_rows
 from maml_dist.runtime.backend import ActorGroup
@@ -21,6 +22,7 @@ class HeldOutRows:
 
     def __init__(self, run: Run, actors: ActorGroup) -> None:
         self._run, self._actors = run, actors
+        self._rates = Rates(run.experiment.outer)
 
     def scoring(self, saved: Saved) -> Callable[[], list[Ref[dict[str, np.ndarray]]]]:
         """What has a state scored by the shards."""
@@ -53,11 +55,11 @@ class HeldOutRows:
         )
 
     def _rows(self, saved: Saved) -> Callable[[dict[str, np.ndarray]], RowValues]:
-        tables, outer = self._run.seeded.tables, self._run.experiment.outer
+        tables, rates = self._run.seeded.tables, self._rates
 
         def of(ids: dict[str, np.ndarray]) -> RowValues:
             return {
-                table.name: (at, current_rows(saved, table, outer, at).numpy())
+                table.name: (at, current_rows(saved, table, rates, at).numpy())
                 for table in tables
                 if (at := ids.get(table.name)) is not None
             }

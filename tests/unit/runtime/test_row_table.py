@@ -1,12 +1,15 @@
 """RowTable: rows that are seldom touched are those of a vector that is updated every time."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 import torch
 
 from maml_dist.core.outer.adagrad import Adagrad
 from maml_dist.core.outer.optimizers import SGD, Adam
-from maml_dist.core.outer.schedules import Cosine
+from maml_dist.core.outer.rates import Rates
+from maml_dist.core.outer.schedules import Cosine, Schedule
 from maml_dist.core.tables import Table
 from maml_dist.runs.server_state import current_tables
 from maml_dist.runtime.row_table import RowTable
@@ -21,6 +24,17 @@ RULES = {
     "adamw": Adam(beta=0.1, weight_decay=0.3, schedule=FALLING, clip=0.2),
     "adagrad": Adagrad(beta=0.1, initial=0.1),
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listed(Schedule):
+    """A user's own, which knows the rates of a run's updates and no others."""
+
+    asked = []  # by anyone
+
+    def factor(self, count):
+        self.asked.append(count)
+        return [1 / (1 + number) for number in range(80)][int(count)]
 
 
 def touched(count=80):
@@ -51,7 +65,7 @@ def test_rows_are_those_of_a_vector(name):
     outer = RULES[name]
     values = torch.tensor(initial()["rows/embed.weight"])
     meta, state = values.flatten(), outer.init(values.flatten())
-    table = RowTable(TABLE, outer, initial(), slice(0, TABLE.rows))
+    table = RowTable(TABLE, Rates(outer), initial(), slice(0, TABLE.rows))
     for count, (ids, rows) in enumerate(touched()):
         torch.testing.assert_close(
             table.peek(ids, count=count), meta.view(-1, 3)[ids], rtol=1e-12, atol=1e-13
@@ -71,24 +85,28 @@ def test_rows_are_those_of_a_vector(name):
 @pytest.mark.parametrize("name", RULES)
 def test_bits_do_not_depend_on_who_owns_a_row_or_when_it_is_saved(name):
     outer, every, single = RULES[name], slice(0, TABLE.rows), torch.float32
-    one = updated(outer, RowTable(TABLE, outer, initial(np.float32), every), dtype=single)
+    one = updated(outer, RowTable(TABLE, Rates(outer), initial(np.float32), every), dtype=single)
     parts = [slice(0, 11), slice(11, 30)]
     apart = [
-        updated(outer, RowTable(TABLE, outer, initial(np.float32), part), part=part, dtype=single)
+        updated(
+            outer, RowTable(TABLE, Rates(outer), initial(np.float32), part), part=part, dtype=single
+        )
         for part in parts
     ]
     for key, value in one.state().items():
         assert np.array_equal(np.concatenate([each.state()[key] for each in apart]), value)
-    half = updated(outer, RowTable(TABLE, outer, initial(np.float32), every), 0, 41, dtype=single)
+    half = updated(
+        outer, RowTable(TABLE, Rates(outer), initial(np.float32), every), 0, 41, dtype=single
+    )
     half.peek(torch.arange(TABLE.rows), count=41)  # who reads changes nothing
-    again = RowTable(TABLE, outer, half.state(), every)
+    again = RowTable(TABLE, Rates(outer), half.state(), every)
     for key, value in updated(outer, again, 41, dtype=single).state().items():
         assert np.array_equal(value, one.state()[key])
 
 
 def test_the_state_before_the_last_update_is_known():
     outer = RULES["adam"]
-    one, other = (RowTable(TABLE, outer, initial(), slice(0, TABLE.rows)) for _ in range(2))
+    one, other = (RowTable(TABLE, Rates(outer), initial(), slice(0, TABLE.rows)) for _ in range(2))
     updated(outer, one, stop=80)
     updated(outer, other, stop=79)
     ids, _ = [*touched()][79]
@@ -96,3 +114,16 @@ def test_the_state_before_the_last_update_is_known():
     one.rows(torch.arange(TABLE.rows), count=80)  # of the next iteration
     for key, value in one.state(before=True).items():
         assert np.array_equal(value, other.state()[key])
+
+
+def test_each_rate_of_the_run_is_asked_for_once_and_no_other():
+    outer, every = SGD(beta=0.1, momentum=0.9, schedule=Listed()), slice(0, TABLE.rows)
+    Listed.asked.clear()
+    table = updated(outer, RowTable(TABLE, Rates(outer), initial(), every))
+    assert Listed.asked == [*range(80)]
+    Listed.asked.clear()
+    saved = 80, np.zeros(0), {**table.state(), "count": np.array(80.0)}
+    tables = [TABLE, Table("other.weight", 30, 3)]
+    saved[2].update({key.replace("embed", "other"): v for key, v in table.state().items()})
+    assert len(current_tables(saved, tables, outer)) == 2
+    assert Listed.asked == [*range(80)]

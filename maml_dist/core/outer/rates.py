@@ -1,0 +1,24 @@
+"""Rates: of the updates that were made, each asked of the optimizer once."""
+
+import torch
+from torch import Tensor
+
+from maml_dist.core.outer.optimizers import OuterOptimizer
+
+
+class Rates:
+    """Of an optimizer whose rates are known by the count of updates."""
+
+    def __init__(self, outer: OuterOptimizer) -> None:
+        self.outer, self._asked = outer, 0
+        self._known = torch.zeros(64, dtype=torch.float64)
+
+    def to(self, count: int) -> Tensor:
+        """Of the first `count` updates, float64; no other is asked for."""
+        if count > len(self._known):
+            self._known = torch.cat([self._known, self._known.new_zeros(count)])
+        for number in range(self._asked, count):
+            made = torch.tensor(float(number), dtype=torch.float64)
+            self._known[number] = self.outer.rate({"count": made})
+            self._asked = number + 1
+        return self._known[:count]
