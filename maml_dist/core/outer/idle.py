@@ -70,13 +70,15 @@ def adam_idle(
     """Rows [u, dim] and their moments."""
     decay1, decay2 = decays
     powers1, powers2 = (_powers(decay, waiting.made) for decay in decays)
-    halves, shrinks = _powers(decay2**0.5, waiting.made), _shrinks(waiting, weight_decay)
-    found = rows.double() * shrinks[waiting.since].unsqueeze(1)
+    halves = _powers(decay2**0.5, waiting.made)
+    oldest, shrinks = _shrinks(waiting, weight_decay)
+    found = rows.double() * shrinks[waiting.since - oldest].unsqueeze(1)
     moving = first.any(1)
-    for some, most in _by_lag(waiting.lag * moving, decay1 / decay2**0.5, rows):
+    falls = decay1 / decay2**0.5 if decay2 else decay1  # without second moments eps alone is left
+    for some, most in _by_lag(waiting.lag * moving, falls, rows):
         update, there = waiting.of(some).updates(most)
         root2 = (1 - powers2[update + 1]).sqrt()
-        length = shrinks[update + 1] * waiting.rates[update] * root2 * there
+        length = shrinks[update + 1 - oldest] * waiting.rates[update] * root2 * there
         length = length / (1 - powers1[update + 1]) * powers1[1 : most + 1]
         root = second[some].double().sqrt().unsqueeze(1) * halves[1 : most + 1].unsqueeze(1)
         terms = length.unsqueeze(2) / (root + (eps * root2).unsqueeze(2))
@@ -109,12 +111,16 @@ def _added(terms: Tensor) -> Tensor:
     return terms.squeeze(1)
 
 
-def _shrinks(waiting: Waiting, weight_decay: float) -> Tensor:
-    """What weight decay leaves from after each update on [count + 1]; the last is 1."""
+def _shrinks(waiting: Waiting, weight_decay: float) -> tuple[int, Tensor]:
+    """What weight decay leaves from after each update on, the last 1; and which is the first.
+
+    Multiplied from the last on: bits do not depend on which row has waited longest.
+    """
+    oldest = int(waiting.since.min()) if len(waiting.since) else waiting.made
     if not weight_decay:
-        return torch.ones(waiting.made + 1, dtype=torch.float64)
-    each = 1 - weight_decay * waiting.rates[: waiting.made]
-    return torch.cat([each.flip(0).cumprod(0).flip(0), each.new_ones(1)])
+        return oldest, torch.ones(waiting.made - oldest + 1, dtype=torch.float64)
+    each = 1 - weight_decay * waiting.rates[oldest : waiting.made]
+    return oldest, torch.cat([each.flip(0).cumprod(0).flip(0), each.new_ones(1)])
 
 
 def _powers(base: float, count: int) -> Tensor:
@@ -124,7 +130,7 @@ def _powers(base: float, count: int) -> Tensor:
 
 @lru_cache(maxsize=32)
 def _known_powers(base: float, count: int) -> Tensor:
-    return torch.tensor([base**number for number in range(count + 1)], dtype=torch.float64)
+    return torch.tensor(base, dtype=torch.float64) ** torch.arange(count + 1)
 
 
 def _decayed(moment: Tensor, by: Tensor) -> Tensor:

@@ -4,9 +4,10 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from maml_dist.core.outer.adagrad import Adagrad
-from maml_dist.core.outer.idle import Waiting
+from maml_dist.core.outer.idle import Waiting, _known_powers
 from maml_dist.core.outer.optimizers import SGD, Adam, OuterOptimizer
 from maml_dist.core.outer.schedules import Cosine
 
@@ -18,6 +19,9 @@ RULES = {
     "adamw": Adam(beta=0.1, weight_decay=0.2),
     "all of it decays": Adam(beta=1.0, weight_decay=1.0),
     "second moments decay faster": Adam(beta=0.1, decays=(0.9, 0.5)),
+    "second moments are forgotten": Adam(beta=0.1, decays=(0.9, 0.0), eps=0.1),
+    "all is forgotten": Adam(beta=0.1, decays=(0.0, 0.0)),
+    "first moments are forgotten": Adam(beta=0.1, decays=(0.0, 0.9)),
     "large eps": Adam(beta=0.1, eps=1.0),
     "adagrad": Adagrad(beta=0.1),
 }
@@ -94,3 +98,30 @@ def test_a_row_has_the_same_bits_whatever_stands_beside_it(name):
     alone, alone_after = rule.idle(*few, waits.of(some))
     assert torch.equal(every[some], alone)
     assert all(torch.equal(after[key][some], value) for key, value in alone_after.items())
+
+
+def test_what_is_computed_is_of_the_rows_and_not_of_all_updates():
+    """Numbers that are computed with, where many updates were made and rows wait for few."""
+    made, rule = 300_000, Adam(weight_decay=0.1)
+    rates, sizes = torch.full((made,), 0.1, dtype=torch.float64), []
+    waits = Waiting(torch.tensor([made - 3, made - 1]), made, rates)
+    rows, moments = torch.ones(2, 3), {"first": torch.ones(2, 3), "second": torch.ones(2, 3)}
+    rule.idle(rows, moments, waits)  # powers are known from now on
+
+    class Sizes(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            found = function(*args, **(kwargs or {}))
+            sizes.append(found.numel() if isinstance(found, torch.Tensor) else 0)
+            return found
+
+    with Sizes():
+        rule.idle(rows, moments, waits)
+    assert 0 < max(sizes) < 100
+
+
+@pytest.mark.parametrize("base", [0.0, 0.5, 0.9, 0.999**0.5])
+def test_powers_are_those_of_python_whatever_their_number(base):
+    few, many = _known_powers(base, 100), _known_powers(base, 5003)
+    expected = torch.tensor([base**number for number in range(5004)], dtype=torch.float64)
+    torch.testing.assert_close(many, expected, rtol=4e-16, atol=0)
+    assert torch.equal(many[:101], few)
