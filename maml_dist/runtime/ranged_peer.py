@@ -130,14 +130,13 @@ class RangedPeer(Peer):
         if own is not None:
             parts = [part for each in got.values() for part in received(each)[0]]
             (whole,) = add_up([*_range_of(mine, own), *parts], self._slices)
-            before = self._server.state()
+            before, tasks = self._server.state(), whole.sum.tasks
+            if self._exchange:  # first, since this can be undone
+                self._exchange.update(of_rows, tasks=tasks, count=self._count)
             piece, metrics = self._server.update(
                 whole.sum, gather=self._squares if self._clips else None
             )
-            if self._exchange:
-                tasks = whole.sum.tasks
-                self._exchange.update(of_rows, tasks=tasks, count=self._count)
-                self._count += bool(tasks)
+            self._count += bool(tasks)
             self._before = before
             self._rows.append(metrics)
             self._meta[own] = piece
@@ -185,8 +184,7 @@ class RangedPeer(Peer):
     def saved(self, it: int | None = None) -> Saved:
         """The state of this peer's range, after `it` iterations."""
         assert self._range is not None
-        now, before = self._server.state(), self._before[0] == it
-        return self._with_rows(self._before if before else now, before=before)
+        return self._with_rows(self._before if self._before[0] == it else self._server.state())
 
     def gathered(self) -> tuple[Saved, np.ndarray] | None:
         """All of the state at the first peer, which owns the first range."""
@@ -226,11 +224,11 @@ class RangedPeer(Peer):
             rows.append(found.rows)
             yield PartialSum(slice, slice + 1, found._replace(rows={}))
 
-    def _with_rows(self, saved: Saved, *, before: bool = False) -> Saved:
-        """The state of this peer's range, with that of its rows."""
+    def _with_rows(self, saved: Saved) -> Saved:
+        """The state of this peer's range, with that of its rows after as many updates."""
         if not self._exchange:
             return saved
-        return saved[0], saved[1], saved[2] | self._exchange.state(before=before)
+        return saved[0], saved[1], saved[2] | self._exchange.state(count=int(saved[2]["count"]))
 
     def _sent(self, owner: int) -> Saved:
         """The state that an owner sends."""

@@ -113,18 +113,16 @@ class RowExchange:
 
     def update(self, got: Mapping[int, list[np.ndarray]], *, tasks: int, count: int) -> None:
         """At an owner: the update at what was gathered, summed over so many tasks."""
-        if not tasks:
-            for table in self.own:
-                table.missed()
+        if not tasks:  # no update
             return
         by_slice = self._in_order(got)
         for number, table in enumerate(self.own):
             pairs = [each[2 * number : 2 * number + 2] for each in by_slice]
             table.update(*_summed(pairs, tasks), count=count)
 
-    def state(self, *, before: bool = False) -> dict[str, np.ndarray]:
-        """Of this peer's rows; as it was `before` the last update."""
-        return {k: v for table in self.own for k, v in table.state(before=before).items()}
+    def state(self, *, count: int) -> dict[str, np.ndarray]:
+        """Of this peer's rows after `count` updates, the last or the one before."""
+        return {k: v for table in self.own for k, v in table.state(count=count).items()}
 
     def _to_owners(self, parts: list[list[np.ndarray]]) -> dict[int, list[np.ndarray]]:
         """Send each owner its part; at an owner, what all that compute have sent, by ranks."""

@@ -54,6 +54,7 @@ class RowTable:
         )
         # What was there before the last update and what came after it, the latest last.
         self._former: list[tuple[Tensor, Rows, Tensor]] = []
+        self._made = 0  # updates, of those that this object has made the last
 
     def rows(self, ids: Tensor, *, count: int) -> Tensor:
         """The rows [u, dim] of ascending ids, after `count` updates; from now on they are these."""
@@ -69,7 +70,6 @@ class RowTable:
         """Update `count` + 1 at a gradient [u, dim] of the rows of ids; that of others is zero."""
         at, outer = ids - self._part.start, self._outer
         before = self._current(at, count)
-        self._former = [(at, before, torch.full_like(at, count))]
         if outer.clip is not None:
             gradient = gradient.clamp(-outer.clip, outer.clip)
         flat, shape = _flat(before), before.values.shape
@@ -77,12 +77,14 @@ class RowTable:
         step = outer.step(
             flat.values, in_blocks(gradient), flat.moments, rate=rate, count=count + 1.0
         )
+        self._former, self._made = [(at, before, torch.full_like(at, count))], count + 1
         self._put(at, _shaped(Rows(*step), shape), count + 1)
 
-    def state(self, *, before: bool = False) -> dict[str, np.ndarray]:
-        """Of these rows, by name; as it was `before` the last update."""
+    def state(self, *, count: int) -> dict[str, np.ndarray]:
+        """Of these rows after `count` updates, by name: the last may be undone."""
+        assert count >= self._made - 1
         state = {"": self._values, **self._moments, UPDATED: self._updated}
-        for at, rows, updated in reversed(self._former) if before else ():
+        for at, rows, updated in reversed(self._former) if count < self._made else ():
             old = {"": rows.values, **rows.moments, UPDATED: updated}
             state = {name: value.index_copy(0, at, old[name]) for name, value in state.items()}
         return {key_of(self._table, name): value.numpy() for name, value in state.items()}
@@ -90,10 +92,6 @@ class RowTable:
     def peek(self, ids: Tensor, *, count: int) -> Tensor:
         """The rows [u, dim] of ids after `count` updates; nothing changes."""
         return self._current(ids - self._part.start, count).values
-
-    def missed(self) -> None:
-        """No update is made: what was before the last one is as good as forgotten."""
-        self._former = []
 
     def _current(self, at: Tensor, count: int) -> Rows:
         """Rows after `count` updates."""

@@ -77,7 +77,7 @@ def test_rows_are_those_of_a_vector(name):
         table.update(ids, rows, count=count)
     every = table.peek(torch.arange(TABLE.rows), count=80)
     torch.testing.assert_close(every, meta.view(-1, 3), rtol=1e-12, atol=1e-13)
-    saved = 80, np.zeros(0), {**table.state(), "count": np.array(80.0)}
+    saved = 80, np.zeros(0), {**table.state(count=80), "count": np.array(80.0)}
     current = current_tables(saved, [TABLE], outer)
     assert torch.equal(current["embed.weight"], every)
 
@@ -93,15 +93,15 @@ def test_bits_do_not_depend_on_who_owns_a_row_or_when_it_is_saved(name):
         )
         for part in parts
     ]
-    for key, value in one.state().items():
-        assert np.array_equal(np.concatenate([each.state()[key] for each in apart]), value)
+    for key, value in one.state(count=80).items():
+        assert np.array_equal(np.concatenate([each.state(count=80)[key] for each in apart]), value)
     half = updated(
         outer, RowTable(TABLE, Rates(outer), initial(np.float32), every), 0, 41, dtype=single
     )
     half.peek(torch.arange(TABLE.rows), count=41)  # who reads changes nothing
-    again = RowTable(TABLE, Rates(outer), half.state(), every)
-    for key, value in updated(outer, again, 41, dtype=single).state().items():
-        assert np.array_equal(value, one.state()[key])
+    again = RowTable(TABLE, Rates(outer), half.state(count=41), every)
+    for key, value in updated(outer, again, 41, dtype=single).state(count=80).items():
+        assert np.array_equal(value, one.state(count=80)[key])
 
 
 def test_the_state_before_the_last_update_is_known():
@@ -112,8 +112,8 @@ def test_the_state_before_the_last_update_is_known():
     ids, _ = [*touched()][79]
     other.rows(ids, count=79)
     one.rows(torch.arange(TABLE.rows), count=80)  # of the next iteration
-    for key, value in one.state(before=True).items():
-        assert np.array_equal(value, other.state()[key])
+    for key, value in one.state(count=79).items():
+        assert np.array_equal(value, other.state(count=79)[key])
 
 
 def test_each_rate_of_the_run_is_asked_for_once_and_no_other():
@@ -122,8 +122,8 @@ def test_each_rate_of_the_run_is_asked_for_once_and_no_other():
     table = updated(outer, RowTable(TABLE, Rates(outer), initial(), every))
     assert Listed.asked == [*range(80)]
     Listed.asked.clear()
-    saved = 80, np.zeros(0), {**table.state(), "count": np.array(80.0)}
+    saved = 80, np.zeros(0), {**table.state(count=80), "count": np.array(80.0)}
     tables = [TABLE, Table("other.weight", 30, 3)]
-    saved[2].update({key.replace("embed", "other"): v for key, v in table.state().items()})
+    saved[2].update({key.replace("embed", "other"): v for key, v in table.state(count=80).items()})
     assert len(current_tables(saved, tables, outer)) == 2
     assert Listed.asked == [*range(80)]

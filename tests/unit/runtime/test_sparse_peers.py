@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from maml_dist.core.outer.optimizers import Adam
+from maml_dist.runs.server_state import current_tables
 from maml_dist.runtime.links import Door, Message, PeersLost, bytes_of
 from maml_dist.runtime.local_peer import LocalPeer
 from maml_dist.runtime.messages import Start
@@ -104,6 +106,34 @@ def test_where_one_fails_the_update_before_is_known_of_all_rows(start, monkeypat
         again = peers(start, 1, 2, saved=whole([peer.saved(it) for peer in members]))
         at_once(again, lambda peer, count=6 - it: peer.block(count))
         same(at_once(again, lambda peer: peer.gathered())[0][0], alone.state())
+
+
+@pytest.mark.parametrize("updating", ["rows", "the vector"])
+def test_where_an_update_fails_the_rows_left_are_those_of_the_vector(start, monkeypatch, updating):
+    alone, peer, step, calls = *(LocalPeer(start, "cpu") for _ in range(2)), Adam.step, []
+
+    def failing(outer, meta, gradient, state, *, rate, count):
+        of_vector = len(meta) == len(start.meta)
+        calls.append(of_vector)
+        if count == 4 and of_vector == (updating == "the vector"):
+            raise MemoryError("of the user's machine")
+        return step(outer, meta, gradient, state, rate=rate, count=count)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Adam, "step", failing)
+        with pytest.raises(MemoryError):
+            peer.block(9, keep=False)
+    assert len({*calls}) == 2
+    alone.block(3, keep=False)
+    left, expected = peer.reached(), alone.state()
+    assert left[0] == left[2]["count"] == 3 and np.array_equal(left[1], expected[1])
+    tables = [current_tables(state, start.shard.tables, start.outer) for state in (left, expected)]
+    assert torch.equal(*(each["embedding.weight"] for each in tables))
+    assert [*peer.rows] == [1, 2, 3]
+    peer.restore(left)
+    for each in (alone, peer):
+        each.block(4, keep=False)
+    same(peer.state(), alone.state())
 
 
 def test_arrays_arrive_as_they_were_sent():
