@@ -62,10 +62,10 @@ def meta_parameters(experiment: Experiment) -> MetaParameters:
     if not own:
         raise ValueError("the model has no parameter that requires a gradient")
     rows = (learner.steps + 1,) if learner.per_step_statistics else ()
-    tables, learned = tables_of(experiment), learner.init(own)
-    refuse_learned_alike(tables, own, learned)
+    tables = tables_of(experiment)
+    refuse_learned_alike(tables, own, learner)
     return MetaParameters(
-        learned,
+        learner.init(own),
         {name: value.expand((*rows, *value.shape)).clone() for name, value in statistics.items()},
         tables,
     )

@@ -11,6 +11,7 @@ from torch import nn
 
 from maml_dist.config.experiment import Experiment
 from maml_dist.config.recipe import nearest
+from maml_dist.core.adaptation.learner import Learner
 from maml_dist.core.outer.optimizers import OuterOptimizer
 from maml_dist.core.params import Params
 from maml_dist.core.tables import Table
@@ -54,11 +55,14 @@ def tables_of(experiment: Experiment) -> tuple[Table, ...]:
     return tuple(found)
 
 
-def refuse_learned_alike(tables: tuple[Table, ...], own: Params, learned: Params) -> None:
+def refuse_learned_alike(tables: tuple[Table, ...], own: Params, learner: Learner) -> None:
     """Raise ValueError where the learner learns something more of a table's size."""
+    learned = learner.init(own) if tables else {}
     for table in tables:
+        fewer = learner.init({**own, table.name: own[table.name][:-1]})
         for name, value in learned.items():
-            if name not in own and tuple(value.shape[-2:]) == (table.rows, table.dim):
+            there = fewer.get(name)
+            if name != table.name and (there is None or there.shape != value.shape):
                 raise ValueError(
                     f"sparse={table.name!r}: the learner learns {name} {list(value.shape)}, which "
                     "has an element for each of the table's; use a learner with rates by layer"

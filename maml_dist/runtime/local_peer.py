@@ -20,7 +20,7 @@ class LocalPeer(ActorGroup):
     linked = True
 
     def __init__(self, given: Start, device: str) -> None:
-        self._given, self.slices = given, given.shard.slices
+        self._given, self.slices = given._replace(tables={}), given.shard.slices
         self._shard = TaskShard(given.shard, device=device)
         self.get = cast(Get, lambda value: value)
         self.server = cast(ParameterServer, Here(self))

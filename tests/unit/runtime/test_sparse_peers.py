@@ -1,5 +1,6 @@
 """Peers with tables: the bits of one that owns all rows; where one fails, one state is left."""
 
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -134,6 +135,16 @@ def test_where_an_update_fails_the_rows_left_are_those_of_the_vector(start, monk
     for each in (alone, peer):
         each.block(4, keep=False)
     same(peer.state(), alone.state())
+
+
+def test_the_values_at_the_start_are_not_kept(start):
+    given = start._replace(tables={name: value.copy() for name, value in start.tables.items()})
+    kept = [weakref.ref(value) for value in given.tables.values()]
+    peer = LocalPeer(given, "cpu")
+    del given
+    assert [each() for each in kept] == [None]
+    values = [state[2]["rows/embedding.weight"] for state in (peer.state(), first_state(start))]
+    assert np.array_equal(*values)
 
 
 def test_arrays_arrive_as_they_were_sent():

@@ -113,6 +113,9 @@ CASES = {
     "of the user's own": {"outer": "embedded_users.L2", **FALLING},
     "head only": {"learner.adapted": ["mlp.head.*"]},
     "rates by layer": {"learner": "MetaSGD", "learner.each": "layer"},
+    "rates by weight of a layer as large": {
+        **{"learner": "MetaSGD", "learner.adapted": ["mlp.*"], "task.items": 8, "model.rows": 8},
+    },
     "reptile": {"learner": "Reptile", "learner.pooled": True, "learner.minibatch": 5},
     "imaml": {"learner": "IMAML", "learner.steps": 3},
     "skips": {"on_divergence": "skip", "task": "embedded_users.Sometimes"},
