@@ -15,10 +15,11 @@ class Rates:
 
     def to(self, count: int) -> Tensor:
         """Of the first `count` updates, float64; no other is asked for."""
-        if count > len(self._known):
-            self._known = torch.cat([self._known, self._known.new_zeros(count)])
-        for number in range(self._asked, count):
-            made = torch.tensor(float(number), dtype=torch.float64)
-            self._known[number] = self.outer.rate({"count": made})
-            self._asked = number + 1
+        if (begun := self._asked) < count:
+            made = torch.arange(begun, count, dtype=torch.float64)
+            more = [self.outer.rate({"count": each}) for each in made]
+            if count > len(self._known):
+                self._known = torch.cat([self._known, self._known.new_zeros(count)])
+            self._known[begun:count] = torch.tensor(more, dtype=torch.float64)
+            self._asked = count
         return self._known[:count]
