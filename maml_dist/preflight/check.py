@@ -39,6 +39,7 @@ from maml_dist.preflight.gradient_check import (
     one_task,
     policy_terms,
     probe_of,
+    refuse_unnamed,
     refuse_untouched,
     scores,
     trace_deviation,
@@ -113,9 +114,11 @@ def check_engine(experiment: Experiment, meta: Params, device: str) -> None:
         if deviation := trace_deviation(probe, policy_terms):
             raise ValueError(_trace_message(*deviation, culprit(probe, trace_deviation)))
         return
+    refuse_unnamed(probe, gradients)
     refuse_untouched(probe)
     probe = validated(probe)
     _refuse_nondeterminism(probe, "scores")
+    refuse_unnamed(probe, scores)
     if not follows_score(probe):
         print(
             f"note: the score of task={type(experiment.task).__name__} reads tensors as numbers or "

@@ -42,11 +42,12 @@ class Probe(NamedTuple):
     meta: Params
     engine: Engine  # decided, for single tasks
     episodes: tuple[Episode, ...]  # each of one stacked task
+    named: bool = False  # whether a row that no episode names raises
 
     @property
     def objective(self) -> Objective:
         """The experiment's losses."""
-        return objective_of(self.experiment, self.engine)
+        return objective_of(self.experiment, self.engine, named=self.named)
 
     def tasks(self) -> Iterator[tuple[Episode, Tensor]]:
         """Each task, in the engine's precision, and its iteration."""
@@ -134,6 +135,13 @@ def refuse_untouched(probe: Probe) -> None:
             )
 
 
+def refuse_unnamed(probe: Probe, terms: Terms) -> None:
+    """Raise ValueError where they look rows up that no episode names."""
+    if isinstance(probe.experiment, Reduced):
+        engine = replace(probe.engine.singly, running="eager")
+        list(terms(probe._replace(engine=engine, named=True)))
+
+
 def policy_terms(probe: Probe) -> Iterator[Found]:
     """On-policy: what is asked of the adapted policies beside the meta-gradient."""
     experiment, meta = probe.experiment, flatten(probe.meta)
@@ -215,11 +223,12 @@ def _wide(probe: Probe) -> Iterator[Probe]:
             part._buffers[name] = value
 
 
-def objective_of(experiment: Experiment, engine: Engine) -> Objective:
-    """The experiment's losses, in the engine's precision."""
+def objective_of(experiment: Experiment, engine: Engine, *, named: bool = False) -> Objective:
+    """The experiment's losses, in the engine's precision; perhaps of `named` rows alone."""
     tables = experiment.tables if isinstance(experiment, Reduced) else ()
     bfloat16 = engine.precision == "bfloat16"
-    return Objective(experiment.model, experiment.task, bfloat16=bfloat16, tables=tables)
+    model, task = experiment.model, experiment.task
+    return Objective(model, task, bfloat16=bfloat16, tables=tables, named=named)
 
 
 def one_task(

@@ -29,7 +29,7 @@ from maml_dist.core.model.functional_rules import (
     by_running,
     observing,
 )
-from maml_dist.core.model.lookup import Lookup, Noted, among
+from maml_dist.core.model.lookup import Among, Lookup, Noted
 from maml_dist.core.params import Params, complex_of
 from maml_dist.core.tables import Table
 
@@ -67,14 +67,17 @@ class Objective:
         bfloat16: bool = False,
         strict: bool = False,
         tables: Sequence[Table] = (),
+        named: bool = False,
     ) -> None:
         """`strict`: an inner loss that broadcasts its arguments raises a RuntimeError.
 
-        `tables`: parameters of which the rows are given that each batch names.
+        `tables`: parameters of which the rows are given that each batch names; others that are
+        looked up make the output NaN, or raise a ValueError where all must be `named`.
         """
+        self._all_named = named
         self._tables = {table.name: table for table in tables}
-        named = dict(model.named_parameters()) if tables else {}
-        self._empty = {name: named[name].detach()[:0] for name in self._tables}
+        own = dict(model.named_parameters()) if tables else {}
+        self._empty = {name: own[name].detach()[:0] for name in self._tables}
         self._model = Stateless(model)
         self._source = source
         self._bfloat16 = bfloat16
@@ -199,8 +202,11 @@ class Objective:
         times: int = 1,
     ) -> list[Tensor]:
         """Of so many calls in a row: what the model keeps of one, the next sees."""
-        if lookups is None:
-            lookups = {name: among(self._tables[name], ids) for name, ids in (rows or {}).items()}
+        found = {
+            name: Among(self._tables[name], ids, strict=self._all_named)
+            for name, ids in (rows or {}).items()
+        }
+        lookups = found if lookups is None else lookups
         given = {
             name: complex_of(value) if name in self._complex else value
             for name, value in params.items()
@@ -221,6 +227,10 @@ class Objective:
                 )
                 with rules:
                     output: Tensor = model(x)
+                if isinstance(output, Tensor) and output.is_floating_point():
+                    for there in (each for by in found.values() for each in by.there):
+                        # Whatever hides a NaN; by a product, so that its gradient is NaN too.
+                        output = output * torch.where(there, 1.0, torch.nan).to(output.dtype)
                 outputs.append(output.float() if self._bfloat16 else output)
         return outputs
 

@@ -52,6 +52,26 @@ class Tied(EmbeddingMLP):
         return super().forward(x) + self.embedding.weight.sum()
 
 
+class Hop(nn.Module):
+    # Other ids than x: by what is looked up, by what is drawn, or once the head has moved.
+
+    def __init__(self, by):
+        super().__init__()
+        self.embedding, self.head, self.by = nn.Embedding(40, 4), nn.Linear(4, 1), by
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, x):
+        found = self.embedding(x)
+        if self.by == "found":
+            on = found.sum(-1) > 0
+        elif self.by == "drawn":
+            on = nn.functional.dropout(torch.ones_like(x, dtype=found.dtype)) == 0
+        else:
+            on = self.head.bias.abs() > 0.15
+        found = self.embedding((x + 1 + on.long()) % 40)
+        return self.head(torch.nan_to_num(found).flatten(1))
+
+
 class Normed(nn.Module):
     def __init__(self):
         super().__init__()
@@ -89,7 +109,7 @@ CASES = {
 def trained(folder, name="run", **settings):
     given = {"sparse": "embedding.*", **RECIPE, **settings}
     if isinstance(given.get("model"), str):
-        given = {key: value for key, value in given.items() if not key.startswith("model.")}
+        given = {key: given[key] for key in given if key in settings or "model." not in key}
     own = folder / "embedded_users.py"
     return maml_dist.meta_train("ratings", run=folder / name, trust=own, **given, **LOCAL)
 
@@ -133,6 +153,14 @@ def test_it_is_the_dense_result(tmp_path, name):
         assert mine == pytest.approx(theirs, rel=1e-9)
 
 
+def test_ids_that_come_to_depend_on_weights_are_no_divergence(tmp_path):
+    moves = {"outer.beta": 0.2, "learner.alpha": 0.001, "iterations": 4, "on_divergence": "skip"}
+    model = {"model": "embedded_users.Hop", "model.by": "moved", "engine.running": "traced"}
+    with pytest.raises(ValueError, match="is looked up, which the data alone do not say"):
+        trained(tmp_path, **model, **moves)
+    assert (tmp_path / "run").exists()
+
+
 def test_padding_and_two_tables_are_those_of_torch(tmp_path):
     one = trained(tmp_path, "sparse", **PADDED)
     other = trained(tmp_path, "dense", **{**PADDED, "sparse": []})
@@ -173,6 +201,11 @@ def test_what_is_trained_is_loaded_and_goes_on_elsewhere(tmp_path):
         ({"sparse": ["embedding.*", "mlp.head.weight"]}, "computes with it by linear"),
         ({"model": "embedded_users.Tied"}, "computes with it by sum"),
         ({"model": "embedded_users.Normed", "sparse": "embed.*"}, "max_norm=1.0 is not learned by"),
+        (
+            {"model": "embedded_users.Hop", "model.by": "found", "on_divergence": "skip"},
+            "is looked up, which the data alone do not say: ids may not depend on",
+        ),
+        ({"model": "embedded_users.Hop", "model.by": "drawn"}, "which the data alone do not say"),
         ({"task.items": 60}, "embedding.weight: id"),
         ({"learner": "MetaSGD"}, "has an element for each of the table's"),
         ({"outer.average": 0.9}, "outer.average=0.9 is of all rows; leave it out"),
