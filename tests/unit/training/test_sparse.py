@@ -45,11 +45,16 @@ class Sometimes(Ratings):
 
 
 class Tied(EmbeddingMLP):
-    def __init__(self):
+    def __init__(self, by):
         super().__init__(40, 4)
+        self.by = by
 
     def forward(self, x):
-        return super().forward(x) + self.embedding.weight.sum()
+        weight = self.embedding.weight
+        outputs = super().forward(x).to(weight.device, weight.dtype)
+        used = getattr(weight, self.by)
+        used = used() if callable(used) else used
+        return outputs + (used.detach().mean() if torch.is_tensor(used) else sum(used))
 
 
 class Hop(nn.Module):
@@ -199,7 +204,11 @@ def test_what_is_trained_is_loaded_and_goes_on_elsewhere(tmp_path):
         ({"sparse": "embeding.weight"}, "matches no parameter; did you mean 'embedding.weight'?"),
         ({"sparse": "*.bias"}, "is [8]: a table has rows"),
         ({"sparse": ["embedding.*", "mlp.head.weight"]}, "computes with it by linear"),
-        ({"model": "embedded_users.Tied"}, "computes with it by sum"),
+        ({"model": "embedded_users.Tied", "model.by": "sum"}, "computes with it by sum"),
+        ({"model": "embedded_users.Tied", "model.by": "T"}, "computes with it by T,"),
+        ({"model": "embedded_users.Tied", "model.by": "mT"}, "computes with it by mT,"),
+        ({"model": "embedded_users.Tied", "model.by": "data"}, "computes with it by data,"),
+        ({"model": "embedded_users.Tied", "model.by": "shape"}, "computes with it by shape,"),
         ({"model": "embedded_users.Normed", "sparse": "embed.*"}, "max_norm=1.0 is not learned by"),
         (
             {"model": "embedded_users.Hop", "model.by": "found", "on_divergence": "skip"},
