@@ -123,12 +123,18 @@ def refuse_untouched(probe: Probe) -> None:
     experiment, into = probe.experiment, layout(probe.meta)
     if not isinstance(experiment, Reduced):
         return
-    found = first_of(probe, gradients)["meta-gradient"]
     rows = probe.episodes[0].query.rows
     assert rows is not None
+    empty = {table.name: rows[table.name][0] == NO_ID for table in experiment.tables}
+    filled = {
+        name: torch.where(at.unsqueeze(-1), 1 + probe.meta[name].abs(), probe.meta[name])
+        for name, at in empty.items()  # what is zero may have no gradient there
+    }
+    probe = probe._replace(meta={**probe.meta, **filled})
+    found = unflatten(first_of(probe, gradients)["meta-gradient"], into)
     for table in experiment.tables:
-        empty = rows[table.name][0] == NO_ID
-        if unflatten(found, into)[table.name][empty].any():
+        assert empty[table.name].any()
+        if found[table.name][empty[table.name]].any():
             raise ValueError(
                 f"sparse={table.name!r}: rows that a task does not touch have a gradient of it, by "
                 f"learner={type(experiment.learner).__name__}: leave it out of sparse"

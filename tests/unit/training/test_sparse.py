@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from maml_dist.core.outer.optimizers import OuterOptimizer
+from maml_dist.learners.maml import MAML
 from maml_dist.models.embedding_mlp import EmbeddingMLP
 from maml_dist.tasks.ratings import Ratings
 
@@ -86,6 +87,33 @@ class Normed(nn.Module):
         return self.head(self.embed(x).flatten(1))
 
 
+class Zeros(EmbeddingMLP):
+    def __init__(self):
+        super().__init__(16, 4)
+        nn.init.zeros_(self.embedding.weight)
+
+
+@dataclass(frozen=True)
+class Shrinking(MAML):
+    own_gradient = True
+
+    def gradient(self, loss, query_loss, meta, episode, it):
+        gradient, metrics = super().gradient(loss, query_loss, meta, episode, it)
+        return {name: value + 0.1 * meta[name] for name, value in gradient.items()}, metrics
+
+
+@dataclass(frozen=True)
+class Growing(Ratings):
+    # The first task touches one item, others as many as they like.
+    def collect(self, tasks, *, steps, adapt=None):
+        episodes = super().collect(tasks, steps=steps, adapt=adapt)
+        for number, task in enumerate(tasks):
+            if task.key[1:] == ("train", 0, 0):
+                for batch in (*episodes.support, episodes.query):
+                    batch.x[number] = 3
+        return episodes
+
+
 @dataclass(frozen=True)
 class Whole(OuterOptimizer):
     def moments(self, meta):
@@ -96,6 +124,7 @@ class Whole(OuterOptimizer):
 """
 # A row of each of two tables is never learned; they are looked up twice, and in two ways.
 PADDED = {"model": "embedded_users.Padded", "sparse": ["items.*", "table"]}
+EVERY = {"task.items": 16, "task.shots": 200, "task.query": 200}  # a task touches every row
 CASES = {
     "adam": FALLING,
     "adamw": {"outer.weight_decay": 0.3, "outer.clip": 0.05, **FALLING},
@@ -158,6 +187,13 @@ def test_it_is_the_dense_result(tmp_path, name):
         assert mine == pytest.approx(theirs, rel=1e-9)
 
 
+def test_tasks_may_touch_more_rows_than_the_first(tmp_path):
+    few = {"iterations": 2, "task.shots": 40, "task": "embedded_users.Growing"}
+    one, other = trained(tmp_path, "sparse", **few), trained(tmp_path, "dense", **few, sparse=[])
+    for key, value in weights(other).items():
+        torch.testing.assert_close(weights(one)[key], value, rtol=1e-11, atol=1e-12)
+
+
 def test_ids_that_come_to_depend_on_weights_are_no_divergence(tmp_path):
     moves = {"outer.beta": 0.2, "learner.alpha": 0.001, "iterations": 4, "on_divergence": "skip"}
     model = {"model": "embedded_users.Hop", "model.by": "moved", "engine.running": "traced"}
@@ -215,6 +251,10 @@ def test_what_is_trained_is_loaded_and_goes_on_elsewhere(tmp_path):
             "is looked up, which the data alone do not say: ids may not depend on",
         ),
         ({"model": "embedded_users.Hop", "model.by": "drawn"}, "which the data alone do not say"),
+        (
+            {"model": "embedded_users.Zeros", "learner": "embedded_users.Shrinking", **EVERY},
+            "rows that a task does not touch have a gradient of it, by learner=Shrinking",
+        ),
         ({"task.items": 60}, "embedding.weight: id"),
         ({"learner": "MetaSGD"}, "has an element for each of the table's"),
         ({"outer.average": 0.9}, "outer.average=0.9 is of all rows; leave it out"),
