@@ -87,6 +87,26 @@ class Normed(nn.Module):
         return self.head(self.embed(x).flatten(1))
 
 
+class Factors(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.items, self.bias = nn.Embedding(40, 3), nn.Embedding(40, 1)
+
+    def forward(self, x):
+        both = self.items(x) * self.items((x + 1) % 40)
+        return both.sum(-1) + self.bias(x).flatten(1)
+
+
+class Turned(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(40, 4), nn.Linear(4, 1)
+        self.turn = nn.Parameter(torch.randn(4, dtype=torch.complex64))
+
+    def forward(self, x):
+        return self.head((self.embedding(x).flatten(1) * self.turn).real)
+
+
 class Zeros(EmbeddingMLP):
     def __init__(self):
         super().__init__(16, 4)
@@ -124,6 +144,7 @@ class Whole(OuterOptimizer):
 """
 # A row of each of two tables is never learned; they are looked up twice, and in two ways.
 PADDED = {"model": "embedded_users.Padded", "sparse": ["items.*", "table"]}
+FACTORS = {"model": "embedded_users.Factors", "sparse": ["items.*", "bias.*"]}
 EVERY = {"task.items": 16, "task.shots": 200, "task.query": 200}  # a task touches every row
 CASES = {
     "adam": FALLING,
@@ -136,6 +157,7 @@ CASES = {
     "rates by layer": {"learner": "MetaSGD", "learner.each": "layer"},
     "reptile": {"learner": "Reptile", "learner.pooled": True, "learner.minibatch": 5},
     "imaml": {"learner": "IMAML", "learner.steps": 3},
+    "complex": {"model": "embedded_users.Turned", "iterations": 6},
     "skips": {"on_divergence": "skip", "task": "embedded_users.Sometimes"},
 }
 
@@ -185,6 +207,25 @@ def test_it_is_the_dense_result(tmp_path, name):
     scores = [maml_dist.meta_test(run)["results"][0]["steps"] for run in (one, other)]
     for mine, theirs in zip(*scores, strict=True):
         assert mine == pytest.approx(theirs, rel=1e-9)
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_a_model_may_have_nothing_but_tables(tmp_path, precision):
+    settings = {**FACTORS, **CASES["adamw"], "engine.precision": precision}
+    whole = trained(tmp_path, "whole", **settings)
+    trained(tmp_path, "half", **{**settings, "iterations": 13})
+    again = maml_dist.meta_train(resume=tmp_path / "half", iterations=25, **LOCAL)
+    dense = trained(tmp_path, "dense", **{**settings, "sparse": []})
+    near = {"rtol": 1e-11, "atol": 1e-12} if precision == "float64" else {}
+    for key, value in weights(dense).items():
+        assert value.dtype == weights(whole)[key].dtype
+        assert torch.equal(weights(again)[key], weights(whole)[key])
+        torch.testing.assert_close(weights(whole)[key], value, **near)
+    assert whole.initial_vector.shape == (0,)
+    loaded = maml_dist.load(whole.path, checkpoint="last")
+    assert torch.equal(loaded.bias.weight, weights(whole)["bias.weight"])
+    scores = [maml_dist.meta_test(run)["results"][0]["steps"] for run in (whole, dense)]
+    assert scores[0][-1] == pytest.approx(scores[1][-1], rel=1e-4)
 
 
 def test_tasks_may_touch_more_rows_than_the_first(tmp_path):
