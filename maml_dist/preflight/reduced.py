@@ -92,7 +92,7 @@ class _Touching:
                 raise
             except FAILURES as error:
                 raise ValueError(
-                    f"the model does not take x {list(x.shape)}: {in_words(error)}"
+                    f"the model does not take x {list(x.shape[1:])}: {in_words(error)}"
                 ) from None
         return {
             table.name: torch.cat([each[table.name] for each in found]).unique()

@@ -34,7 +34,7 @@ class Among:
             ValueError: there are not all of them, and this is strict.
         """
         padding = _padding(self._table, *options, **named)
-        place = torch.searchsorted(self._rows, input).clamp(max=len(self._rows) - 1)
+        place = torch.searchsorted(self._rows, input.contiguous()).clamp(max=len(self._rows) - 1)
         found = functional.embedding(place, weight)
         if padding is not None:  # has no gradient
             found = torch.where((input == padding).unsqueeze(-1), found.detach(), found)
@@ -54,29 +54,30 @@ class Noted:
 
     def __init__(self, table: Table) -> None:
         self._table = table
-        self.seen: list[Tensor] = []
+        self._seen: list[Tensor] = []
 
     def __call__(self, input: Tensor, weight: Tensor, *options: Any, **named: Any) -> Tensor:
-        """Zeros in the rows' place.
-
-        Raises:
-            ValueError: there are no such rows.
-        """
-        table = self._table
-        _padding(table, *options, **named)
-        if input.numel():
-            low, high = (int(end) for end in torch.aminmax(input))
-            if low < 0 or high >= table.rows:
-                wrong = low if low < 0 else high
-                raise ValueError(
-                    f"{table.name}: id {wrong} is looked up: must be 0 … {table.rows - 1}"
-                )
-        self.seen.append(input.detach().reshape(-1).long())
-        return weight.new_zeros((*input.shape, table.dim))
+        """Zeros in the rows' place."""
+        _padding(self._table, *options, **named)
+        self._seen.append(input.detach().reshape(-1).long())
+        return weight.new_zeros((*input.shape, self._table.dim))
 
     def ids(self) -> Tensor:
-        """All of it, each once, ascending."""
-        return torch.cat(self.seen).unique() if self.seen else torch.zeros(0, dtype=torch.int64)
+        """All of it [looked up]."""
+        return torch.cat(self._seen) if self._seen else torch.zeros(0, dtype=torch.int64)
+
+
+def each_once(table: Table, ids: Tensor) -> Tensor:
+    """Ids […] of a table's rows [u], ascending.
+
+    Raises:
+        ValueError: there are no such rows.
+    """
+    found: Tensor = ids.unique()
+    if len(found) and (found[0] < 0 or found[-1] >= table.rows):
+        wrong = int(found[0] if found[0] < 0 else found[-1])
+        raise ValueError(f"{table.name}: id {wrong} is looked up: must be 0 … {table.rows - 1}")
+    return found
 
 
 def _padding(

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.func import vmap
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
@@ -29,7 +30,7 @@ from maml_dist.core.model.functional_rules import (
     by_running,
     observing,
 )
-from maml_dist.core.model.lookup import Among, Lookup, Noted
+from maml_dist.core.model.lookup import Among, Lookup, Noted, each_once
 from maml_dist.core.params import Params, complex_of
 from maml_dist.core.tables import Table
 
@@ -75,6 +76,7 @@ class Objective:
         looked up make the output NaN, or raise a ValueError where all must be `named`.
         """
         self._all_named = named
+        self._vmaps = True  # until it has not
         self._tables = {table.name: table for table in tables}
         own = dict(model.named_parameters()) if tables else {}
         self._empty = {name: own[name].detach()[:0] for name in self._tables}
@@ -172,15 +174,27 @@ class Objective:
         return output
 
     def touched(self, params: Params, x: Tensor) -> dict[str, Tensor]:
-        """The ids of the rows [u] of each table that the model looks up for x [n, …], ascending.
+        """The ids of the rows [u] of each table that the model looks up for tasks' x, ascending.
 
-        `params` need not hold tables.
+        x [task, n, …], each task by itself, for a model may look at the places along n. `params`
+        need not hold tables.
         """
-        noted = {name: Noted(table) for name, table in self._tables.items()}
         none = {name: self._empty[name].new_zeros((1, 1)) for name in self._tables}
-        with torch.no_grad():
+
+        def one(x: Tensor) -> Params:
+            noted = {name: Noted(table) for name, table in self._tables.items()}
             self._outputs({**params, **none}, x, key=None, lookups=noted)
-        return {name: each.ids() for name, each in noted.items()}
+            return {name: each.ids() for name, each in noted.items()}
+
+        with torch.no_grad():
+            try:
+                found = [vmap(one)(x)] if self._vmaps else [one(each) for each in x]
+            except RuntimeError:  # what has no vmap; or what this one raises too
+                self._vmaps, found = False, [one(each) for each in x]
+        return {
+            name: each_once(table, torch.cat([ids[name].reshape(-1) for ids in found]))
+            for name, table in self._tables.items()
+        }
 
     def _of(self, params: Params, batch: Batch, *, normalise: Normalise | None = None) -> Tensor:
         return self.output(params, batch.x, key=batch.key, normalise=normalise, rows=batch.rows)

@@ -97,6 +97,16 @@ class Factors(nn.Module):
         return both.sum(-1) + self.bias(x).flatten(1)
 
 
+class Placed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.place = nn.Embedding(40, 4), nn.Embedding(10, 4)
+        self.head = nn.Linear(4, 1)
+
+    def forward(self, x):
+        return self.head(self.embedding(x).flatten(1) * self.place(torch.arange(len(x))))
+
+
 class Turned(nn.Module):
     def __init__(self):
         super().__init__()
@@ -145,6 +155,7 @@ class Whole(OuterOptimizer):
 # A row of each of two tables is never learned; they are looked up twice, and in two ways.
 PADDED = {"model": "embedded_users.Padded", "sparse": ["items.*", "table"]}
 FACTORS = {"model": "embedded_users.Factors", "sparse": ["items.*", "bias.*"]}
+BRIEF = {"iterations": 6}
 EVERY = {"task.items": 16, "task.shots": 200, "task.query": 200}  # a task touches every row
 CASES = {
     "adam": FALLING,
@@ -157,7 +168,8 @@ CASES = {
     "rates by layer": {"learner": "MetaSGD", "learner.each": "layer"},
     "reptile": {"learner": "Reptile", "learner.pooled": True, "learner.minibatch": 5},
     "imaml": {"learner": "IMAML", "learner.steps": 3},
-    "complex": {"model": "embedded_users.Turned", "iterations": 6},
+    "complex": {"model": "embedded_users.Turned", **BRIEF},
+    "places": {"model": "embedded_users.Placed", "sparse": ["e*.weight", "place.*"], **BRIEF},
     "skips": {"on_divergence": "skip", "task": "embedded_users.Sometimes"},
 }
 
@@ -191,7 +203,7 @@ def users(tmp_path):
 def test_it_is_the_dense_result(tmp_path, name):
     settings = CASES[name]
     one = trained(tmp_path, "sparse", **settings)
-    other = trained(tmp_path, "dense", **settings, sparse=[])
+    other = trained(tmp_path, "dense", **{**settings, "sparse": []})
     for key, value in weights(other).items():
         torch.testing.assert_close(weights(one)[key], value, rtol=1e-11, atol=1e-12)
     moved = weights(one)["embedding.weight"] != one.seeded.values["embedding.weight"]
