@@ -25,7 +25,8 @@ from maml_dist.core.data.episode import Batch, keyed, map_tensors
 from maml_dist.core.engine.engine import Engine
 from maml_dist.core.engine.episode_spec import leaves
 from maml_dist.core.engine.meta_gradient import task_bytes
-from maml_dist.core.model.objective import Objective, broadcasting_refused
+from maml_dist.core.model.equal_shapes import broadcasting_refused
+from maml_dist.core.model.objective import Objective
 from maml_dist.core.params import Params, flatten, layout
 from maml_dist.preflight.diagnosis import culprit, fails, follows_score, nondeterministic
 from maml_dist.preflight.double_backward import wrong_second_derivative

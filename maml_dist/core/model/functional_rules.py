@@ -33,9 +33,8 @@ Seen = dict[int, list[tuple[Tensor, Tensor]]]  # id of a running mean -> means, 
 _RECURRENT = (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)
 _batch_norm, _attend = functional.batch_norm, functional.multi_head_attention_forward
 # What a table tells of itself; not its shape, which is that of the rows that are there.
-_TOLD = {"device", "dtype", "layout", "ndim", "itemsize", "is_leaf", "requires_grad", "is_cuda"}
-_TOLD |= {"is_cpu", "is_meta", "is_mkldnn", "is_mps", "is_nested", "is_quantized", "is_sparse"}
-_TOLD |= {"is_sparse_csr", "is_xla", "is_xpu"}
+_TOLD = {"device", "dtype", "layout", "ndim", "is_leaf", "requires_grad", "is_cuda", "is_cpu"}
+_TOLD |= {"is_meta", "is_mps", "is_nested", "is_quantized", "is_sparse", "is_xpu"}
 _cudnn = Lock()  # whether it is used is one flag of the process
 SELU_LIMIT = 1.7580993408473766  # scale * alpha of SELU: what alpha dropout drops to, negated
 

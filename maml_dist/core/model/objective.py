@@ -15,12 +15,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.func import vmap
-from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.overrides import TorchFunctionMode
 
 from maml_dist.core.data.episode import Batch, Episode
 from maml_dist.core.data.task_source import TaskSource
+from maml_dist.core.model.equal_shapes import broadcasting_refused
 from maml_dist.core.model.functional_call import Modes, Stateless, training_modes
 from maml_dist.core.model.functional_rules import (
     ForwardRules,
@@ -34,10 +33,6 @@ from maml_dist.core.model.lookup import Among, Lookup, Noted, each_once
 from maml_dist.core.params import Params, complex_of
 from maml_dist.core.tables import Table
 
-_ARITHMETIC = ("sub", "rsub", "add", "radd", "mul", "rmul", "div", "truediv", "rtruediv", "eq")
-_OF_EQUAL_SHAPES = {
-    *(functional.mse_loss, functional.l1_loss, functional.smooth_l1_loss, functional.huber_loss)
-}
 Mode = Literal["transductive", "inductive", "running"]  # what batch norm normalises queries by
 
 
@@ -267,51 +262,3 @@ def _followed(model: nn.Module, modes: Modes) -> dict[str, _BatchNorm]:
 def _kept(part: _BatchNorm) -> tuple[str, ...]:
     counts = ("num_batches_tracked",) if part.momentum is None else ()
     return ("running_mean", "running_var", *counts)
-
-
-class _EqualShapes(TorchFunctionMode):
-    def __init__(self, targets: tuple[Tensor, ...]) -> None:
-        super().__init__()
-        self._targets = {id(target): target for target in targets}  # and what is made of them alone
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in _OF_EQUAL_SHAPES and args[0].shape != args[1].shape:
-            output, target = (list(each.shape) for each in args[:2])
-            raise RuntimeError(
-                f"Using a target size {target} that is different to the input size {output}"
-            )
-        if getattr(func, "__name__", "").strip("_") in _ARITHMETIC:
-            self._refuse_outer(args[:2])
-        result = func(*args, **(kwargs or {}))
-        given = [part for part in args if isinstance(part, Tensor)]
-        if (
-            isinstance(result, Tensor)
-            and given
-            and all(id(part) in self._targets for part in given)
-        ):
-            self._targets[id(result)] = result
-        return result
-
-    def _refuse_outer(self, pair: Any) -> None:
-        """A target and an output are not both made larger: [n] and [n, 1] to [n, n]."""
-        if len(pair) < 2 or not all(isinstance(part, Tensor) for part in pair):
-            return
-        one, other = (part.shape for part in pair)
-        if one == other or sum(id(part) in self._targets for part in pair) != 1:
-            return
-        made = torch.broadcast_shapes(one, other)
-        if made not in (one, other):
-            raise RuntimeError(
-                f"the loss broadcasts {list(one)} and {list(other)} to {list(made)}: give y the "
-                "shape of the model's output"
-            )
-
-
-def broadcasting_refused(*targets: Tensor) -> TorchFunctionMode:
-    """Inside, in this thread, a loss of two shapes raises a RuntimeError and computes nothing.
-
-    torch warns only, and what is done with a warning is one setting for all threads. Nor is one of
-    the `targets`, or what is made of them alone (`y[:, 0]`), broadcast against another tensor to
-    what has the shape of neither.
-    """
-    return _EqualShapes(targets)
