@@ -2,10 +2,12 @@
 
 from functools import cached_property
 
+import numpy as np
+
 from maml_dist.config.experiment import Experiment
 from maml_dist.config.sparse import refuse_learned_alike, tables_of
 from maml_dist.core.model.objective import running_statistics
-from maml_dist.core.params import Layout, Params, layout, real_of
+from maml_dist.core.params import Layout, Params, flatten, layout, real_of
 from maml_dist.core.tables import Table
 
 
@@ -28,6 +30,11 @@ class MetaParameters:
         """Those of the values that stand in the vector."""
         apart = {table.name for table in self.tables}
         return {name: value for name, value in values.items() if name not in apart}
+
+    def vector(self, values: Params) -> np.ndarray:
+        """The vector [size] of the values; where all are tables, of their precision."""
+        dtype = values[self.tables[0].name].dtype if self.tables else None
+        return flatten(self.in_vector(values), dtype=dtype).numpy()
 
     def taken_from(self, loaded: Params, *, name: str) -> Params:
         """The values of another run, in these precisions; `name` says which run.

@@ -26,8 +26,10 @@ def layout(params: Params) -> Layout:
     return Layout(tuple(params), tuple(tuple(value.shape) for value in params.values()))
 
 
-def flatten(params: Params) -> Tensor:
-    """All parameters as one vector [size], in the dict's order."""
+def flatten(params: Params, *, dtype: torch.dtype | None = None) -> Tensor:
+    """All parameters as one vector [size], in the dict's order; of none an empty one of `dtype`."""
+    if not params:  # all are tables
+        return torch.zeros(0, dtype=dtype)
     return torch.cat([value.reshape(-1) for value in params.values()])
 
 

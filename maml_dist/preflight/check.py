@@ -25,7 +25,8 @@ from maml_dist.core.data.episode import Batch, keyed, map_tensors
 from maml_dist.core.engine.engine import Engine
 from maml_dist.core.engine.episode_spec import leaves
 from maml_dist.core.engine.meta_gradient import task_bytes
-from maml_dist.core.model.objective import Objective, broadcasting_refused
+from maml_dist.core.model.equal_shapes import broadcasting_refused
+from maml_dist.core.model.objective import Objective
 from maml_dist.core.params import Params, flatten, layout
 from maml_dist.preflight.diagnosis import culprit, fails, follows_score, nondeterministic
 from maml_dist.preflight.double_backward import wrong_second_derivative
@@ -39,6 +40,7 @@ from maml_dist.preflight.gradient_check import (
     one_task,
     policy_terms,
     probe_of,
+    refuse_unnamed,
     refuse_untouched,
     scores,
     trace_deviation,
@@ -113,9 +115,11 @@ def check_engine(experiment: Experiment, meta: Params, device: str) -> None:
         if deviation := trace_deviation(probe, policy_terms):
             raise ValueError(_trace_message(*deviation, culprit(probe, trace_deviation)))
         return
+    refuse_unnamed(probe, gradients)
     refuse_untouched(probe)
     probe = validated(probe)
     _refuse_nondeterminism(probe, "scores")
+    refuse_unnamed(probe, scores)
     if not follows_score(probe):
         print(
             f"note: the score of task={type(experiment.task).__name__} reads tensors as numbers or "

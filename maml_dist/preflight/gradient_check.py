@@ -42,11 +42,12 @@ class Probe(NamedTuple):
     meta: Params
     engine: Engine  # decided, for single tasks
     episodes: tuple[Episode, ...]  # each of one stacked task
+    named: bool = False  # whether a row that no episode names raises
 
     @property
     def objective(self) -> Objective:
         """The experiment's losses."""
-        return objective_of(self.experiment, self.engine)
+        return objective_of(self.experiment, self.engine, named=self.named)
 
     def tasks(self) -> Iterator[tuple[Episode, Tensor]]:
         """Each task, in the engine's precision, and its iteration."""
@@ -122,16 +123,29 @@ def refuse_untouched(probe: Probe) -> None:
     experiment, into = probe.experiment, layout(probe.meta)
     if not isinstance(experiment, Reduced):
         return
-    found = first_of(probe, gradients)["meta-gradient"]
     rows = probe.episodes[0].query.rows
     assert rows is not None
+    empty = {table.name: rows[table.name][0] == NO_ID for table in experiment.tables}
+    filled = {
+        name: torch.where(at.unsqueeze(-1), 1 + probe.meta[name].abs(), probe.meta[name])
+        for name, at in empty.items()  # what is zero may have no gradient there
+    }
+    probe = probe._replace(meta={**probe.meta, **filled})
+    found = unflatten(first_of(probe, gradients)["meta-gradient"], into)
     for table in experiment.tables:
-        empty = rows[table.name][0] == NO_ID
-        if unflatten(found, into)[table.name][empty].any():
+        assert empty[table.name].any()
+        if found[table.name][empty[table.name]].any():
             raise ValueError(
                 f"sparse={table.name!r}: rows that a task does not touch have a gradient of it, by "
                 f"learner={type(experiment.learner).__name__}: leave it out of sparse"
             )
+
+
+def refuse_unnamed(probe: Probe, terms: Terms) -> None:
+    """Raise ValueError where they look rows up that no episode names."""
+    if isinstance(probe.experiment, Reduced):
+        engine = replace(probe.engine.singly, running="eager")
+        list(terms(probe._replace(engine=engine, named=True)))
 
 
 def policy_terms(probe: Probe) -> Iterator[Found]:
@@ -215,11 +229,12 @@ def _wide(probe: Probe) -> Iterator[Probe]:
             part._buffers[name] = value
 
 
-def objective_of(experiment: Experiment, engine: Engine) -> Objective:
-    """The experiment's losses, in the engine's precision."""
+def objective_of(experiment: Experiment, engine: Engine, *, named: bool = False) -> Objective:
+    """The experiment's losses, in the engine's precision; perhaps of `named` rows alone."""
     tables = experiment.tables if isinstance(experiment, Reduced) else ()
     bfloat16 = engine.precision == "bfloat16"
-    return Objective(experiment.model, experiment.task, bfloat16=bfloat16, tables=tables)
+    model, task = experiment.model, experiment.task
+    return Objective(model, task, bfloat16=bfloat16, tables=tables, named=named)
 
 
 def one_task(

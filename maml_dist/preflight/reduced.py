@@ -21,7 +21,8 @@ from maml_dist.core.params import Params
 from maml_dist.core.tables import Table, padded_size, without
 from maml_dist.preflight.error_messages import FAILURES, in_words
 
-ROOM = 4  # times the rows that a first task touches, for others
+# The tasks that are tried, each by itself: split, iteration, number.
+TRIED = (("train", 0, 0), ("train", 1000, 1), ("val", 0, 0), ("val", 0, 1))
 EXACT = 1 << 24  # ids below this are whole numbers in float32
 
 
@@ -35,6 +36,8 @@ class Reduced(Experiment):
 def reduced(experiment: Experiment, meta: Params, *, tasks: int = 1) -> tuple[Experiment, Params]:
     """The experiment, and its meta-parameters with rows for so many tasks; itself without tables.
 
+    For one task there is room for a row more than any that is tried touches.
+
     Raises:
         ValueError: the model does not look rows up as a table's are.
     """
@@ -43,10 +46,13 @@ def reduced(experiment: Experiment, meta: Params, *, tasks: int = 1) -> tuple[Ex
         return experiment, meta
     model, source = without(tables, experiment.model), experiment.task
     touching = _Touching(Objective(model, source, tables=tables), tables, dict(meta))
-    first = source.collect([source.sample(TaskKey(experiment.seed, "train", 0, 0))], steps=1)
+    steps = max(1, experiment.learner.steps + 1)  # of a validation; those of training or more
+    keys = [TaskKey(experiment.seed, *tried) for tried in TRIED]
+    each = [touching.ids(source.collect([source.sample(key)], steps=steps)) for key in keys]
+    most = {table.name: max(len(ids[table.name]) for ids in each) for table in tables}
     sizes = {
-        name: padded_size(min(ROOM * tasks * len(ids), table.rows))
-        for (name, ids), table in zip(touching.ids(first).items(), tables, strict=True)
+        name: padded_size(max(count + 1, min(tasks * count, table.rows)))
+        for (name, count), table in zip(most.items(), tables, strict=True)
     }
     few = {
         table.name: torch.zeros(sizes[table.name], table.dim, dtype=meta[table.name].dtype)
@@ -86,7 +92,7 @@ class _Touching:
                 raise
             except FAILURES as error:
                 raise ValueError(
-                    f"the model does not take x {list(x.shape)}: {in_words(error)}"
+                    f"the model does not take x {list(x.shape[1:])}: {in_words(error)}"
                 ) from None
         return {
             table.name: torch.cat([each[table.name] for each in found]).unique()

@@ -152,5 +152,6 @@ def digest(texts: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
     found = hashlib.sha256(json.dumps(dict(sorted(texts.items()))).encode())
     for name, tensor in sorted(tensors.items()):
         found.update(json.dumps([name, str(Kind.of(tensor))]).encode())
-        found.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        if tensor.numel():  # of an empty one there is no view
+            found.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return found.hexdigest()

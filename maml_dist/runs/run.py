@@ -25,7 +25,7 @@ from maml_dist.config.plain_yaml import check_path
 from maml_dist.config.recipe import Config, read_yaml
 from maml_dist.config.trust import Trust, allow
 from maml_dist.core.model.frozen_state import FrozenState, saveable, unsaveable
-from maml_dist.core.params import Layout, Params, flatten, unflatten
+from maml_dist.core.params import Layout, Params, unflatten
 from maml_dist.core.tables import without
 from maml_dist.runs import metrics
 from maml_dist.runs.checkpoint_header import kinds_of
@@ -181,7 +181,7 @@ class Run:
     @property
     def initial_vector(self) -> np.ndarray:
         """The initial meta-parameters [size] that stand in the vector."""
-        return flatten(self.seeded.in_vector(self.initial)).numpy()
+        return self.seeded.vector(self.initial)
 
     @property
     def initial_tables(self) -> dict[str, np.ndarray]:
@@ -225,8 +225,7 @@ class Run:
     def _load(self, checkpoint: str) -> tuple[dict[str, Tensor], Entry]:
         """The tensors of a checkpoint: all that this run's state has, all of them numbers."""
         outer, seeded = self.experiment.outer, self.seeded
-        meta = flatten(seeded.in_vector(seeded.values)).numpy()
-        server = ParameterServer(meta, outer, learned=seeded.learned)
+        server = ParameterServer(seeded.vector(seeded.values), outer, learned=seeded.learned)
         kinds = kinds_of(to_tensors(server.state(), self.layout))
         kinds |= kinds_of_tables(seeded.tables, outer, seeded.values)
         tensors, entry = self.checkpoints.load(

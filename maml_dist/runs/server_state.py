@@ -32,7 +32,10 @@ def to_saved(tensors: Mapping[str, Tensor], iteration: int, into: Layout) -> Sav
     """The state that `to_tensors` made these tensors of."""
     meta = {name: tensors[f"meta/{name}"] for name in into.names}
     outer = {n.removeprefix("outer/"): t for n, t in tensors.items() if n.startswith("outer/")}
-    return iteration, flatten(meta).numpy(), {name: value.numpy() for name, value in outer.items()}
+    rows = (t for name, t in outer.items() if is_of_rows(name) and t.is_floating_point())
+    dtype = next((t.dtype for t in rows), None)  # where there are tables alone
+    vector = flatten(meta, dtype=dtype).numpy()
+    return iteration, vector, {name: value.numpy() for name, value in outer.items()}
 
 
 def current_tables(saved: Saved, tables: Sequence[Table], outer: OuterOptimizer) -> Params:

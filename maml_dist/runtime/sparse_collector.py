@@ -6,18 +6,20 @@ compute with the same ones.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from maml_dist.core.data.episode import Episode
+from maml_dist.core.data.episode import Episode, chosen
 from maml_dist.core.data.task_source import TaskKey
 from maml_dist.core.engine.gradient_sum import GradientSum
-from maml_dist.core.engine.with_rows import RowsVector, inputs_of, with_rows
+from maml_dist.core.engine.meta_gradient import MetaGradient, PathScores
+from maml_dist.core.engine.with_rows import BySize, RowsVector, inputs_of, with_rows
 from maml_dist.core.model.objective import Mode, Objective
-from maml_dist.core.params import Params
+from maml_dist.core.params import Params, real_of
 from maml_dist.runtime.collectors import SupervisedCollector
 from maml_dist.runtime.messages import RowValues
 
@@ -32,7 +34,7 @@ class SparseCollector(SupervisedCollector):
         super().__init__(*given, **more)
         self._vector, self._objective = vector, objective
         named = self._spec.model.named_parameters()
-        self._params: Params = {name: p.detach() for name, p in named}
+        self._params: Params = {name: real_of(p.detach()) for name, p in named}
 
     def touched(self, it: int) -> dict[str, np.ndarray]:
         """The ids of the rows of each table that the tasks of `it` touch, ascending."""
@@ -48,11 +50,16 @@ class SparseCollector(SupervisedCollector):
         """The summed meta-gradient of the tasks of `it`, and that of the rows of each table.
 
         `rows` are those that they touch.
+
+        Raises:
+            ValueError: others are looked up.
         """
         ids = {name: torch.from_numpy(each.copy()) for name, (each, _) in rows.items()}
         joined, episodes = self._joined(meta, rows), self.episodes(it, meta)
-        moved = self._placement.data(ids)
-        found = self.gradient_at(joined, with_rows(episodes, moved), it)
+        seen = with_rows(episodes, self._placement.data(ids))
+        found = self.gradient_at(joined, seen, it)
+        if not found.finite.all():
+            self._refuse_unnamed(MetaGradient, joined, chosen(seen, ~found.finite), it)
         gradient, of_rows = self._vector.split(found.gradient, ids)
         return found._replace(gradient=gradient), of_rows
 
@@ -66,7 +73,11 @@ class SparseCollector(SupervisedCollector):
         steps: int,
         mode: Mode,
     ) -> list[dict[str, Tensor]]:
-        """Each score [task, step] of held-out tasks; `rows` are those that they touch, or more."""
+        """Each score [task, step] of held-out tasks; `rows` are those that they touch, or more.
+
+        Raises:
+            ValueError: others are looked up, and a score is not finite.
+        """
         some, number = max(1, steps), self._placement.number(it)
         found = []
         for episodes in self._held_out(keys, steps=some):
@@ -76,9 +87,28 @@ class SparseCollector(SupervisedCollector):
                 for name, each in ids.items()
             }
             seen = with_rows(episodes, self._placement.data(ids))
-            scores = self._scores(self._joined(meta, few), seen, number, mode=mode)
+            joined = self._joined(meta, few)
+            scores = self._scores(joined, seen, number, mode=mode)
+            if not all(by.isfinite().all() for by in scores.values()):
+                self._refuse_unnamed(PathScores, joined, seen, it)
             found.append({name: by[:, : steps + 1] for name, by in scores.items()})
         return found
+
+    def _refuse_unnamed(
+        self, kind: type[MetaGradient] | type[PathScores], joined: Tensor, seen: Episode, it: int
+    ) -> None:
+        """Compute again, one by one, where a row that is not there raises ValueError."""
+        spec = self._spec
+        engine = replace(spec.engine.singly, running="eager", memory="graph")
+        objective = Objective(
+            spec.model,
+            spec.source,
+            bfloat16=engine.precision == "bfloat16",
+            tables=spec.tables,
+            named=True,
+        )
+        again = BySize(lambda into: kind(engine, spec.learner, objective, into=into), self._vector)
+        again(joined, seen, self._placement.number(it))
 
     def _joined(self, meta: np.ndarray, rows: RowValues) -> Tensor:
         moved = {name: self._placement.vector(values) for name, (_, values) in rows.items()}

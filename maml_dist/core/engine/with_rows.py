@@ -99,6 +99,5 @@ def with_rows(
 
 
 def inputs_of(episodes: Episode) -> list[Tensor]:
-    """All that a model is given of stacked episodes, each once: [task * n, …]."""
-    every = {id(batch.x): batch.x for batch in (*episodes.support, episodes.query)}
-    return [x.flatten(0, 1) for x in every.values()]
+    """All that a model is given of stacked episodes, each once: [task, n, …]."""
+    return [*{id(batch.x): batch.x for batch in (*episodes.support, episodes.query)}.values()]

@@ -32,7 +32,9 @@ Seen = dict[int, list[tuple[Tensor, Tensor]]]  # id of a running mean -> means, 
 
 _RECURRENT = (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)
 _batch_norm, _attend = functional.batch_norm, functional.multi_head_attention_forward
-_OF_SIZE = (torch.Tensor.shape.__get__, torch.Tensor.data.__get__)  # type: ignore[attr-defined]
+# What a table tells of itself; not its shape, which is that of the rows that are there.
+_TOLD = {"device", "dtype", "layout", "ndim", "is_leaf", "requires_grad", "is_cuda", "is_cpu"}
+_TOLD |= {"is_meta", "is_mps", "is_nested", "is_quantized", "is_sparse", "is_xpu"}
 _cudnn = Lock()  # whether it is used is one flag of the process
 SELU_LIMIT = 1.7580993408473766  # scale * alpha of SELU: what alpha dropout drops to, negated
 
@@ -82,9 +84,11 @@ class ForwardRules(TorchFunctionMode):
         name, lookup = table
         if func is functional.embedding:
             return lookup(*args, **kwargs)
-        if getattr(func, "__name__", "") == "__get__" and func not in _OF_SIZE:  # its device, say
-            return func(*args, **kwargs)
-        used = getattr(func, "__name__", str(func))
+        used: str = getattr(func, "__name__", str(func))
+        if used == "__get__":
+            used = getattr(func.__self__, "__name__", used)  # of the attribute
+            if used in _TOLD:
+                return func(*args, **kwargs)
         raise ValueError(
             f"sparse={name!r}: the model computes with it by {used}, and a table is looked up by "
             "torch.nn.functional.embedding alone; leave it out of sparse"

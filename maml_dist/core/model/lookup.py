@@ -2,8 +2,9 @@
 
     embedding(ids, table)  =  embedding(searchsorted(rows, ids), values)       values = table[rows]
 
-What is not there is NaN, so that nothing is learned from it. `Noted` computes nothing: it takes
-down which ids a pass of the model looks up.
+`Noted` computes nothing: it takes down which ids a pass of the model looks up. Ids that depend on
+what was looked up, or drawn, are others than it notes: what is then not there is NaN, and so is the
+model's output, or an error is raised.
 """
 
 from collections.abc import Callable
@@ -18,19 +19,34 @@ from maml_dist.core.tables import Table
 Lookup = Callable[..., Tensor]  # takes the place of torch.nn.functional.embedding for one table
 
 
-def among(table: Table, rows: Tensor) -> Lookup:
+class Among:
     """Looks up among `rows` [u], ascending ids, whose values [u, dim] are given as the weight."""
 
-    def lookup(input: Tensor, weight: Tensor, *options: Any, **named: Any) -> Tensor:
-        padding = _padding(table, *options, **named)
-        place = torch.searchsorted(rows, input).clamp(max=len(rows) - 1)
+    def __init__(self, table: Table, rows: Tensor, *, strict: bool = False) -> None:
+        """`strict`: what is not there raises; not in a vmap."""
+        self._table, self._rows, self._strict = table, rows, strict
+        self.there: list[Tensor] = []  # of each look-up, whether all of it was
+
+    def __call__(self, input: Tensor, weight: Tensor, *options: Any, **named: Any) -> Tensor:
+        """The rows, NaN where they are not there.
+
+        Raises:
+            ValueError: there are not all of them, and this is strict.
+        """
+        padding = _padding(self._table, *options, **named)
+        place = torch.searchsorted(self._rows, input.contiguous()).clamp(max=len(self._rows) - 1)
         found = functional.embedding(place, weight)
         if padding is not None:  # has no gradient
             found = torch.where((input == padding).unsqueeze(-1), found.detach(), found)
-        there = (rows[place] == input).unsqueeze(-1)
-        return torch.where(there, found, torch.nan)
-
-    return lookup
+        there = self._rows[place] == input
+        self.there.append(there.all())
+        if self._strict and not self.there[-1]:
+            name, other = self._table.name, int(input[~there][0])
+            raise ValueError(
+                f"sparse={name!r}: id {other} is looked up, which the data alone do not say: ids "
+                "may not depend on what the model computes or draws; leave it out of sparse"
+            )
+        return torch.where(there.unsqueeze(-1), found, torch.nan)
 
 
 class Noted:
@@ -38,29 +54,30 @@ class Noted:
 
     def __init__(self, table: Table) -> None:
         self._table = table
-        self.seen: list[Tensor] = []
+        self._seen: list[Tensor] = []
 
     def __call__(self, input: Tensor, weight: Tensor, *options: Any, **named: Any) -> Tensor:
-        """Zeros in the rows' place.
-
-        Raises:
-            ValueError: there are no such rows.
-        """
-        table = self._table
-        _padding(table, *options, **named)
-        if input.numel():
-            low, high = (int(end) for end in torch.aminmax(input))
-            if low < 0 or high >= table.rows:
-                wrong = low if low < 0 else high
-                raise ValueError(
-                    f"{table.name}: id {wrong} is looked up: must be 0 … {table.rows - 1}"
-                )
-        self.seen.append(input.detach().reshape(-1).long())
-        return weight.new_zeros((*input.shape, table.dim))
+        """Zeros in the rows' place."""
+        _padding(self._table, *options, **named)
+        self._seen.append(input.detach().reshape(-1).long())
+        return weight.new_zeros((*input.shape, self._table.dim))
 
     def ids(self) -> Tensor:
-        """All of it, each once, ascending."""
-        return torch.cat(self.seen).unique() if self.seen else torch.zeros(0, dtype=torch.int64)
+        """All of it [looked up]."""
+        return torch.cat(self._seen) if self._seen else torch.zeros(0, dtype=torch.int64)
+
+
+def each_once(table: Table, ids: Tensor) -> Tensor:
+    """Ids […] of a table's rows [u], ascending.
+
+    Raises:
+        ValueError: there are no such rows.
+    """
+    found: Tensor = ids.unique()
+    if len(found) and (found[0] < 0 or found[-1] >= table.rows):
+        wrong = int(found[0] if found[0] < 0 else found[-1])
+        raise ValueError(f"{table.name}: id {wrong} is looked up: must be 0 … {table.rows - 1}")
+    return found
 
 
 def _padding(

@@ -14,12 +14,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.func import vmap
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.overrides import TorchFunctionMode
 
 from maml_dist.core.data.episode import Batch, Episode
 from maml_dist.core.data.task_source import TaskSource
+from maml_dist.core.model.equal_shapes import broadcasting_refused
 from maml_dist.core.model.functional_call import Modes, Stateless, training_modes
 from maml_dist.core.model.functional_rules import (
     ForwardRules,
@@ -29,14 +29,10 @@ from maml_dist.core.model.functional_rules import (
     by_running,
     observing,
 )
-from maml_dist.core.model.lookup import Lookup, Noted, among
+from maml_dist.core.model.lookup import Among, Lookup, Noted, each_once
 from maml_dist.core.params import Params, complex_of
 from maml_dist.core.tables import Table
 
-_ARITHMETIC = ("sub", "rsub", "add", "radd", "mul", "rmul", "div", "truediv", "rtruediv", "eq")
-_OF_EQUAL_SHAPES = {
-    *(functional.mse_loss, functional.l1_loss, functional.smooth_l1_loss, functional.huber_loss)
-}
 Mode = Literal["transductive", "inductive", "running"]  # what batch norm normalises queries by
 
 
@@ -67,14 +63,18 @@ class Objective:
         bfloat16: bool = False,
         strict: bool = False,
         tables: Sequence[Table] = (),
+        named: bool = False,
     ) -> None:
         """`strict`: an inner loss that broadcasts its arguments raises a RuntimeError.
 
-        `tables`: parameters of which the rows are given that each batch names.
+        `tables`: parameters of which the rows are given that each batch names; others that are
+        looked up make the output NaN, or raise a ValueError where all must be `named`.
         """
+        self._all_named = named
+        self._vmaps = True  # until it has not
         self._tables = {table.name: table for table in tables}
-        named = dict(model.named_parameters()) if tables else {}
-        self._empty = {name: named[name].detach()[:0] for name in self._tables}
+        own = dict(model.named_parameters()) if tables else {}
+        self._empty = {name: own[name].detach()[:0] for name in self._tables}
         self._model = Stateless(model)
         self._source = source
         self._bfloat16 = bfloat16
@@ -169,15 +169,27 @@ class Objective:
         return output
 
     def touched(self, params: Params, x: Tensor) -> dict[str, Tensor]:
-        """The ids of the rows [u] of each table that the model looks up for x [n, …], ascending.
+        """The ids of the rows [u] of each table that the model looks up for tasks' x, ascending.
 
-        `params` need not hold tables.
+        x [task, n, …], each task by itself, for a model may look at the places along n. `params`
+        need not hold tables.
         """
-        noted = {name: Noted(table) for name, table in self._tables.items()}
         none = {name: self._empty[name].new_zeros((1, 1)) for name in self._tables}
-        with torch.no_grad():
+
+        def one(x: Tensor) -> Params:
+            noted = {name: Noted(table) for name, table in self._tables.items()}
             self._outputs({**params, **none}, x, key=None, lookups=noted)
-        return {name: each.ids() for name, each in noted.items()}
+            return {name: each.ids() for name, each in noted.items()}
+
+        with torch.no_grad():
+            try:
+                found = [vmap(one)(x)] if self._vmaps else [one(each) for each in x]
+            except RuntimeError:  # what has no vmap; or what this one raises too
+                self._vmaps, found = False, [one(each) for each in x]
+        return {
+            name: each_once(table, torch.cat([ids[name].reshape(-1) for ids in found]))
+            for name, table in self._tables.items()
+        }
 
     def _of(self, params: Params, batch: Batch, *, normalise: Normalise | None = None) -> Tensor:
         return self.output(params, batch.x, key=batch.key, normalise=normalise, rows=batch.rows)
@@ -199,8 +211,11 @@ class Objective:
         times: int = 1,
     ) -> list[Tensor]:
         """Of so many calls in a row: what the model keeps of one, the next sees."""
-        if lookups is None:
-            lookups = {name: among(self._tables[name], ids) for name, ids in (rows or {}).items()}
+        found = {
+            name: Among(self._tables[name], ids, strict=self._all_named)
+            for name, ids in (rows or {}).items()
+        }
+        lookups = found if lookups is None else lookups
         given = {
             name: complex_of(value) if name in self._complex else value
             for name, value in params.items()
@@ -221,6 +236,10 @@ class Objective:
                 )
                 with rules:
                     output: Tensor = model(x)
+                if isinstance(output, Tensor) and output.is_floating_point():
+                    for there in (each for by in found.values() for each in by.there):
+                        # Whatever hides a NaN; by a product, so that its gradient is NaN too.
+                        output = output * torch.where(there, 1.0, torch.nan).to(output.dtype)
                 outputs.append(output.float() if self._bfloat16 else output)
         return outputs
 
@@ -243,51 +262,3 @@ def _followed(model: nn.Module, modes: Modes) -> dict[str, _BatchNorm]:
 def _kept(part: _BatchNorm) -> tuple[str, ...]:
     counts = ("num_batches_tracked",) if part.momentum is None else ()
     return ("running_mean", "running_var", *counts)
-
-
-class _EqualShapes(TorchFunctionMode):
-    def __init__(self, targets: tuple[Tensor, ...]) -> None:
-        super().__init__()
-        self._targets = {id(target): target for target in targets}  # and what is made of them alone
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in _OF_EQUAL_SHAPES and args[0].shape != args[1].shape:
-            output, target = (list(each.shape) for each in args[:2])
-            raise RuntimeError(
-                f"Using a target size {target} that is different to the input size {output}"
-            )
-        if getattr(func, "__name__", "").strip("_") in _ARITHMETIC:
-            self._refuse_outer(args[:2])
-        result = func(*args, **(kwargs or {}))
-        given = [part for part in args if isinstance(part, Tensor)]
-        if (
-            isinstance(result, Tensor)
-            and given
-            and all(id(part) in self._targets for part in given)
-        ):
-            self._targets[id(result)] = result
-        return result
-
-    def _refuse_outer(self, pair: Any) -> None:
-        """A target and an output are not both made larger: [n] and [n, 1] to [n, n]."""
-        if len(pair) < 2 or not all(isinstance(part, Tensor) for part in pair):
-            return
-        one, other = (part.shape for part in pair)
-        if one == other or sum(id(part) in self._targets for part in pair) != 1:
-            return
-        made = torch.broadcast_shapes(one, other)
-        if made not in (one, other):
-            raise RuntimeError(
-                f"the loss broadcasts {list(one)} and {list(other)} to {list(made)}: give y the "
-                "shape of the model's output"
-            )
-
-
-def broadcasting_refused(*targets: Tensor) -> TorchFunctionMode:
-    """Inside, in this thread, a loss of two shapes raises a RuntimeError and computes nothing.
-
-    torch warns only, and what is done with a warning is one setting for all threads. Nor is one of
-    the `targets`, or what is made of them alone (`y[:, 0]`), broadcast against another tensor to
-    what has the shape of neither.
-    """
-    return _EqualShapes(targets)

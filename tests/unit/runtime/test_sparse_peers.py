@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from maml_dist.core.outer.optimizers import Adam
 from maml_dist.runs.server_state import current_tables
@@ -27,6 +28,15 @@ SIZES = [(0, 1), (0, 2), (0, 5), (1, 1), (3, 2)]  # parts that own rows alone, a
 @pytest.fixture(autouse=True)
 def single_threaded():
     torch.set_num_threads(1)
+
+
+class Factors(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.items = nn.Embedding(31, 3)
+
+    def forward(self, x):
+        return self.items(x).prod(-1)
 
 
 @pytest.fixture
@@ -84,6 +94,22 @@ def test_whoever_owns_rows_they_have_the_same_bits(start, parts, shards):
     assert saved[2]["rows/embedding.weight"].shape == (31, 3)
     sizes = [peer.progress().size for peer in owners]
     assert sum(sizes) == len(start.meta) + 31 * 3 and all(sizes)
+
+
+def test_rows_may_be_all_that_there_is(start):
+    """Of a vector of no elements, which has its owners."""
+    empty = np.zeros(0, np.float32)
+    into = start.shard.layout._replace(names=(), shapes=())
+    shard = start.shard._replace(model=Factors(), layout=into, learned=0)
+    tables = [t._replace(name="items.weight") for t in shard.tables]
+    alone_start = start._replace(meta=empty, shard=shard._replace(tables=tables))
+    alone_start = alone_start._replace(tables={"items.weight": [*start.tables.values()][0]})
+    alone = LocalPeer(alone_start, "cpu")
+    alone.block(4, keep=False)
+    for parts, shards in ((0, 2), (1, 2)):
+        members = peers(alone_start, parts, shards)
+        at_once(members, lambda peer: peer.block(4))
+        same(at_once(members, lambda peer: peer.gathered())[0][0], alone.state())
 
 
 def test_where_one_fails_the_update_before_is_known_of_all_rows(start, monkeypatch):
