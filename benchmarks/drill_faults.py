@@ -144,7 +144,13 @@ def _end_driver(number: int, status: int) -> Callable[[Machines, random.Random],
 
 
 def _second_driver(machines: Machines, draw: random.Random) -> None:
-    """Which is refused, unless the first has finished or was ended meanwhile."""
+    """Which is refused, unless the first has finished or was ended meanwhile.
+
+    Of two that start the quicker trains: so the first is to have begun.
+    """
+    if not machines.driver.trains:
+        machines.later(1.0, lambda: _second_driver(machines, draw))
+        return
     resume = ["--resume", str(machines.driver.folder), "--address", machines.address]
     again = [sys.executable, "-m", "maml_dist.train", *resume]
     second = subprocess.Popen(again, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
