@@ -64,9 +64,7 @@ class Driver:
 
     def resume(self) -> None:
         """Go on with the run, which no rival is to have taken over."""
-        for rival in self.rivals:
-            rival.kill()
-            rival.wait()
+        self._end_rivals()
         resume = ["--resume", str(self.folder), "--address", self._address]
         recipe = self.folder / "recipe.yaml"
         again = [sys.executable, "-m", "maml_dist.train", *resume]
@@ -79,6 +77,16 @@ class Driver:
         if self._process.poll() is None:
             os.kill(self._process.pid, number)
 
+    @property
+    def trains(self) -> bool:
+        """Whether it has taken the run's place, or has ended."""
+        if self._process.poll() is not None:
+            return True
+        try:
+            return f"{self._process.pid}" in (self.folder / "driver.lock").read_text()
+        except FileNotFoundError:
+            return False
+
     def wait(self) -> None:
         """Until it has ended."""
         self._process.wait()
@@ -89,9 +97,15 @@ class Driver:
 
     def end(self) -> None:
         """Kill it, if it still runs."""
+        self._end_rivals()
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGKILL)
             self._process.wait()
+
+    def _end_rivals(self) -> None:
+        for rival in self.rivals:
+            rival.kill()
+            rival.wait()
 
     def _start(self, command: list[str]) -> None:
         self._command = command

@@ -73,14 +73,23 @@ class Machines:
         self._nodes.remove(node)
         self.send(signal.SIGKILL, family(node.all_processes["raylet"][0].process.pid))
         self._cluster.remove_node(node, allow_graceful=False)
-        self.later(AWAY, lambda: self._nodes.append(self._cluster.add_node(num_cpus=CORES[0])))
+        self.later(AWAY, self._another)
 
     def lose_raylet(self, draw: random.Random) -> None:
         """A machine's Ray alone; another machine comes later."""
         node = draw.choice(self._nodes)
         self._nodes.remove(node)
         self._cluster.remove_node(node, allow_graceful=False)
-        self.later(AWAY, lambda: self._nodes.append(self._cluster.add_node(num_cpus=CORES[0])))
+        self.later(AWAY, self._another)
+
+    def _another(self) -> None:
+        """A machine more; later, where what else runs here keeps it from starting in time."""
+        try:
+            self._nodes.append(self._cluster.add_node(num_cpus=CORES[0]))
+        except Exception as error:  # Ray raises no other
+            if "timed out during startup" not in str(error):
+                raise
+            self.later(AWAY, self._another)
 
     def later(self, seconds: float, mend: Callable[[], None]) -> None:
         """Mend something then."""
@@ -135,7 +144,13 @@ def _end_driver(number: int, status: int) -> Callable[[Machines, random.Random],
 
 
 def _second_driver(machines: Machines, draw: random.Random) -> None:
-    """Which is refused, unless the first has finished or was ended meanwhile."""
+    """Which is refused, unless the first has finished or was ended meanwhile.
+
+    Of two that start the quicker trains: so the first is to have begun.
+    """
+    if not machines.driver.trains:
+        machines.later(1.0, lambda: _second_driver(machines, draw))
+        return
     resume = ["--resume", str(machines.driver.folder), "--address", machines.address]
     again = [sys.executable, "-m", "maml_dist.train", *resume]
     second = subprocess.Popen(again, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
