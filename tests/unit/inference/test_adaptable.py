@@ -35,7 +35,7 @@ def test_adapting_gives_the_scores_of_an_evaluation(run):
     source = run.experiment.task
     tasks = [source.sample(TaskKey(0, "test", 0, index)) for index in range(2)]
     episode = source.collect(tasks, steps=1)
-    (x, y, _), query = episode.support[0], episode.query
+    (x, y, *_), query = episode.support[0], episode.query
     losses = [
         (model.adapt(x[i], y[i], steps=4)(query.x[i]) - query.y[i]).square().mean()
         for i in range(2)
