@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from maml_dist.runtime.private_ray import own_ray
+from maml_dist.runtime.ray_backend import RayBackend
 
 
 @pytest.fixture(scope="module")
@@ -19,6 +20,20 @@ def ray_here():
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - as Ray spells it
     with own_ray(8):
         yield ray
+
+
+@pytest.fixture
+def groups(monkeypatch):
+    """The actor groups that are made."""
+    made = []
+    start = RayBackend.start
+
+    def keep_hold(place, *work, **options):
+        made.append(start(place, *work, **options))
+        return made[-1]
+
+    monkeypatch.setattr(RayBackend, "start", keep_hold)
+    return made
 
 
 @pytest.fixture(scope="session")

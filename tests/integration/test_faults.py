@@ -13,7 +13,6 @@ import torch
 import maml_dist
 from maml_dist.runtime.backend import ActorLost
 from maml_dist.runtime.ray_actors import SERVER
-from maml_dist.runtime.ray_backend import RayBackend
 from maml_dist.runtime.ray_peers import Peers
 
 pytestmark = pytest.mark.ray
@@ -32,20 +31,6 @@ def local(tmp_path_factory):
     """A run in this process that nothing disturbs."""
     folder = tmp_path_factory.mktemp("local")
     return maml_dist.meta_train("sinusoid", run=folder / "run", slices=4, local=True, **RECIPE)
-
-
-@pytest.fixture
-def groups(monkeypatch):
-    """The actor groups that are made."""
-    made = []
-    start = RayBackend.start
-
-    def keep_hold(place, *work, **options):
-        made.append(start(place, *work, **options))
-        return made[-1]
-
-    monkeypatch.setattr(RayBackend, "start", keep_hold)
-    return made
 
 
 def server_pid(ray, group) -> int:

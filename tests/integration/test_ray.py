@@ -87,19 +87,11 @@ def test_any_number_of_shards_agrees_to_rounding(local, shards):
     assert difference <= 1e-5 * np.linalg.norm(local[1])
 
 
-def test_a_killed_shard_is_restarted_and_nothing_changes(tmp_path, ray_here, local, monkeypatch):
-    groups = []
-    start = RayBackend.start
-
-    def keep_hold(place, *work, **options):
-        groups.append(start(place, *work, **options))
-        return groups[0]
-
+def test_a_killed_shard_is_restarted_and_nothing_changes(tmp_path, ray_here, local, groups):
     def kill_a_shard(row):
         if row["iteration"] == 20:
             ray_here.kill(groups[0].shards[0].actor)
 
-    monkeypatch.setattr(RayBackend, "start", keep_hold)
     run = maml_dist.meta_train(
         "sinusoid",
         run=tmp_path / "run",

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 import maml_dist
-from maml_dist.runtime.ray_backend import RayBackend
 
 pytestmark = pytest.mark.ray
 
@@ -46,21 +45,11 @@ def test_whoever_owns_the_rows_the_bits_are_the_same(tmp_path, ray_here, local, 
     assert mine == theirs and len(mine) == 3
 
 
-def test_a_shard_that_is_killed_with_its_rows_changes_no_bit(
-    tmp_path, ray_here, local, monkeypatch
-):
-    groups = []
-    start = RayBackend.start
-
-    def keep_hold(place, *work, **options):
-        groups.append(start(place, *work, **options))
-        return groups[0]
-
+def test_a_shard_that_is_killed_with_its_rows_changes_no_bit(tmp_path, ray_here, local, groups):
     def kill_a_shard(row):
         if row["iteration"] == 20:
             ray_here.kill(groups[0].shards[0].actor)
 
-    monkeypatch.setattr(RayBackend, "start", keep_hold)
     run = maml_dist.meta_train(
         "ratings", run=tmp_path / "run", shards=2, on_validation=kill_a_shard, **SMALL
     )
