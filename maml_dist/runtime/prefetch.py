@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from maml_dist.core.data.episode import Episode
 
 QUICK = 0.005  # seconds within which a meta-batch is collected inline
+COLD = 1.0  # seconds that the first one of a process may take more: it imports, and fills caches
 AT_ONCE = 64  # iterations collected together at the most
 AHEAD = 16  # where collecting takes its time: a start or a resumed run waits for a whole block
 BLOCK = 40_000  # input numbers collected together, about
@@ -46,9 +47,13 @@ class EpisodePrefetcher:
 
     def _measure(self, it: int) -> None:
         """Decide by one iteration how many make a block, and whether it is worth a thread."""
-        clock = time.monotonic()
-        one = self._collect(it, 1)[0]
-        self._waits = time.monotonic() - clock > QUICK
+        for limit in (COLD, 0.0):
+            clock = time.monotonic()
+            one = self._collect(it, 1)[0]
+            took = time.monotonic() - clock
+            if not QUICK < took < limit:
+                break
+        self._waits = took > QUICK
         numbers = one.query.x.numel() + sum(batch.x.numel() for batch in one.support[:1])
         most = AHEAD if self._waits else AT_ONCE
         self._size = min(most, max(1, BLOCK // numbers))

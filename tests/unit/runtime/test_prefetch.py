@@ -44,6 +44,7 @@ def quick(monkeypatch):
 def slow(monkeypatch):
     """Collecting takes its time."""
     monkeypatch.setattr(prefetch, "QUICK", -1.0)
+    monkeypatch.setattr(prefetch, "COLD", 0.0)
 
 
 def first_numbers(collected, its):
@@ -68,6 +69,32 @@ def test_what_takes_its_time_goes_on_ahead_in_a_thread(slow):
     collect = Collecting(numbers=2000)
     first_numbers(EpisodePrefetcher(collect), range(11))
     assert collect.asked[:3] == [(0, 1, True), (0, 10, True), (10, 10, False)]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "thread"),
+    [
+        ([0.001], False),
+        ([0.5, 0.001], False),  # the first call of a process imports and traces
+        ([0.5, 0.1], True),
+        ([2.0], True),  # is not done again for that
+    ],
+)
+def test_how_long_it_takes_is_measured_when_the_process_is_warm(monkeypatch, seconds, thread):
+    now, take = [0.0], iter([*seconds, *[0.0] * 9])
+
+    class Timed(Collecting):
+        def __call__(self, first, count):
+            now[0] += next(take)
+            return super().__call__(first, count)
+
+    monkeypatch.setattr(prefetch.time, "monotonic", lambda: now[0])
+    collect = Timed(numbers=2000)
+    first_numbers(EpisodePrefetcher(collect), range(10, 12))
+    monkeypatch.undo()
+    tries = len(seconds)
+    assert [asked[:2] for asked in collect.asked[:tries]] == [(10, 1)] * tries
+    assert [asked[2] for asked in collect.asked[tries + 1 :]] == [False] * thread
 
 
 @pytest.mark.parametrize(("numbers", "count"), [(2, 16), (5000, 4), (50_000, 1)])
