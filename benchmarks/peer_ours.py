@@ -28,11 +28,10 @@ from maml_dist.runtime.allocator import keep_freed
 from maml_dist.runtime.backend import ResourceRequest
 from maml_dist.runtime.messages import ShardSpec, Start
 from maml_dist.runtime.ray_backend import RayBackend
-from maml_dist.training.loop import loop
+from maml_dist.runtime.server import Saved
+from maml_dist.training.loop import in_blocks
 from maml_dist.training.recorder import IterationRefs
 
-AHEAD = 8  # meta-iterations submitted before their metrics are read: the default of a recipe
-SLOW = 0.1  # seconds an iteration
 NEVER = 10**9  # meta-iterations
 
 
@@ -70,7 +69,6 @@ def experiment(case: Case) -> Experiment:
         learner,
         Adam(beta=BETA),
         meta_batch=workload.tasks,
-        pipeline_depth=AHEAD,
     )
 
 
@@ -159,52 +157,40 @@ class OursOnRay(Contender):
         self._it = 0
 
     def iterate(self, count: int) -> list[float]:
-        actors, losses = self._crew, []
-        meta = actors.server.meta.remote()
-        for it in range(self._it, self._it + count):
-            parts = [
-                actors.shard(slice).gradient.remote(meta, it, slice=slice)
-                for slice in range(actors.slices)
-            ]
-            meta, metrics = actors.server.update.remote(*parts)
-            losses.append(metrics)
+        rows = self._crew.get(self._crew.block(count, keep=False).rows)
         self._it += count
-        return [metrics["loss/after"] for metrics in actors.get(losses)]
+        return [row["loss/after"] for row in rows]
 
     def pace(self, seconds: float) -> list[float]:
         """The training's own loop, never drained: the time from one reading to the next."""
-        clock = time.perf_counter()
-        self.iterate(1)
-        ahead = AHEAD if time.perf_counter() - clock < SLOW else 1  # no long queue to wait for
-        endless = replace(
-            self._experiment, iterations=NEVER, checkpoint_every=NEVER, pipeline_depth=ahead
-        )
+        endless = replace(self._experiment, iterations=NEVER, checkpoint_every=NEVER)
         times: list[float] = []
         unread: list[IterationRefs] = []
         end, clock = time.perf_counter() + seconds, 0.0
-        for count in loop(endless, self._crew, unread, start=self._it, stop=lambda: False):
-            reports = unread[:count]
+        for count in in_blocks(endless, self._crew, unread, start=self._it, stop=lambda: False):
+            reports, self._it = unread[:count], unread[-1].end
             self._crew.get([report.metrics for report in reports])
             del unread[:count]
-            self._it = reports[-1].iteration + ahead  # those submitted and not read
             before, clock = clock, time.perf_counter()
-            if before:  # not the first, which also fills the queue
-                times.append((clock - before) / len(reports))
+            if before:  # not the first
+                times.append((clock - before) / sum(each.end - each.start for each in reports))
             if times and clock > end:
                 break
-        self._crew.get(self._crew.server.meta.remote())  # comes after all that was submitted
+        self._state()  # comes after all that was submitted
         return times
 
     def moment(self) -> np.ndarray:
-        _, _, state = self._crew.get(self._crew.server.state.remote())
-        return np.array(state["first"])
+        return np.array(self._state()[2]["first"])
+
+    def _state(self) -> Saved:
+        return self._crew.get(self._crew.block(0, keep=True).saved)
 
     def processes(self) -> list[int]:
         return descendants("ray::")
 
     def close(self) -> None:
         self._crew.close()
-        self._place.__exit__()
+        self._place.__exit__(None, None, None)
 
 
 def _engine(experiment: Experiment) -> Engine:

@@ -61,6 +61,26 @@ def test_ours_and_the_loop_by_hand_agree(name, monkeypatch):
     assert_same(first("maml_dist", workload), first("pytorch", workload))
 
 
+@pytest.mark.ray
+def test_ours_on_ray_goes_on_as_ours_does(monkeypatch):
+    """Also while it is timed: the losses after that are those of as many iterations."""
+    traced = Engine(running="traced")
+    given = peer_ours.experiment
+    monkeypatch.setattr(peer_ours, "experiment", lambda case: replace(given(case), engine=traced))
+    case = peer_cases.make(peer_cases.WORKLOADS["B"]._replace(**TINY["B"]))
+    alone, ray = (peer_process.make(library, case, 1) for library in ("maml_dist", "maml_dist-ray"))
+    try:
+        assert_same(peer_process.begin(ray), peer_process.begin(alone))
+        times = ray.pace(0.1)
+        assert times and min(times) > 0
+        made = ray._it - peer_process.CHECKED
+        assert made >= len(times)
+        alone.iterate(made)
+        np.testing.assert_allclose(ray.iterate(2), alone.iterate(2), rtol=1e-3)
+    finally:
+        ray.close()
+
+
 @pytest.mark.parametrize("library", ["learn2learn", "higher", "torchopt", "jax"])
 @pytest.mark.parametrize("name", TINY)
 def test_a_peer_that_is_installed_agrees(library, name):
