@@ -67,7 +67,7 @@ def test_ours_on_ray_goes_on_as_ours_does(monkeypatch):
     traced = Engine(running="traced")
     given = peer_ours.experiment
     monkeypatch.setattr(peer_ours, "experiment", lambda case: replace(given(case), engine=traced))
-    case = peer_cases.make(peer_cases.WORKLOADS["B"]._replace(**TINY["B"]))
+    case = peer_cases.make(peer_cases.WORKLOADS["D"]._replace(**TINY["D"]))
     alone, ray = (peer_process.make(library, case, 1) for library in ("maml_dist", "maml_dist-ray"))
     try:
         assert_same(peer_process.begin(ray), peer_process.begin(alone))

@@ -9,40 +9,21 @@ import numpy as np
 import pytest
 
 from maml_dist.runtime import links
-from maml_dist.runtime.links import INLINE, Door, Links, Message, PeersLost
-
-KEY = b"k" * 32
-
-
-def group(size: int, host: str | None = None, keys=None) -> list[Links]:
-    doors = [Door(host) for _ in range(size)]
-    addresses = [door.address for door in doors]
-    keys = keys or [KEY] * size
-    with ThreadPoolExecutor(size) as pool:
-        made = [
-            pool.submit(door.meet, rank, addresses, key)
-            for rank, (door, key) in enumerate(zip(doors, keys, strict=True))
-        ]
-        return [each.result() for each in made]
-
-
-def in_turn(members: list[Links], call):
-    """Each calls, at once; their results, in the order of ranks."""
-    with ThreadPoolExecutor(len(members)) as pool:
-        return [each.result() for each in [pool.submit(call, one) for one in members]]
+from maml_dist.runtime.links import INLINE, Door, Message, PeersLost
+from tests.linked import KEY, at_once, linked
 
 
 @pytest.mark.parametrize("host", [None, "127.0.0.1"])
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
 def test_all_hear_all_in_the_order_of_ranks(size, host):
-    members = group(size, host)
+    members = linked(size, host)
     for numbers in (0, 7, INLINE // 4 - 10, INLINE, 2_000_000):
 
         def say(member, numbers=numbers):
             body = np.full(numbers, member.rank, np.float32)
             return member.all_gather(Message(f"I am {member.rank}".encode(), body))
 
-        for heard in in_turn(members, say):
+        for heard in at_once(members, say):
             assert [message.head for message in heard] == [b"I am %d" % r for r in range(size)]
             for rank, message in enumerate(heard):
                 got = np.frombuffer(message.body, np.float32)
@@ -52,21 +33,21 @@ def test_all_hear_all_in_the_order_of_ranks(size, host):
 
 
 def test_each_is_sent_its_own():
-    members = group(3, None)
+    members = linked(3, None)
 
     def say(member):
         others = {rank: Message(b"", np.array([member.rank, rank])) for rank in range(3)}
         del others[member.rank]
         return member.exchange(others, of=others)
 
-    for rank, heard in enumerate(in_turn(members, say)):
+    for rank, heard in enumerate(at_once(members, say)):
         got = {other: np.frombuffer(message.body, int).tolist() for other, message in heard.items()}
         assert got == {other: [other, rank] for other in range(3) if other != rank}
 
 
 @pytest.mark.parametrize("numbers", [1, 3_000_000])
 def test_whoever_waits_for_one_who_leaves_is_told(numbers):
-    members = group(3)
+    members = linked(3)
     threading.Timer(0.2, members[2].close).start()
     with ThreadPoolExecutor(2) as pool:
         told = [pool.submit(one.all_gather, Message(b"", np.zeros(numbers))) for one in members[:2]]
@@ -76,7 +57,7 @@ def test_whoever_waits_for_one_who_leaves_is_told(numbers):
 
 
 def test_one_who_waits_itself_can_be_made_to_leave():
-    members = group(2)
+    members = linked(2)
     threading.Timer(0.2, members[0].close).start()
     with pytest.raises(PeersLost):
         members[0].all_gather(Message(b"", np.zeros(1)))
@@ -84,7 +65,7 @@ def test_one_who_waits_itself_can_be_made_to_leave():
 
 def test_one_who_has_left_while_it_computed_sends_nothing_more():
     """What is large goes by a thread, of which there is none any more."""
-    members = group(3)
+    members = linked(3)
     members[0].close()
     with pytest.raises(PeersLost):
         members[0].all_gather(Message(b"", np.zeros(INLINE)))
@@ -152,7 +133,7 @@ def test_a_stranger_is_not_let_in_nor_waited_for(monkeypatch):
 def test_one_with_another_key_is_not_let_in(monkeypatch):
     monkeypatch.setattr(links, "MEETS_WITHIN", 1.0)
     with pytest.raises(PeersLost, match="no link to"):
-        group(2, keys=[KEY, b"another"])
+        linked(2, keys=[KEY, b"another"])
 
 
 def test_a_door_knows_whom_it_opens_to():

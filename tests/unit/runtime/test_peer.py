@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from maml_dist.core.params import flatten
-from maml_dist.runtime.links import Door, Links, PeersLost
+from maml_dist.runtime.links import Links, PeersLost
 from maml_dist.runtime.local_backend import LocalGroup
 from maml_dist.runtime.messages import Start
 from maml_dist.runtime.peer import ReplicatedPeer
@@ -17,6 +17,7 @@ from maml_dist.runtime.server import ParameterServer
 from maml_dist.runtime.shard import TaskShard
 from maml_dist.training.loop import loop
 from maml_dist.training.trainer import prepare
+from tests.linked import at_once, linked, same_state
 
 SMALL = {"engine.running": "eager", "iterations": 5, "meta_batch": 6, "slices": 5}
 WALK = {"task.episodes": 4, "task.horizon": 6, "iterations": 2}
@@ -38,32 +39,16 @@ def given(name, tmp_path):
 
 def peers(start, size):
     """The peers of a group, in this process."""
-    doors = [Door(None) for _ in range(size)]
-    addresses = [door.address for door in doors]
-    with ThreadPoolExecutor(size) as pool:
-        links = pool.map(lambda rank: doors[rank].meet(rank, addresses, b"key"), range(size))
-        return [
-            ReplicatedPeer(
-                TaskShard(start.shard),
-                ParameterServer(start.meta, start.outer, learned=start.shard.learned),
-                each,
-                slices=start.shard.slices,
-                multi_round=start.multi_round,
-            )
-            for each in links
-        ]
-
-
-def at_once(members, call):
-    with ThreadPoolExecutor(len(members)) as pool:
-        return [each.result() for each in [pool.submit(call, one) for one in members]]
-
-
-def same(one, other):
-    assert one[0] == other[0] and np.array_equal(one[1], other[1])
-    assert one[2].keys() == other[2].keys()
-    for name in one[2]:
-        assert np.array_equal(one[2][name], other[2][name])
+    return [
+        ReplicatedPeer(
+            TaskShard(start.shard),
+            ParameterServer(start.meta, start.outer, learned=start.shard.learned),
+            each,
+            slices=start.shard.slices,
+            multi_round=start.multi_round,
+        )
+        for each in linked(size)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -83,9 +68,9 @@ def test_the_bits_and_rows_of_one_server(tmp_path, name, size):
         for ours, theirs in zip(rows, unread, strict=True):
             np.testing.assert_equal(ours, theirs.metrics)
     for peer in members:
-        same(peer.saved(), alone.server.state.remote())
+        same_state(peer.saved(), alone.server.state.remote())
     saved, weights = members[0].gathered()
-    same(saved, members[0].saved())
+    same_state(saved, members[0].saved())
     assert np.array_equal(weights, alone.server.eval_parameters.remote())
     assert not np.array_equal(weights, start.meta)
 
@@ -99,7 +84,7 @@ def test_blocks_of_any_length_are_one(tmp_path):
         for row in at_once(members, lambda p, count=count: p.block(count))[0]
     ]
     np.testing.assert_equal(rows, alone.block(5))
-    same(members[1].saved(), alone.saved())
+    same_state(members[1].saved(), alone.saved())
 
 
 def test_the_rows_of_the_block_before_are_known_too(tmp_path):
@@ -134,7 +119,7 @@ def test_where_one_fails_the_others_know_how_far_they_got(tmp_path, monkeypatch)
         progress = peer.progress()
         np.testing.assert_equal(progress.rows, expected)
         assert progress.it == 3
-        same(peer.saved(), alone.saved())
+        same_state(peer.saved(), alone.saved())
 
 
 WIDE = {"model.hidden": [80, 80]}  # 7 blocks
@@ -149,25 +134,21 @@ RANGED = {
 def ranged(start, parts, shards, machines=None):
     """Peers of which `parts` own ranges, or all do, and `shards` compute."""
     size = parts + shards
-    doors = [Door(None) for _ in range(size)]
-    addresses = [door.address for door in doors]
     owners = dict(enumerate(cut(len(start.meta), parts or shards)))
     roles = Roles(owners, [*range(parts, size)], machines or "a" * size)
     saved = ParameterServer(start.meta, start.outer, learned=start.shard.learned).state()
-    with ThreadPoolExecutor(size) as pool:
-        links = pool.map(lambda rank: doors[rank].meet(rank, addresses, b"key"), range(size))
-        return [
-            RangedPeer(
-                TaskShard(start.shard) if rank >= parts else None,
-                start.outer,
-                saved,
-                each,
-                roles,
-                slices=start.shard.slices,
-                learned=start.shard.learned,
-            )
-            for rank, each in enumerate(links)
-        ]
+    return [
+        RangedPeer(
+            TaskShard(start.shard) if rank >= parts else None,
+            start.outer,
+            saved,
+            each,
+            roles,
+            slices=start.shard.slices,
+            learned=start.shard.learned,
+        )
+        for rank, each in enumerate(linked(size))
+    ]
 
 
 @pytest.mark.parametrize(
@@ -191,14 +172,14 @@ def test_ranges_have_the_bits_and_rows_of_one_server(tmp_path, name, parts, shar
             np.testing.assert_equal(rows, expected)
     (saved, weights), *others = at_once(members, lambda peer: peer.gathered())
     assert others == [None] * (parts + shards - 1)
-    same(saved, alone.saved())
+    same_state(saved, alone.saved())
     assert np.array_equal(weights, alone.gathered()[1])
     owners = [member for member in members if member.progress().size]
-    same(whole([owner.saved(5) for owner in owners]), saved)
+    same_state(whole([owner.saved(5) for owner in owners]), saved)
     before = whole([owner.saved(4) for owner in owners])
     (again,) = peers(start, 1)
     again.block(4)
-    same(before, again.saved())
+    same_state(before, again.saved())
 
 
 def test_between_machines_travels_what_one_shard_has(tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ from torch import nn
 
 from maml_dist.core.outer.optimizers import Adam
 from maml_dist.runs.server_state import current_tables
-from maml_dist.runtime.links import Door, Message, PeersLost, bytes_of
+from maml_dist.runtime.links import Message, PeersLost, bytes_of
 from maml_dist.runtime.local_peer import LocalPeer
 from maml_dist.runtime.messages import Start
 from maml_dist.runtime.ranged_peer import RangedPeer, Roles
@@ -19,6 +19,7 @@ from maml_dist.runtime.row_exchange import packed, unpacked
 from maml_dist.runtime.server import first_state
 from maml_dist.runtime.shard import TaskShard
 from maml_dist.training.trainer import prepare
+from tests.linked import at_once, linked, same_state
 
 SMALL = {"engine.running": "eager", "meta_batch": 6, "slices": 5, "outer.weight_decay": 0.1}
 SMALL |= {"task.items": 30, "model.rows": 31, "model.dim": 3, "outer.beta": 0.05}
@@ -49,34 +50,18 @@ def start(tmp_path):
 def peers(start, parts, shards, saved=None):
     """Peers of which `parts` own everything, or all do, and `shards` compute."""
     size, given = parts + shards, start.shard
-    doors = [Door(None) for _ in range(size)]
-    addresses = [door.address for door in doors]
     owners = dict(enumerate(cut_evenly(len(start.meta), parts or shards)))
     roles = Roles(owners, [*range(parts, size)], ("ab" * size)[:size])
-    with ThreadPoolExecutor(size) as pool:
-        links = pool.map(lambda rank: doors[rank].meet(rank, addresses, b"key"), range(size))
-        return [
-            RangedPeer(
-                TaskShard(given) if rank >= parts else None,
-                *(start.outer, saved or first_state(start), each, roles),
-                slices=given.slices,
-                learned=given.learned,
-                tables=given.tables,
-            )
-            for rank, each in enumerate(links)
-        ]
-
-
-def at_once(members, call):
-    with ThreadPoolExecutor(len(members)) as pool:
-        return [each.result() for each in [pool.submit(call, one) for one in members]]
-
-
-def same(one, other):
-    assert one[0] == other[0] and np.array_equal(one[1], other[1])
-    assert one[2].keys() == other[2].keys()
-    for name in one[2]:
-        assert np.array_equal(one[2][name], other[2][name]), name
+    return [
+        RangedPeer(
+            TaskShard(given) if rank >= parts else None,
+            *(start.outer, saved or first_state(start), each, roles),
+            slices=given.slices,
+            learned=given.learned,
+            tables=given.tables,
+        )
+        for rank, each in enumerate(linked(size))
+    ]
 
 
 @pytest.mark.parametrize(("parts", "shards"), SIZES)
@@ -88,9 +73,9 @@ def test_whoever_owns_rows_they_have_the_same_bits(start, parts, shards):
     for peer, rows in zip(members, at_once(members, lambda peer: peer.block(6)), strict=True):
         np.testing.assert_equal(rows, expected if peer in owners else [])
     (saved, weights), *others = at_once(members, lambda peer: peer.gathered())
-    same(saved, alone.state())
+    same_state(saved, alone.state())
     assert np.array_equal(weights, saved[1]) and others == [None] * (len(members) - 1)
-    same(whole([owner.saved(6) for owner in owners]), saved)
+    same_state(whole([owner.saved(6) for owner in owners]), saved)
     assert saved[2]["rows/embedding.weight"].shape == (31, 3)
     sizes = [peer.progress().size for peer in owners]
     assert sum(sizes) == len(start.meta) + 31 * 3 and all(sizes)
@@ -109,7 +94,7 @@ def test_rows_may_be_all_that_there_is(start):
     for parts, shards in ((0, 2), (1, 2)):
         members = peers(alone_start, parts, shards)
         at_once(members, lambda peer: peer.block(4))
-        same(at_once(members, lambda peer: peer.gathered())[0][0], alone.state())
+        same_state(at_once(members, lambda peer: peer.gathered())[0][0], alone.state())
 
 
 def test_where_one_fails_the_update_before_is_known_of_all_rows(start, monkeypatch):
@@ -132,7 +117,7 @@ def test_where_one_fails_the_update_before_is_known_of_all_rows(start, monkeypat
     for it in (3, 4):
         again = peers(start, 1, 2, saved=whole([peer.saved(it) for peer in members]))
         at_once(again, lambda peer, count=6 - it: peer.block(count))
-        same(at_once(again, lambda peer: peer.gathered())[0][0], alone.state())
+        same_state(at_once(again, lambda peer: peer.gathered())[0][0], alone.state())
 
 
 @pytest.mark.parametrize("updating", ["rows", "the vector"])
@@ -160,7 +145,7 @@ def test_where_an_update_fails_the_rows_left_are_those_of_the_vector(start, monk
     peer.restore(left)
     for each in (alone, peer):
         each.block(4, keep=False)
-    same(peer.state(), alone.state())
+    same_state(peer.state(), alone.state())
 
 
 def test_the_values_at_the_start_are_not_kept(start):
