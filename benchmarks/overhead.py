@@ -24,7 +24,7 @@ from maml_dist.config.compose import compose
 from maml_dist.core.outer.optimizers import Adam
 from maml_dist.runs.run import Run
 from maml_dist.runtime import ray_making
-from maml_dist.runtime.backend import ActorGroup, ResourceRequest, Resources
+from maml_dist.runtime.backend import ActorGroup, ActorLost, ResourceRequest, Resources
 from maml_dist.runtime.messages import Contribution, Start
 from maml_dist.runtime.private_ray import own_ray
 from maml_dist.runtime.ray_actors import RayShard
@@ -32,6 +32,7 @@ from maml_dist.runtime.ray_group import RayGroup
 from maml_dist.training.loop import in_blocks, loop
 
 WARM = 3  # iterations before the clock starts
+ENOUGH = 4  # measurements of each mode, to fit as many numbers
 WITHIN = 120.0  # seconds after which a configuration is given up
 
 
@@ -51,6 +52,7 @@ def main() -> int:
     """Measure; print a table as it comes, then the model."""
     options = parse()
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - as Ray spells it
+    os.environ["RAY_IGNORE_UNHANDLED_ERRORS"] = "1"
     vars(ray_making)["RayShard"] = IdleShard
     rounds: list[Round] = []
     print("| M parameters | shards | server | ms an iteration | MB out and in |")
@@ -61,13 +63,18 @@ def main() -> int:
                 for mode in options.modes:
                     if mode == "split" and shards == 1:
                         continue
-                    seconds = measured(round(1e6 * size), shards, mode, options.seconds)
+                    try:
+                        seconds = measured(round(1e6 * size), shards, mode, options.seconds)
+                    except ActorLost as error:  # what lies in memory at once may be too much
+                        print(f"| {size:g} | {shards} | {mode} | {error} | |", flush=True)
+                        continue
                     each = Round(mode, round(1e6 * size), shards, seconds)
                     rounds.append(each)
                     print(line(each), flush=True)
                     if options.json:
                         options.json.write_text(json.dumps([one._asdict() for one in rounds]))
-    print(fitted(rounds))
+    if len(rounds) > ENOUGH * len(options.modes):
+        print(fitted(rounds))
     return 0
 
 
