@@ -150,10 +150,10 @@ def case(run: Run, shares: dict[str, float]) -> Callable[[int], dict[str, float]
     meta = flatten(run.initial)
     worker = RolloutWorker(spec.source, spec.model)
     clock = Clock()
-    worker._outputs = clock.timed("policy", worker._outputs)  # type: ignore[assignment]
+    worker._outputs = clock.timed("policy", worker._outputs)
     shard = TaskShard(spec, roll=clock.timed("simulation", worker.here))
     terms = shard._policy_terms
-    terms.policies = clock.timed("adaptation", terms.policies)  # type: ignore[method-assign]
+    terms.policies = clock.timed("adaptation", terms.policies)
     baseline = PolicyGradient.compute_advantages
     fewer = {"curvature": shares}
     methods = {"curvature": shard.curvature, "objective": shard.objective}
@@ -163,10 +163,10 @@ def case(run: Run, shares: dict[str, float]) -> Callable[[int], dict[str, float]
         nonlocal meta
         clock.seconds.clear()
         timed = clock.timed("baseline", baseline)
-        PolicyGradient.compute_advantages = timed  # type: ignore[method-assign]
+        PolicyGradient.compute_advantages = timed
         here, begun = meta.numpy(), time.process_time()
         found = clock.timed("gradient", shard.gradient)(here, it)
-        PolicyGradient.compute_advantages = baseline  # type: ignore[method-assign]
+        PolicyGradient.compute_advantages = baseline
         means = {name: value / found.tasks for name, value in found.metrics.items()}
         state = outer.init(meta)
         rounds = outer.update_in_rounds(
@@ -175,7 +175,7 @@ def case(run: Run, shares: dict[str, float]) -> Callable[[int], dict[str, float]
         answer = None
         try:
             while True:
-                request = rounds.send(answer)  # type: ignore[arg-type]
+                request = rounds.send(answer)
                 method = clock.timed(names[request.what], methods[request.what])
                 told = method(
                     here,

@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # however it is started
 
@@ -108,7 +109,7 @@ def physics(options: argparse.Namespace) -> Callable[[], int]:
     """Steps the same bodies by the same actions, and does nothing else."""
     source = HalfCheetah(horizon=options.horizon, episodes=options.episodes)
     tasks = [source.sample(TaskKey(0, "train", 0, index)) for index in range(options.tasks)]
-    cheetahs = source.simulator(tasks, stage=0)
+    cheetahs: Any = source.simulator(tasks, stage=0)
     count = options.tasks * options.episodes
     batch = Batch(cheetahs.physics.model, count, 1)
     start = [drawn.reshape(count, -1) for drawn in cheetahs.start]
