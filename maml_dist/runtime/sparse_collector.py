@@ -1,8 +1,8 @@
 """SparseCollector: of models with tables, the episodes of a slice and the rows that they touch.
 
 What a task touches is known before it is learned from: the model passes its inputs once, and its
-embeddings take down what they look up. The rows come from their owners; all tasks of a slice
-compute with the same ones.
+embeddings take down what they look up. The rows come from their owners. Tasks that are computed
+together have the same ones, so that of a large slice they are not all.
 """
 
 from collections.abc import Sequence
@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maml_dist.core.data.episode import Episode, chosen
+from maml_dist.core.data.episode import Episode, chosen, split
 from maml_dist.core.data.task_source import TaskKey
-from maml_dist.core.engine.gradient_sum import GradientSum
+from maml_dist.core.engine.gradient_sum import GradientSum, add_sums
 from maml_dist.core.engine.meta_gradient import MetaGradient, PathScores
 from maml_dist.core.engine.with_rows import BySize, RowsVector, inputs_of, with_rows
 from maml_dist.core.model.objective import Mode, Objective
@@ -23,7 +23,8 @@ from maml_dist.core.params import Params, real_of
 from maml_dist.runtime.collectors import SupervisedCollector
 from maml_dist.runtime.messages import RowValues
 
-SCORED_TOGETHER = 16  # held-out tasks in one vmap, each of which adapts the rows of all
+TOGETHER = 128  # tasks of which each adapts the rows of all
+SCORED_TOGETHER = 16  # held-out ones, which keep the rows of every step
 
 
 class SparseCollector(SupervisedCollector):
@@ -54,14 +55,23 @@ class SparseCollector(SupervisedCollector):
         Raises:
             ValueError: others are looked up.
         """
-        ids = {name: torch.from_numpy(each.copy()) for name, (each, _) in rows.items()}
-        joined, episodes = self._joined(meta, rows), self.episodes(it, meta)
-        seen = with_rows(episodes, self._placement.data(ids))
-        found = self.gradient_at(joined, seen, it)
-        if not found.finite.all():
-            self._refuse_unnamed(MetaGradient, joined, chosen(seen, ~found.finite), it)
-        gradient, of_rows = self._vector.split(found.gradient, ids)
-        return found._replace(gradient=gradient), of_rows
+        every = split(self.episodes(it, meta), TOGETHER)
+        parts = []
+        whole = [
+            torch.zeros(values.shape, dtype=self._placement.dtype) for _, values in rows.values()
+        ]
+        for episodes in every:
+            few = rows if len(every) == 1 else self._touched_of(episodes, rows)
+            ids = {name: torch.from_numpy(each.copy()) for name, (each, _) in few.items()}
+            joined, seen = self._joined(meta, few), with_rows(episodes, self._placement.data(ids))
+            found = self.gradient_at(joined, seen, it)
+            if not found.finite.all():
+                self._refuse_unnamed(MetaGradient, joined, chosen(seen, ~found.finite), it)
+            gradient, of_rows = self._vector.split(found.gradient, ids)
+            parts.append(found._replace(gradient=gradient))
+            for total, name, part in zip(whole, few, of_rows, strict=True):
+                total[np.searchsorted(rows[name][0], few[name][0])] += part.cpu()
+        return add_sums(parts), whole
 
     def scores_by_rows(
         self,
@@ -81,11 +91,8 @@ class SparseCollector(SupervisedCollector):
         some, number = max(1, steps), self._placement.number(it)
         found = []
         for episodes in self._held_out(keys, steps=some):
-            ids = self._ids([episodes])
-            few = {
-                name: (each.numpy(), rows[name][1][np.searchsorted(rows[name][0], each.numpy())])
-                for name, each in ids.items()
-            }
+            few = self._touched_of(episodes, rows)
+            ids = {name: torch.from_numpy(each) for name, (each, _) in few.items()}
             seen = with_rows(episodes, self._placement.data(ids))
             joined = self._joined(meta, few)
             scores = self._scores(joined, seen, number, mode=mode)
@@ -109,6 +116,13 @@ class SparseCollector(SupervisedCollector):
         )
         again = BySize(lambda into: kind(engine, spec.learner, objective, into=into), self._vector)
         again(joined, seen, self._placement.number(it))
+
+    def _touched_of(self, episodes: Episode, rows: RowValues) -> RowValues:
+        """Of rows those that these tasks touch."""
+        return {
+            name: (each, rows[name][1][np.searchsorted(rows[name][0], each)])
+            for name, each in _numpy(self._ids([episodes])).items()
+        }
 
     def _joined(self, meta: np.ndarray, rows: RowValues) -> Tensor:
         moved = {name: self._placement.vector(values) for name, (_, values) in rows.items()}

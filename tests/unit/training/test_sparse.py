@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import maml_dist
+from maml_dist.runtime import sparse_collector
 from maml_dist.training.trainer import prepare
 
 RECIPE = {"task.items": 40, "model.rows": 40, "model.dim": 4, "model.hidden": [8]}
@@ -255,6 +256,12 @@ def test_it_is_the_dense_result(tmp_path, name):
     scores = [maml_dist.meta_test(run)["results"][0]["steps"] for run in (one, other)]
     for mine, theirs in zip(*scores, strict=True):
         assert mine == pytest.approx(theirs, rel=1e-9)
+
+
+@pytest.mark.parametrize("name", ["adamw", "places", "imaml", "skips"])
+def test_so_it_is_where_tasks_are_not_computed_together(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(sparse_collector, "TOGETHER", 1)
+    test_it_is_the_dense_result(tmp_path, name)
 
 
 @pytest.mark.parametrize("precision", ["float32", "float64"])
