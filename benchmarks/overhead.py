@@ -73,8 +73,8 @@ def main() -> int:
                     print(line(each), flush=True)
                     if options.json:
                         options.json.write_text(json.dumps([one._asdict() for one in rounds]))
-    if len(rounds) > ENOUGH * len(options.modes):
-        print(fitted(rounds))
+    enough = len(rounds) > ENOUGH * len(options.modes)
+    print(fitted(rounds) if enough else "\ntoo few measurements to fit a model to")
     return 0
 
 

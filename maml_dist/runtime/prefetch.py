@@ -47,13 +47,16 @@ class EpisodePrefetcher:
 
     def _measure(self, it: int) -> None:
         """Decide by one iteration how many make a block, and whether it is worth a thread."""
-        for limit in (COLD, 0.0):
-            clock = time.monotonic()
-            one = self._collect(it, 1)[0]
-            took = time.monotonic() - clock
-            if not QUICK < took < limit:
-                break
+        took, one = self._timed(it)
+        if QUICK < took < COLD:
+            took, one = self._timed(it)
         self._waits = took > QUICK
         numbers = one.query.x.numel() + sum(batch.x.numel() for batch in one.support[:1])
         most = AHEAD if self._waits else AT_ONCE
         self._size = min(most, max(1, BLOCK // numbers))
+
+    def _timed(self, it: int) -> tuple[float, Episode]:
+        """The seconds that an iteration's episodes take, and these."""
+        clock = time.monotonic()
+        one = self._collect(it, 1)[0]
+        return time.monotonic() - clock, one

@@ -62,8 +62,7 @@ class SparseCollector(SupervisedCollector):
         ]
         for episodes in every:
             few = rows if len(every) == 1 else self._touched_of(episodes, rows)
-            ids = {name: torch.from_numpy(each.copy()) for name, (each, _) in few.items()}
-            joined, seen = self._joined(meta, few), with_rows(episodes, self._placement.data(ids))
+            ids, joined, seen = self._seen(episodes, meta, few)
             found = self.gradient_at(joined, seen, it)
             if not found.finite.all():
                 self._refuse_unnamed(MetaGradient, joined, chosen(seen, ~found.finite), it)
@@ -91,10 +90,7 @@ class SparseCollector(SupervisedCollector):
         some, number = max(1, steps), self._placement.number(it)
         found = []
         for episodes in self._held_out(keys, steps=some):
-            few = self._touched_of(episodes, rows)
-            ids = {name: torch.from_numpy(each) for name, (each, _) in few.items()}
-            seen = with_rows(episodes, self._placement.data(ids))
-            joined = self._joined(meta, few)
+            _, joined, seen = self._seen(episodes, meta, self._touched_of(episodes, rows))
             scores = self._scores(joined, seen, number, mode=mode)
             if not all(by.isfinite().all() for by in scores.values()):
                 self._refuse_unnamed(PathScores, joined, seen, it)
@@ -124,9 +120,14 @@ class SparseCollector(SupervisedCollector):
             for name, each in _numpy(self._ids([episodes])).items()
         }
 
-    def _joined(self, meta: np.ndarray, rows: RowValues) -> Tensor:
+    def _seen(
+        self, episodes: Episode, meta: np.ndarray, rows: RowValues
+    ) -> tuple[dict[str, Tensor], Tensor, Episode]:
+        """The ids of rows, the vector that has these, and the episodes that name them."""
+        ids = {name: torch.from_numpy(each.copy()) for name, (each, _) in rows.items()}
         moved = {name: self._placement.vector(values) for name, (_, values) in rows.items()}
-        return self._vector.join(self._placement.vector(meta), moved)
+        joined = self._vector.join(self._placement.vector(meta), moved)
+        return ids, joined, with_rows(episodes, self._placement.data(ids))
 
     def _ids(self, episodes: Sequence[Episode]) -> dict[str, Tensor]:
         found = [
