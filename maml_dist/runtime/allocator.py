@@ -11,6 +11,9 @@ from maml_dist.core.process_lock import EXCLUSIVE
 Piece = TypeVar("Piece")
 
 TRIM_THRESHOLD, MMAP_MAX = -1, -4  # of glibc's mallopt
+# For processes that are started: theirs is not the main thread's work, and the heap of another
+# thread is given back whatever mallopt says. A third of a convolution's time.
+ONE_HEAP = {"MALLOC_ARENA_MAX": "1"}
 
 _spared: list[bool] = []  # for each work under way: whether the caller of the first had frozen
 

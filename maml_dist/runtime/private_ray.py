@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+from maml_dist.runtime.allocator import ONE_HEAP
 from maml_dist.runtime.ray_init import init
 from maml_dist.runtime.ray_options import mute, options
 
@@ -104,6 +105,7 @@ def _environment(token: Path) -> Iterator[None]:
         "RAY_ENABLE_K8S_TOKEN_AUTH": None,
         # What Ray does by itself on macOS: one machine, and so the loopback address.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        **{name: os.environ.get(name, value) for name, value in ONE_HEAP.items()},
     }
     before = {name: os.environ.get(name) for name in ours}
     cluster, raylet = ray_constants.ENABLE_RAY_CLUSTER, cast(Any, _raylet)

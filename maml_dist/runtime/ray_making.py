@@ -1,15 +1,24 @@
 """Making a run's actors on Ray: their names, what each reserves, and where it is placed."""
 
+import os
 from functools import partial
 from typing import Any, cast
 from uuid import uuid4
 
+from maml_dist.runtime.allocator import ONE_HEAP
 from maml_dist.runtime.backend import Resources
 from maml_dist.runtime.messages import Start
 from maml_dist.runtime.ranges import cut
 from maml_dist.runtime.ray_actors import SERVER, RayServer, RayServerPart, RayShard, RayWorker
 from maml_dist.runtime.server import ParameterServer
 from maml_dist.runtime.watch import Seat
+
+
+def _one_heap() -> dict[str, Any]:
+    """The options of an actor that computes; nothing where a Ray of our own gives it that."""
+    if os.environ.items() >= ONE_HEAP.items():
+        return {}
+    return {"runtime_env": {"env_vars": ONE_HEAP}}
 
 
 class Maker:
@@ -98,6 +107,7 @@ class Maker:
             num_gpus=resources.gpus,
             allow_out_of_order_execution=True,  # else a pulse is asked for after all that waits
             scheduling_strategy=self._placement(rank, 0),
+            **_one_heap(),
         )
         workers = self._workers_of(rank)
         return make.remote(self._namespace, device=resources.device, workers=workers)
