@@ -49,13 +49,18 @@ from maml_dist.preflight.gradient_check import (
 from maml_dist.preflight.purity import Seeded, Unseeded, refuse_impure, unchanged
 from maml_dist.preflight.reduced import reduced
 from maml_dist.preflight.settings import refuse_conflicts
+from maml_dist.runtime.allocator import freed_kept
 
 
-def check(experiment: Experiment, meta: Params, device: str = "cpu") -> None:
+@freed_kept()
+def check(experiment: Experiment, meta: Params, device: str = "cpu") -> list[str]:
     """Draw tasks of each split; put training ones through model, losses, meta-gradient, scores.
 
     All of it is computed on the CPU, but as the engine is to run on `device`. A score that no trace
     follows is noted on stderr.
+
+    Returns:
+        The names of the scores.
 
     Raises:
         ValueError, OSError: the data is missing, or the experiment cannot be meta-learned.
@@ -98,6 +103,7 @@ def check(experiment: Experiment, meta: Params, device: str = "cpu") -> None:
     if experiment.learner.second_order:
         _refuse_wrong_second_derivative(experiment.learner, objective, params, support)
     check_engine(experiment, meta, device)
+    return list(scored_by)
 
 
 def check_engine(experiment: Experiment, meta: Params, device: str) -> None:

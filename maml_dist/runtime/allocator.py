@@ -4,6 +4,7 @@ import ctypes
 import gc
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from maml_dist.core.process_lock import EXCLUSIVE
@@ -26,6 +27,18 @@ def keep_freed() -> None:
     if hasattr(libc, "mallopt"):  # musl has none
         libc.mallopt(TRIM_THRESHOLD, 2**31 - 1)
         libc.mallopt(MMAP_MAX, 0)
+
+
+@contextmanager
+def freed_kept() -> Iterator[None]:
+    """Inside, memory that is freed is kept for what comes next; at the end it is given back."""
+    keep_freed()
+    try:
+        yield
+    finally:
+        libc = ctypes.CDLL(None)
+        if sys.platform.startswith("linux") and hasattr(libc, "malloc_trim"):
+            libc.malloc_trim(0)
 
 
 def freeze_gc(pieces: Iterator[Piece]) -> Iterator[Piece]:
