@@ -1,4 +1,4 @@
-"""python -m maml_dist.report RUN: the pictures of a run, and one page that shows them."""
+"""python -m maml_dist.report RUN: the pictures of a run or of a search, and a page of them."""
 
 import sys
 
@@ -9,9 +9,9 @@ def main(arguments: list[str]) -> int:
     """`python -m maml_dist.report`."""
     parser = Parser(
         prog="python -m maml_dist.report",
-        description="Draw a run: RUN/figures/*.png and one page that shows them, RUN/report.html.",
+        description="Draw a run, or a search: RUN/figures/*.png and one page, RUN/report.html.",
     )
-    parser.add_argument("run", metavar="RUN", help="the run's folder")
+    parser.add_argument("run", metavar="RUN", help="the folder of a run, or of a search")
     parser.add_argument(
         "--compare", metavar="RUN", nargs="+", default=[], help="runs to draw beside it"
     )
@@ -19,8 +19,14 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
 
     from maml_dist.reporting.page import report
+    from maml_dist.reporting.search import is_search, report_search
     from maml_dist.runs.run import Run
 
+    if is_search(options.run):
+        if options.compare:
+            raise ValueError("a search is drawn alone: --compare is of runs")
+        print(report_search(options.run))
+        return 0
     run = Run.open(options.run, trust=options.trust)
     print(report(run, [Run.open(path) for path in options.compare]))
     return 0

@@ -17,7 +17,7 @@ from maml_dist.inference.meta_test import meta_test
 from maml_dist.reporting.curves import steps, training, validation
 from maml_dist.reporting.few_shot import sheet
 from maml_dist.reporting.navigation import navigation
-from maml_dist.reporting.plotting import STYLES, PlottedRun
+from maml_dist.reporting.plotting import STYLES, Picture, PlottedRun
 from maml_dist.reporting.sinusoid import waves
 from maml_dist.reporting.table import score_text
 from maml_dist.reporting.video import video
@@ -58,16 +58,7 @@ def report(run: Run, compare: Sequence[Run] = ()) -> Path:
             failed.append(f"the picture {draw.__name__} cannot be drawn: {error}")
             continue
         if picture:
-            png = io.BytesIO()
-            picture.figure.savefig(png, dpi=DPI)
-            replace(folder / f"{picture.name}.png", png.getvalue())
-            pictures.append(
-                {
-                    "caption": picture.caption,
-                    "width": round(96 * picture.figure.get_figwidth()),  # CSS pixels
-                    "data": base64.b64encode(png.getvalue()).decode(),
-                }
-            )
+            pictures.append(saved(picture, folder))
     page = run.path / "report.html"
     run.write(page.name, _page(drawn, pictures))
     if failed:
@@ -116,17 +107,14 @@ def _evaluation(run: Run) -> dict[str, Any] | None:
 
 
 def _page(drawn: Sequence[PlottedRun], pictures: list[dict[str, Any]]) -> str:
-    """The page as HTML, from the template beside this module."""
+    """The page of runs as HTML."""
     run = drawn[0].run
-    environment = Environment(
-        loader=PackageLoader("maml_dist.reporting", ""), autoescape=True, undefined=StrictUndefined
-    )
-    environment.filters["score"] = score_text
     here = Path.cwd()
     recipe = run.path / "recipe.yaml"
     recipe = recipe.relative_to(here) if recipe.is_relative_to(here) else recipe
-    return environment.get_template("page.html").render(
-        recipe=run.config["name"],
+    return rendered(
+        "page.html",
+        title=run.config["name"],
         description=run.config["description"],
         facts=_facts(run),
         drawn=drawn,
@@ -134,6 +122,27 @@ def _page(drawn: Sequence[PlottedRun], pictures: list[dict[str, Any]]) -> str:
         command=f"python -m maml_dist.train {shlex.quote(str(recipe))}{flags(run.config['code'])}",
         yaml=yaml.safe_dump(run.config, sort_keys=False),
     )
+
+
+def rendered(template: str, **values: Any) -> str:
+    """A page as HTML, from a template beside this module."""
+    environment = Environment(
+        loader=PackageLoader("maml_dist.reporting", ""), autoescape=True, undefined=StrictUndefined
+    )
+    environment.filters["score"] = score_text
+    return environment.get_template(template).render(**values)
+
+
+def saved(picture: Picture, folder: Path) -> dict[str, Any]:
+    """Save a picture as `folder`/NAME.png; what a page shows of it."""
+    png = io.BytesIO()
+    picture.figure.savefig(png, dpi=DPI)
+    replace(folder / f"{picture.name}.png", png.getvalue())
+    return {
+        "caption": picture.caption,
+        "width": round(96 * picture.figure.get_figwidth()),  # CSS pixels
+        "data": base64.b64encode(png.getvalue()).decode(),
+    }
 
 
 def _facts(run: Run) -> dict[str, str]:

@@ -23,8 +23,13 @@ def _text(row: dict[str, Any]) -> str:
     else:
         shown |= {"loss/before": "before", "loss/after": "after"}
     parts = [f"{row[key]:.4g} {name}" for key, name in shown.items() if key in row]
-    parts += [f"{name} {row[name]:.4g}" for name in row if name.startswith("val/")]
+    parts += [f"{name} {row[name]:.4g}" for name in row if _is_shown(name)]
     return "  ".join(parts)
+
+
+def _is_shown(name: str) -> bool:
+    """Whether it is a score of a validation, other than after one of the steps."""
+    return name.startswith("val/") and not name.rpartition("/")[2].isdigit()
 
 
 class _Quiet:

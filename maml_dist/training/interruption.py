@@ -15,8 +15,13 @@ def status() -> int:
 
 
 @contextmanager
-def interruptible() -> Iterator[Callable[[], bool]]:
-    """Inside, SIGINT and SIGTERM are acknowledged, and the function says so; a second insists."""
+def interruptible(
+    *, says: str = "stops at a checkpoint", then: Callable[[], None] = lambda: None
+) -> Iterator[Callable[[], bool]]:
+    """Inside, SIGINT and SIGTERM are acknowledged, and the function says so; a second insists.
+
+    `says` is what is printed of the first, `then` is called after it.
+    """
     _received.clear()
 
     def ask(number: int, frame: object) -> None:
@@ -24,7 +29,8 @@ def interruptible() -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         _received.append(number)
         name = signal.Signals(number).name
-        print(f"{name}: stops at a checkpoint; once more: at once", file=sys.stderr, flush=True)
+        print(f"{name}: {says}; once more: at once", file=sys.stderr, flush=True)
+        then()
 
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False

@@ -227,6 +227,8 @@ class Recorder:
             ) from error
         row: Row = {f"val/{name}": float(by[:, -1].mean()) for name, by in scores.items()}
         row[f"val/{metric}/before"] = float(scores[metric][:, 0].mean())
+        for step, column in enumerate(scores[metric].T[1:], 1):
+            row[f"val/{metric}/{step}"] = float(column.mean())
         # Over the whole path, so that a good last step hides no bad first one.
         path = float(scores[metric][:, -run.experiment.test_steps :].mean())
         row[f"val/{metric}/path"] = path

@@ -2,31 +2,42 @@
 
 recipe: sinusoid
 search:
-  learner.alpha: {loguniform: [0.001, 1]}
-  learner.steps: {choice: [1, 2, 5]}
+  learner: {choice: [MAML, MetaSGD]}
+  learner.alpha: {loguniform: [0.001, 1], when: {learner: MAML}}
 num_samples: 8
 """
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from maml_dist.config.errors import config_errors
 from maml_dist.config.plain_yaml import check
 from maml_dist.config.recipe import nearest, read_yaml
-from maml_dist.core.validation import LARGEST, check_minimum, check_range
+from maml_dist.config.trust import Names
+from maml_dist.core.validation import check_minimum, check_range
+from maml_dist.tuning import distributions
+from maml_dist.tuning.distributions import WHEN
 
-# Ray Tune's names and arguments; `high` of the integers is not drawn, as in Python's range.
-DISTRIBUTIONS = {
-    "uniform": "[low, high]",
-    "loguniform": "[low, high]",
-    "randint": "[low, high]",
-    "lograndint": "[low, high]",
-    "choice": "[value, …]",
-}
+TRIALS = 100_000  # at the most
 SHARED = ("iterations", "shards", "cpus_per_shard", "gpus_per_shard", "checkpoints")  # by trials
+
+
+Mode = Literal["min", "max"]
+
+
+@dataclass(frozen=True)
+class Finish:
+    """What becomes of the best trials: each is trained anew, whole, with other seeds."""
+
+    top: int = 1  # trials
+    seeds: int = 3  # of each: those after the recipe's, with which it was chosen
+    iterations: int | None = None  # null: the recipe's
+
+    def __post_init__(self) -> None:
+        check_minimum(self, "finish", top=1, seeds=1, iterations=1)
 
 
 @dataclass(frozen=True)
@@ -34,33 +45,147 @@ class Search:
     """What is searched, and how. Its fields are the keys of a file."""
 
     recipe: str  # a recipe's name, or a YAML file
-    search: dict[str, dict[str, list[Any]]]  # key of the recipe -> distribution -> its arguments
+    search: dict[str, dict[str, list[Any] | dict[str, Any]]]  # key of the recipe -> distribution
     overrides: dict[str, Any] = field(default_factory=dict)  # other keys of the recipe -> values
-    num_samples: int = 16  # trials
-    algorithm: Literal["random", "optuna"] = "random"  # how values are drawn
-    scheduler: Literal["asha", "fifo"] = "asha"  # asha stops trials early, fifo none
-    grace_period: int = 1000  # asha: meta-iterations that every trial gets
+    num_samples: int | None = None  # trials, of each point of the grids; null: 16, with grids 1
+    metric: str | list[str] | None = None  # of a validation; null: the mean over the path
+    mode: Mode | list[Mode] | None = None  # which of its values is better; null: as the task says
+    algorithm: Literal["random", "tpe", "gp", "cmaes", "nsga2"] = "random"  # how values are drawn
+    scheduler: Literal["asha", "hyperband", "median", "fifo"] | None = None  # what stops trials
+    grace_period: int = 1000  # meta-iterations that every trial gets
     reduction_factor: int = 3  # asha: one trial in so many goes on, for so many times as long
     max_concurrent: int | None = None  # trials at a time; null: as many as there is room for
-    seed: int | None = None  # of the draws, and of every trial; null: the recipe's
+    max_failures: int = 3  # of machines, after which a trial is not begun again
+    time_budget: float | None = None  # seconds after which what runs is stopped; null: none
+    seed: int = 0  # of the draws; that of the trials is the recipe's
+    finish: Finish | None = None  # what becomes of the best; null: nothing
+    study: str | None = None  # URL of Optuna's storage; null: study.db in the search's folder
 
     def __post_init__(self) -> None:
-        check_minimum(self, "", grace_period=1, reduction_factor=2, max_concurrent=1)
-        check_range(self, "", num_samples=(1, 100_000), seed=(0, 2**32 - 1))  # numpy's seeds
+        check_minimum(
+            self, "", grace_period=1, reduction_factor=2, max_concurrent=1, max_failures=0
+        )
+        check_range(self, "", num_samples=(1, TRIALS), seed=(0, 2**32 - 1))  # numpy's seeds
+        if self.time_budget is not None and not 0 < self.time_budget < math.inf:
+            raise ValueError(f"time_budget={self.time_budget}: must be seconds, above 0")
         if not self.search:
             raise ValueError("search: there is no key to search")
         for key, distribution in self.search.items():
-            _check_distribution(key, distribution)
+            distributions.check(key, distribution)
             if key in SHARED:
                 raise ValueError(f"search.{key}: all trials share it, so it cannot be searched")
             for other in (*self.overrides, *(other for other in self.search if other != key)):
                 if _same(key, other):
                     raise ValueError(f"search.{key}: the value of {other} is set already")
+        self._check_conditions()
+        self._check_metrics()
+        if self.grid_size * self.samples > TRIALS:
+            raise ValueError(
+                f"search: its grids have {self.grid_size} points, and with num_samples="
+                f"{self.samples} there are more than {TRIALS} trials"
+            )
+
+    def _check_conditions(self) -> None:
+        for key in self.search:
+            seen = [key]
+            for parent, values in self.conditions(key).items():
+                where = f"search.{key}.when.{parent}"
+                if parent not in self.search:
+                    raise ValueError(
+                        f"{where}: is not searched{nearest(parent, list(self.search))}"
+                    )
+                listed = distributions.choices(self.search[parent])
+                if listed is None:
+                    raise ValueError(f"{where}: must be a choice or a grid")
+                for value in values:
+                    if not any(_equal(value, each) for each in listed):
+                        raise ValueError(f"{where}={value!r}: must be of {listed}")
+                ancestors = [parent]
+                while ancestors:
+                    seen.append(ancestors.pop())
+                    if key in seen[1:]:
+                        raise ValueError(f"{where}: {key} would depend on itself")
+                    ancestors += [each for each in self.conditions(seen[-1]) if each not in seen]
+            if self.conditions(key) and distributions.grid(self.search[key]):
+                raise ValueError(f"search.{key}: a grid cannot have conditions; a choice can")
+
+    def _check_metrics(self) -> None:
+        names, modes = self.metrics, self.mode if isinstance(self.mode, list) else [self.mode]
+        if self.metric is not None and (not names or len(set(names)) < len(names)):
+            raise ValueError(f"metric={self.metric}: must be one name, or several different ones")
+        if isinstance(self.mode, list) and len(modes) != len(names):
+            raise ValueError(f"mode={self.mode}: must be one for each of {len(names)} metrics")
+        if len(names) > 1 and self.scheduler not in (None, "fifo"):
+            raise ValueError(
+                f"scheduler={self.scheduler}: stops trials by one metric, and there are "
+                f"{len(names)}; use fifo"
+            )
+        if len(names) > 1 and self.algorithm == "cmaes":
+            raise ValueError(
+                f"algorithm=cmaes: is for one metric, and there are {len(names)}; use nsga2 or tpe"
+            )
 
     @property
-    def settings(self) -> dict[str, Any]:
-        """The overrides that all trials share."""
-        return self.overrides if self.seed is None else {**self.overrides, "seed": self.seed}
+    def metrics(self) -> list[str]:
+        """What trials are judged by; none where that is the task's."""
+        if self.metric is None:
+            return []
+        return [self.metric] if isinstance(self.metric, str) else self.metric
+
+    @property
+    def grid(self) -> dict[str, list[Any]]:
+        """The keys that are searched by a grid, with their values."""
+        grids = {key: distributions.grid(each) for key, each in self.search.items()}
+        return {key: values for key, values in grids.items() if values is not None}
+
+    @property
+    def grid_size(self) -> int:
+        """How many points the grids have together; 1 without any."""
+        return math.prod(len(values) for values in self.grid.values())
+
+    @property
+    def samples(self) -> int:
+        """Trials, of each point of the grids."""
+        return self.num_samples or (1 if self.grid else 16)
+
+    @property
+    def stops(self) -> str:
+        """The scheduler: what is said, or what fits."""
+        return self.scheduler or ("asha" if len(self.metrics) < 2 else "fifo")
+
+    @property
+    def num_trials(self) -> int:
+        """All trials; fewer where there are no more different ones."""
+        return self.samples * self.grid_size
+
+    def conditions(self, key: str) -> dict[str, list[Any]]:
+        """The values of other keys with which a key is drawn at all."""
+        given = self.search[key].get(WHEN, {})
+        if not isinstance(given, dict):
+            raise ValueError(f"search.{key}.when={given}: must be keys and their values")
+        return {
+            parent: values if isinstance(values, list) else [values]
+            for parent, values in given.items()
+        }
+
+    def applies(self, key: str, values: Mapping[str, Any]) -> bool:
+        """Whether a key is drawn beside these values of others."""
+        return all(
+            parent in values and any(_equal(values[parent], each) for each in allowed)
+            for parent, allowed in self.conditions(key).items()
+        )
+
+    @property
+    def order(self) -> list[str]:
+        """The searched keys, each after those on which it depends."""
+        placed: list[str] = []
+        while len(placed) < len(self.search):
+            placed += [
+                key
+                for key in self.search
+                if key not in placed and all(parent in placed for parent in self.conditions(key))
+            ]
+        return placed
 
 
 def read(file: str | Path, overrides: Mapping[str, Any] | None = None) -> Search:
@@ -69,24 +194,27 @@ def read(file: str | Path, overrides: Mapping[str, Any] | None = None) -> Search
     Raises:
         ValueError: in one line, the key, the value, what is allowed and the nearest valid name.
     """
-    from jsonargparse import ArgumentError, ArgumentParser
+    from jsonargparse import ArgumentParser
 
     names = [item.name for item in fields(Search)]
     ours = {key: value for key, value in (overrides or {}).items() if key in names}
     content = {
         key: value for key, value in {**read_yaml(file), **ours}.items() if value is not None
     }
+    if content.get("algorithm") == "optuna":  # its own default
+        content["algorithm"] = "tpe"
     for key in content.keys() - names:
         guess = nearest(str(key), names)
         raise ValueError(f"{file}: unknown key {key!r}{guess} (there are {', '.join(names)})")
     check(content, "")
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(Search, fail_untyped=False)
     try:
-        plan = Search(**vars(parser.instantiate(parser.parse_object(content))))
-    except ArgumentError as error:
-        said = re.sub(r'[Pp]arser key "([^"]+)":', r"\1:", " ".join(error.message.split()))
-        raise ValueError(f"{file}: {said.replace('typing.', '')}") from None
+        with config_errors(Search, Names([])):
+            parser = ArgumentParser(exit_on_error=False)
+            parser.add_class_arguments(Search, fail_untyped=False)
+            given = vars(parser.instantiate(parser.parse_object(content)))
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+    plan = Search(**given)
     others = {key: value for key, value in (overrides or {}).items() if key not in names}
     kept = {
         key: value
@@ -101,30 +229,40 @@ def _same(key: str, other: str) -> bool:
     return f".{key}".endswith(f".{other}") or f".{other}".endswith(f".{key}")
 
 
-def _check_distribution(key: str, distribution: Mapping[str, list[Any]]) -> None:
-    if len(distribution) != 1:
-        raise ValueError(f"search.{key}: takes one distribution, not {len(distribution)}")
-    ((name, arguments),) = distribution.items()
-    if name not in DISTRIBUTIONS:
-        allowed = ", ".join(DISTRIBUTIONS)
-        guess = nearest(name, list(DISTRIBUTIONS))
-        raise ValueError(f"search.{key}: no distribution {name!r}{guess} (there are {allowed})")
-    said = f"search.{key}: {name} takes {DISTRIBUTIONS[name]}, not {arguments}"
-    if name == "choice":
-        if not arguments:
-            raise ValueError(said)
-        return
-    kinds = (int,) if "int" in name else (int, float)
-    if len(arguments) != 2 or not all(type(bound) in kinds for bound in arguments):
-        raise ValueError(f"{said} ({'whole numbers' if kinds == (int,) else 'numbers'})")
-    low, high = arguments
-    if kinds == (int,) and max(abs(low), abs(high)) > LARGEST:
-        raise ValueError(f"{said} (whole numbers up to {LARGEST})")
-    if not -math.inf < low < high < math.inf or ("log" in name and low <= 0):
-        raise ValueError(f"{said} ({'0 < ' if 'log' in name else ''}low < high)")
+def _equal(value: Any, other: Any) -> bool:
+    """Whether two plain values are one; true is not 1."""
+    return bool(value == other) and isinstance(value, bool) == isinstance(other, bool)
 
 
-def ends(distribution: Mapping[str, list[Any]]) -> list[Any]:
-    """Values that a distribution can give: its bounds, or all of its choices."""
-    ((name, arguments),) = distribution.items()
-    return [arguments[0], arguments[1] - 1] if "int" in name else arguments
+def tried(plan: Search) -> list[dict[str, Any]]:
+    """Draws that hold every end, and a value inside, of every distribution."""
+    values = {key: distributions.tried(each) for key, each in plan.search.items()}
+    left = {key: list(range(len(each))) for key, each in values.items()}
+    found: list[dict[str, Any]] = []
+    while any(left.values()):
+        first = next(key for key in plan.order if left[key])
+        before = len(left[first])
+        wanted = _conditions_of(plan, first)
+        drawn: dict[str, Any] = {}
+        for key in plan.order:
+            if not plan.applies(key, drawn):
+                continue
+            if key in wanted:
+                drawn[key] = wanted[key]
+                matching = [i for i in left[key] if _equal(values[key][i], drawn[key])]
+            else:
+                matching = left[key][:1]
+                drawn[key] = values[key][matching[0] if matching else 0]
+            left[key] = [i for i in left[key] if i not in matching]
+        if len(left[first]) == before:
+            raise ValueError(f"search.{first}.when: no draw of the others fulfils it")
+        found.append(drawn)
+    return found
+
+
+def _conditions_of(plan: Search, key: str) -> dict[str, Any]:
+    """Values of other keys with which a key is drawn, and those with which they are."""
+    wanted: dict[str, Any] = {}
+    for parent, allowed in plan.conditions(key).items():
+        wanted |= _conditions_of(plan, parent) | {parent: allowed[0]}
+    return wanted

@@ -1,40 +1,60 @@
-"""Ray Tune over a recipe.
+"""A search of a recipe's keys with Ray Tune: begun, or gone on with.
 
 Each trial is the real distributed run, its shards and its parameter server in a placement group of
-their own; it is ranked by the best of its validations so far.
+their own; it is judged by the best of its validations so far.
+
+search.yaml    what is searched, and how     trials/N/      the run of trial N
+base.yaml      the recipe that is searched   trials.jsonl, trials.csv, best.yaml: trials.py
+study.db       Optuna's, for its dashboard
 """
 
-import logging
-import math
-import os
 import sys
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
+from rich.console import Console
+from rich.table import Table
 
 from maml_dist.config.compose import compose, override
 from maml_dist.config.experiment import Experiment
 from maml_dist.config.plain_yaml import check_path
 from maml_dist.config.recipe import Config
-from maml_dist.config.trust import own
 from maml_dist.preflight.check import check
+from maml_dist.runs.folder import Folder
+from maml_dist.runs.folder import replace as write
+from maml_dist.runs.lock import locked
 from maml_dist.runs.run import Run
 from maml_dist.runs.run_folder import refuse_used, run_folder
 from maml_dist.runtime.backend import Resources
 from maml_dist.runtime.ray_backend import RayBackend
-from maml_dist.training.trainer import meta_train
-from maml_dist.tuning.search_space import Search, ends
-from maml_dist.tuning.trials import WORST, Trial, show, watch
+from maml_dist.training.interruption import interruptible, status
+from maml_dist.tuning.draws import Draws
+from maml_dist.tuning.finishing import FOLDER, Seeds, crown, plan_of, ranked
+from maml_dist.tuning.fitting import fit, stop
+from maml_dist.tuning.judge import Judge, judge
+from maml_dist.tuning.live import Live
+from maml_dist.tuning.opened import BASE, PLAN, folder_of, plan_and_base
+from maml_dist.tuning.search_space import Finish, Mode, Search, tried
+from maml_dist.tuning.trials import BEST, TABLE, Trials, draw_again, read_record, text
 
-# How long a search trains and how often it looks: not what the best recipe is about.
-BUDGET = ("iterations", "checkpoint_every", "validation_tasks", "log_every", "keep_checkpoints")
+# How long a search trains, how often it looks, where: not what the best recipe is about.
+BUDGET = (
+    *("iterations", "checkpoint_every", "validation_tasks", "log_every"),
+    *("checkpoints", "keep_checkpoints"),
+)
+# What a search that goes on may change: not what has been drawn, nor how it was judged.
+RESUMABLE = ("num_samples", "max_concurrent", "max_failures", "time_budget")
+
+UNWRITTEN = Path("unwritten")  # of a run that is only tried
+
+STUDY = "study.db"  # in its folder
 
 
 def search(plan: Search, *, run: str | Path | None = None, address: str | None = None) -> int:
-    """Run a search. The folder `run` gets trials.csv, best.yaml and, in tune/, each trial's run.
+    """Run a search in a new folder, `run`, or one under `runs/`.
 
     Returns:
         The command's exit status.
@@ -43,154 +63,164 @@ def search(plan: Search, *, run: str | Path | None = None, address: str | None =
         ValueError: a key, value, file or address is wrong, or the machines do not suffice.
         OSError: the folder cannot be written.
     """
-
     if run is not None:
         check_path(run, "the search's folder")
-    config = compose(plan.recipe, plan.settings)
-    folder = run_folder(run, config["name"], kind="tune-")
+    base, budget = parted(plan)
+    folder = run_folder(run, base["name"], kind="tune-")
     refuse_used(folder)
-    if (folder / "tune").exists():
-        raise ValueError(f"{folder} already holds a search")
-    experiment = _try(plan, config)
+    if (folder / PLAN).exists() or (folder / "tune").exists():
+        raise ValueError(f"{folder} already holds a search (--resume goes on with it)")
+    return _conduct(plan, override(base, budget), base, folder, address=address, new=True)
+
+
+def resume(run: str | Path, changes: Mapping[str, Any], *, address: str | None = None) -> int:
+    """Go on with a search: what has ended stays, what was begun goes on, what was not starts.
+
+    Args:
+        run: its folder; nothing in it is executed.
+        changes: keys of the search that may change; `num_samples` extends it.
+        address: a Ray cluster.
+
+    Returns, raises: as `search` does.
+    """
+    fixed = sorted(changes.keys() - RESUMABLE)
+    if fixed:
+        raise ValueError(
+            f"a search that goes on keeps its {fixed[0]!r}; {', '.join(RESUMABLE)} can change"
+        )
+    plan, base = plan_and_base(folder_of(run), changes)
+    budget = {key: value for key, value in plan.overrides.items() if key in BUDGET}
+    config = override(base, budget)
+    return _conduct(plan, config, base, folder_of(run), address=address, new=False)
+
+
+def parted(plan: Search) -> tuple[Config, dict[str, Any]]:
+    """The recipe that is searched, and what of its keys is of the trials alone."""
+    kept = {key: value for key, value in plan.overrides.items() if key not in BUDGET}
+    return compose(plan.recipe, kept), {
+        key: value for key, value in plan.overrides.items() if key in BUDGET
+    }
+
+
+def _conduct(
+    plan: Search, config: Config, base: Config, folder: Path, *, address: str | None, new: bool
+) -> int:
+    experiment, names = try_space(plan, config)
+    judged = judge(plan, experiment, config, names=names)
+    plan = told(plan, judged)
+    with RayBackend(address) as backend:
+        resources = backend.resources(
+            experiment.wanted_shards or 1,
+            experiment.resource_request,
+            most=experiment.slices or experiment.meta_batch,
+        )
+        with locked(Folder(folder)):
+            lines = [] if new else read_record(folder)
+            write(folder / BASE, yaml.safe_dump(base, sort_keys=False).encode(), new=new)
+            write(folder / PLAN, yaml.safe_dump(asdict(plan), sort_keys=False).encode(), new=new)
+            storage = plan.study or f"sqlite:///{folder / STUDY}"
+            draws = Draws(plan, maximize=judged.maximize, study=folder.name, storage=storage)
+            trials = Trials(folder, judged, base, lines)
+            draw_again(draws, trials, lines)
+            interrupted = _fit(plan, config, trials, draws, resources=resources)
+            if plan.finish and not interrupted and all(each.ended for each in trials.all.values()):
+                interrupted = _finish(plan, plan.finish, base, trials, resources=resources)
+    return _conclude(plan, trials, interrupted=interrupted)
+
+
+def _finish(
+    plan: Search, finish: Finish, base: Config, trials: Trials, *, resources: Resources
+) -> bool:
+    """Train the best anew over seeds, and score the winner; whether it was interrupted."""
+    best = [trial for trial in trials.ranked if trial.counts][: finish.top]
+    seeds = [base["seed"] + 1 + number for number in range(finish.seeds)]
+    folder = trials.folder / FOLDER
+    folder.mkdir(exist_ok=True)
+    runs = Trials(folder, trials.judge, base, read_record(folder))
+    units = Seeds(best, seeds, runs)
+    longer: dict[str, Any] = {} if finish.iterations is None else {"iterations": finish.iterations}
+    if place := plan.overrides.get("checkpoints"):
+        longer["checkpoints"] = f"{place}/{FOLDER}"
+    config = override(base, longer)
+    if _fit(plan_of(plan, units.total), config, runs, units, resources=resources):
+        return True
+    finished = ranked(best, seeds, runs)
+    for each in finished:
+        print(f"trial {each.trial.number} over seeds: {each}")
+    if finished and finished[0].whole:
+        print("\n".join(crown(finished[0], runs, base, trials)))
+    return False
+
+
+def told(plan: Search, judged: Judge) -> Search:
+    """The plan, with the metrics by which it is judged."""
+    modes: list[Mode] = ["max" if more else "min" for more in judged.maximize]
+    return replace(plan, metric=list(judged.metrics), mode=modes)
+
+
+def _fit(
+    plan: Search, config: Config, trials: Trials, draws: Draws | Seeds, *, resources: Resources
+) -> bool:
+    """Let Tune run what has not ended; whether it was interrupted."""
+    shared = {"shards": resources.shards, "gpus_per_shard": resources.gpus}
+    live = Live(trials, total=plan.num_trials, iterations=config["iterations"])
+    says = f"stops; --resume {trials.folder} goes on"
+    with live, interruptible(says=says, then=stop) as interrupted:
+        fit(plan, override(config, shared), trials, draws, resources=resources, live=live)
+        for trial in trials.all.values():
+            if not trial.ended:
+                trial.status = "interrupted"
+        trials.write()
+        return interrupted()
+
+
+def _conclude(plan: Search, trials: Trials, *, interrupted: bool) -> int:
+    _show(trials)
+    best, folder = trials.best, trials.folder
+    if best:
+        print(f"search: {folder}  the best: python -m maml_dist.train {folder / BEST}")
+    ended = sum(trial.ended for trial in trials.all.values())
+    if interrupted:
+        said = f"interrupted: {ended} of {plan.num_trials} trials have ended"
+        print(f"{said}; --resume {folder} goes on", file=sys.stderr)
+        return status()
+    if ended < len(trials.all):
+        print(f"the time budget is spent: --resume {folder} goes on", file=sys.stderr)
+    elif ended < plan.num_trials:
+        print(f"there are no more than {ended} different trials", file=sys.stderr)
+    if not best:
+        raise ChildProcessError(f"no trial has a score; see {folder / TABLE}")
+    return 0
+
+
+def _show(trials: Trials) -> None:
+    """Print the table, shorter, the errors below it."""
+    columns, rows = trials.table()
+    table = Table(title=f"score: the {trials.judge.title} of a trial")
+    for column in columns[:-1]:
+        table.add_column(column.rpartition(".")[2], overflow="fold")
+    for row in rows:
+        table.add_row(*map(text, row[:-1]))
+    Console().print(table)
+    for trial in trials.ranked:
+        if trial.end.error:
+            print(f"trial {trial.number}: {trial.end.error}")
+    if len(trials.judge.metrics) > 1:
+        print(f"the Pareto front: trials {', '.join(str(each.number) for each in trials.front)}")
+
+
+def try_space(plan: Search, config: Config) -> tuple[Experiment, list[str]]:
+    """Try every end of every distribution on a task: what cannot work is said before it starts.
+
+    Returns one of the experiments tried, since what trials share is the same in all, and the names
+    of the scores of its task.
+    """
+    for drawn in tried(plan):
+        run = Run(UNWRITTEN, override(config, drawn))
+        names = check(run.experiment, run.initial)
+    experiment = run.experiment
     if not experiment.iterations or not experiment.cpus_per_shard:
         raise ValueError("iterations=0 or cpus_per_shard=0: a search needs some of both")
     if isinstance(experiment.shards, dict):
         raise ValueError(f"shards={experiment.shards}: those of a trial are a number")
-    with RayBackend(address) as backend:
-        resources = backend.resources(
-            experiment.shards or 1,
-            experiment.resource_request,
-            most=experiment.slices or experiment.meta_batch,
-        )
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "search.yaml").write_text(yaml.safe_dump(asdict(plan), sort_keys=False))
-        trials = _fit(plan, config, experiment, folder=folder, resources=resources)
-    metric, sign = _judge(experiment), -1 if experiment.task.maximize else 1
-    trials.sort(key=lambda trial: (not trial.counts, sign * (trial.score or 0)))
-    title = f"score: the {'highest' if sign < 0 else 'lowest'} {metric} of a trial"
-    show(trials, title, file=folder / "trials.csv")
-    best = next((trial for trial in trials if trial.counts), None)
-    if best:
-        comment = f"# trial {best.name}: {metric} {best.score} within {best.iteration} iterations"
-        recipe = yaml.safe_dump(best_recipe(plan, best.values), sort_keys=False)
-        (folder / "best.yaml").write_text(f"{comment}\n{recipe}")
-        print(f"search: {folder}  the best: python -m maml_dist.train {folder / 'best.yaml'}")
-    ended = sum(trial.status != "interrupted" for trial in trials)
-    if ended < plan.num_samples:
-        print(f"interrupted: {ended} of {plan.num_samples} trials have ended", file=sys.stderr)
-        return 130
-    if not best:
-        raise ChildProcessError(f"no trial has a score; see {folder / 'tune'}")
-    return 0
-
-
-def best_recipe(plan: Search, values: dict[str, Any]) -> Config:
-    """The searched recipe with `values`, to be trained as long as the recipe says."""
-
-    kept = {key: value for key, value in plan.settings.items() if key not in BUDGET}
-    return override(compose(plan.recipe, kept), values)
-
-
-def _try(plan: Search, config: Config) -> Experiment:
-    """Try the ends of every distribution on a task: what cannot work is said before it starts.
-
-    Returns one of the experiments tried; what trials share is the same in all.
-    """
-
-    choices = {key: ends(distribution) for key, distribution in plan.search.items()}
-    for i in range(max(len(values) for values in choices.values())):
-        drawn = {key: values[i % len(values)] for key, values in choices.items()}
-        tried = Run(Path("unwritten"), override(config, drawn))
-        check(tried.experiment, tried.initial)
-    return tried.experiment
-
-
-def _judge(experiment: Experiment) -> str:
-    """The metric by which trials are ranked: the one by which a run chooses its checkpoint."""
-    return f"val/{experiment.task.metric}/path"
-
-
-def _fit(
-    plan: Search,
-    config: Config,
-    experiment: Experiment,
-    *,
-    folder: Path,
-    resources: Resources,
-) -> list[Trial]:
-    """Let Tune run the trials."""
-    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # with it a banner comes even with verbose=0
-    os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # relative paths in a recipe stay what they are
-    from ray import tune
-    from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler
-    from ray.tune.search.basic_variant import BasicVariantGenerator
-    from ray.tune.search.optuna import OptunaSearch
-
-    for name in ("ray.tune.tune", "ray.tune.execution.tune_controller", "optuna"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # what failed is said in the table
-    iterations, seed = experiment.iterations, experiment.seed
-    metric, maximize = _judge(experiment), experiment.task.maximize
-    watched = watch(iterations, num_samples=plan.num_samples)
-    asha = AsyncHyperBandScheduler(
-        time_attr="iteration",
-        max_t=iterations,
-        grace_period=min(plan.grace_period, iterations),
-        reduction_factor=plan.reduction_factor,
-    )
-    shard = {"CPU": resources.request.cpus, "GPU": resources.gpus}
-    # The first bundle is the driver's: it only passes references on and needs no core of its own.
-    each = [shard] + [{"CPU": resources.request.worker_cpus}] * resources.request.workers
-    bundles = tune.PlacementGroupFactory([{}] + each * resources.shards, strategy="PACK")
-    shared = {"checkpoints": None, "shards": resources.shards, "gpus_per_shard": resources.gpus}
-    config, here = override(config, shared), folder / "tune"
-    tuner = tune.Tuner(
-        tune.with_resources(_trainable(config, here, metric=metric, maximize=maximize), bundles),
-        param_space={
-            key: getattr(tune, name)(*([arguments] if name == "choice" else arguments))
-            for key, distribution in plan.search.items()
-            for name, arguments in distribution.items()
-        },
-        tune_config=tune.TuneConfig(
-            metric="best",
-            mode="max" if maximize else "min",
-            num_samples=plan.num_samples,
-            max_concurrent_trials=plan.max_concurrent,
-            search_alg=OptunaSearch(seed=seed)
-            if plan.algorithm == "optuna"
-            else BasicVariantGenerator(random_state=seed),
-            scheduler=asha if plan.scheduler == "asha" else FIFOScheduler(),
-            trial_dirname_creator=lambda trial: trial.trial_id,
-        ),
-        run_config=tune.RunConfig(
-            name=here.name, storage_path=str(folder), verbose=0, callbacks=[watched]
-        ),
-    )
-    tuner.fit()
-    return list(watched.rows.values())
-
-
-def _trainable(
-    config: Config, folder: Path, *, metric: str, maximize: bool
-) -> Callable[[dict[str, Any]], None]:
-    """A trial: the whole distributed run in `folder`, with the values that Tune drew."""
-
-    def trial(values: dict[str, Any]) -> None:
-        from ray import tune
-
-        for trusted in config["code"]:  # by the process of the search
-            own(trusted)
-        here = folder / tune.get_context().get_trial_id()
-        here.mkdir(parents=True, exist_ok=True)
-        recipe = here / "trial.yaml"
-        recipe.write_text(yaml.safe_dump(override(config, values), sort_keys=False))
-        best = -WORST if maximize else WORST
-
-        def report(row: dict[str, Any]) -> None:
-            nonlocal best
-            if math.isfinite(row[metric]):
-                best = max(best, row[metric]) if maximize else min(best, row[metric])
-            tune.report({"iteration": row["iteration"], "best": best})
-
-        meta_train(recipe, run=here / "run", progress=False, on_validation=report)
-
-    return trial
+    return experiment, names

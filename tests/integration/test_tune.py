@@ -1,16 +1,20 @@
 """Small searches on a real Ray."""
 
 import csv
+import signal
 import sys
 import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from generated import omniglot_folder
 
 import maml_dist
 from maml_dist.cli import guarded
+from maml_dist.config.compose import override
+from maml_dist.runs.run import Run
 from maml_dist.tasks.images.omniglot import convert
 from maml_dist.tune import main
 
@@ -69,18 +73,104 @@ def test_every_search_runs(tmp_path, monkeypatch, ray_here, omniglot, file):
     assert run.finished
 
 
-def test_a_trial_that_diverges_is_a_row(tmp_path, monkeypatch, ray_here, capsys):
+def test_a_trial_that_diverges_is_stopped_and_named_so(tmp_path, monkeypatch, ray_here, capsys):
     (tmp_path / "mine.yaml").write_text(
-        "recipe: sinusoid\nsearch: {alpha: {choice: [0.01, 1.0e+30]}}\nscheduler: fifo\n"
+        "recipe: sinusoid\nsearch: {alpha: {grid: [0.01, 1.0e+30, 3.0]}}\nscheduler: fifo\n"
     )
     folder = tmp_path / "search"
-    # The draws of this seed differ.
-    assert tune(monkeypatch, tmp_path / "mine.yaml", "seed=1", "--run", str(folder)) == 0
-    best, worst = table(folder)
+    words = ["num_samples=1", "meta_batch=4", "on_divergence=skip", "--run", str(folder)]
+    assert tune(monkeypatch, tmp_path / "mine.yaml", *words) == 0
+    best, *others = table(folder)
     assert best["alpha"] == "0.01" and best["status"] == "finished" and best["iterations"] == "20"
-    assert worst["alpha"] == "1e+30" and worst["status"] == "failed"
-    assert "FloatingPointError: the meta-gradient of iteration 0 is not finite" in worst["error"]
-    assert worst["error"] in capsys.readouterr().out
+    worst = next(row for row in others if row["alpha"] == "1e+30")
+    assert worst["status"] == "diverged" and worst["score"] == "nan"
+    assert int(worst["iterations"]) <= 10
+    out, err = capsys.readouterr()
+    assert "diverged" in out and "1 diverged" in err
     assert all_resources_are_free(ray_here)
-    with (folder / "tune" / best["trial"] / "run" / "recipe.yaml").open() as file:
-        assert yaml.safe_load(file)["learner"]["init_args"]["alpha"] == 0.01
+    run = Run.open(folder / "trials" / best["trial"])
+    assert run.finished and run.config["learner"]["init_args"]["alpha"] == 0.01
+
+
+def test_a_search_that_is_killed_goes_on(tmp_path, command, monkeypatch):
+    """Killed, then terminated: what was begun ends with the bits of an undisturbed run."""
+    (tmp_path / "mine.yaml").write_text(
+        "recipe: sinusoid\n"
+        "search: {alpha: {loguniform: [0.001, 0.1]}, learner.steps: {choice: [1, 2]}}\n"
+        "scheduler: fifo\nalgorithm: tpe\nmax_concurrent: 1\nnum_samples: 2\n"
+    )
+    small = [word for word in SMALL if word.partition("=")[0] not in ("iterations", "num_samples")]
+    small += ["iterations=2000", "checkpoint_every=100"]
+    folder = tmp_path / "search"
+    search = command("tune", "mine.yaml", *small, "--run", str(folder))
+    first = folder / "trials" / "0" / "metrics.jsonl"
+    wait_for(lambda: first.exists() and first.read_text().count("val/mse/path") > 2, search)
+    search.kill()
+    search.wait()
+    reached = len(first.read_text().splitlines())
+    search = command("tune", "--resume", str(folder))
+    wait_for(lambda: len(first.read_text().splitlines()) > reached + 4, search)
+    search.send_signal(signal.SIGTERM)
+    out, err = search.communicate(timeout=60)
+    assert search.returncode == 128 + signal.SIGTERM and "Traceback" not in err
+    assert f"--resume {folder} goes on" in err and "interrupted" in out
+    assert [row["status"] for row in table(folder)] == ["interrupted"]
+    search = command("tune", "--resume", str(folder), "num_samples=2")
+    out, err = search.communicate(timeout=120)
+    assert search.returncode == 0 and "Traceback" not in err
+    rows = table(folder)
+    assert [row["status"] for row in rows] == ["finished", "finished"]
+    assert {row["trial"] for row in rows} == {"0", "1"}
+    for number in ("0", "1"):
+        run = Run.open(folder / "trials" / number)
+        kept = {"shards": 1, "slices": 1}
+        there = override(run.config, kept)
+        recipe = tmp_path / f"{number}.yaml"
+        recipe.write_text(yaml.safe_dump(there))
+        other = maml_dist.meta_train(
+            recipe, run=tmp_path / f"local-{number}", local=True, progress=False
+        )
+        assert other.metrics[-1]["val/mse/path"] == run.metrics[-1]["val/mse/path"]
+        for name, value in other.weights("last")[0].items():
+            assert torch.equal(value, run.weights("last")[0][name])
+
+
+def wait_for(condition, process, *, seconds=90):
+    """Until it holds; fails where the process ends before, or takes too long."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_the_best_are_finished_over_seeds_and_the_winner_scored_on_test(
+    tmp_path, monkeypatch, ray_here, capsys
+):
+    (tmp_path / "mine.yaml").write_text(
+        "recipe: sinusoid\n"
+        "search:\n"
+        "  learner: {choice: [MAML, MetaSGD]}\n"
+        "  learner.alpha: {loguniform: [0.001, 0.1], when: {learner: MAML}}\n"
+        "algorithm: tpe\nmetric: val/mse/1\n"
+        "finish: {top: 2, seeds: 2, iterations: 30}\n"
+    )
+    folder = tmp_path / "search"
+    assert tune(monkeypatch, tmp_path / "mine.yaml", "num_samples=4", "--run", str(folder)) == 0
+    rows = table(folder)
+    assert len(rows) == 4
+    for row in rows:
+        assert (row["learner.alpha"] == "") == (row["learner"] == "MetaSGD")
+        run = Run.open(folder / "trials" / row["trial"])
+        scores = [each["val/mse/1"] for each in run.metrics if "val/mse/1" in each]
+        assert float(row["score"]) == min(scores)
+    finished = table(folder / "finish")
+    assert [row["status"] for row in finished] == ["finished"] * 4
+    assert sorted(row["seed"] for row in finished) == ["1", "1", "2", "2"]
+    best = (folder / "best.yaml").read_text()
+    assert "(2 seeds)" in best and "mse on test after 1 steps" in best
+    evaluated = [path.parent.name for path in (folder / "finish").glob("trials/*/evaluation.json")]
+    assert len(evaluated) == 2
+    assert yaml.safe_load(best)["iterations"] == 70000
+    capsys.readouterr()

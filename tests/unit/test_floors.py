@@ -18,8 +18,8 @@ CORE = (GROUND, *ABOVE_CORE, "core.engine", "core.rl")
 FIRST = ("learners", "tasks", "tasks.images", "tasks.mujoco", "models", "runtime")
 BELOW_RUNS = ("config", *FIRST, *CORE)
 MAY_IMPORT = {
-    "tuning": ("training", "runs", "preflight", *BELOW_RUNS),
-    "reporting": ("inference", "runs", "preflight", *BELOW_RUNS),
+    "reporting": ("tuning", "training", "inference", "runs", "preflight", *BELOW_RUNS),
+    "tuning": ("training", "inference", "runs", "preflight", *BELOW_RUNS),
     "training": ("inference", "runs", "preflight", *BELOW_RUNS),
     "inference": ("runs", "preflight", *BELOW_RUNS),
     "preflight": BELOW_RUNS,

@@ -1,0 +1,73 @@
+"""Dry run: what a search would do, on these machines, and about how long it would take."""
+
+import math
+
+from rich.console import Console
+from rich.table import Table
+
+from maml_dist.config.compose import override
+from maml_dist.runs.run import Run
+from maml_dist.runtime.backend import Resources
+from maml_dist.runtime.ray_backend import RayBackend
+from maml_dist.training.sharing import worth_sharing
+from maml_dist.tuning.distributions import tried
+from maml_dist.tuning.judge import judge
+from maml_dist.tuning.search_space import Search
+from maml_dist.tuning.search_space import tried as draws_tried
+from maml_dist.tuning.trials import text
+from maml_dist.tuning.tuner import UNWRITTEN, parted, try_space
+
+
+def dry_run(plan: Search, *, address: str | None = None) -> int:
+    """Print it; nothing is written. Raises as `search` does; returns the exit status."""
+    base, budget = parted(plan)
+    config = override(base, budget)
+    experiment, names = try_space(plan, config)
+    judged = judge(plan, experiment, config, names=names)
+    table = Table(title=f"{plan.recipe}: {plan.num_trials} trials, {plan.algorithm} draws")
+    for column in ("key", "distribution", "where", "tried"):
+        table.add_column(column, overflow="fold")
+    for key in plan.order:
+        (kind,) = (name for name in plan.search[key] if name != "when")
+        where = " and ".join(
+            f"{parent}: {' or '.join(map(text, values))}"
+            for parent, values in plan.conditions(key).items()
+        )
+        drawn = ", ".join(map(text, tried(plan.search[key])))
+        table.add_row(key, f"{kind} {plan.search[key][kind]}", where, drawn)
+    Console().print(table)
+    with RayBackend(address) as backend:
+        resources = backend.resources(
+            experiment.wanted_shards or 1,
+            experiment.resource_request,
+            most=experiment.slices or experiment.meta_batch,
+        )
+        at_once = _at_once(resources)
+    at_once = min(at_once, plan.max_concurrent or at_once, plan.num_trials)
+    print(f"judged by the {judged.title}; {plan.stops} stops trials")
+    gpus = f", {resources.gpus * resources.shards:g} GPUs" if resources.gpus else ""
+    print(
+        f"a trial: up to {experiment.iterations} iterations, {resources.shards} shards, "
+        f"{resources.all_cpus:g} CPUs{gpus}; {at_once} at once"
+    )
+    one = Run(UNWRITTEN, override(config, {**draws_tried(plan)[0], "slices": 1}))
+    _, seconds = worth_sharing(one, resources.request)
+    if math.isfinite(seconds):
+        rounds = math.ceil(plan.num_trials / at_once)
+        whole = rounds * experiment.iterations * seconds / resources.shards
+        print(
+            f"an iteration: about {1e3 * seconds:.2g} ms on one core; all trials to their ends: "
+            f"about {whole / 60:.2g} min beside starts and validations"
+        )
+    return 0
+
+
+def _at_once(resources: Resources) -> int:
+    """How many trials there is room for on the machines that there are."""
+    import ray
+
+    there = ray.cluster_resources()
+    room = [there.get("CPU", 0) / resources.all_cpus if resources.all_cpus else math.inf]
+    if resources.gpus:
+        room.append(there.get("GPU", 0) / (resources.gpus * resources.shards))
+    return max(1, int(min(room)))
