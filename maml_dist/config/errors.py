@@ -180,7 +180,8 @@ def _one_line(message: str, root: type) -> str:
         return f"{where}: its class requires {needed}"
     union = re.search(r"Subtypes: \[(.+)\]\n(?:.*\n)*.*Given value: (.+)", message)
     if union:
-        kinds = re.sub(r"<class '(\w+)'>|typing\.", r"\1", union.group(1)).replace("NoneType", "null")
+        plain = re.sub(r"<class '(\w+)'>|typing\.", r"\1", union.group(1))
+        kinds = plain.replace("NoneType", "null")
         return f"{where}: Expected one of {kinds}. Got value: {union.group(2)}"
     null = re.search(r"Not a valid subclass of (\w+)\. Got value: None", message)
     if null:

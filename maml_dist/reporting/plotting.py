@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
@@ -60,6 +61,14 @@ def chart(across: str, up: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
+def logarithmic(axis: Axis, low: float, high: float, *, decades: int = 3) -> None:
+    """Labels of a logarithmic axis; of up to so many decades some between the powers too."""
+    subs = (1, 2, 5) if high < 10**decades * low else (1,)
+    axis.set_major_locator(LogLocator(subs=subs))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
 def finish(
     axes: Axes, drawn: Sequence[PlottedRun], styles: dict[str, Style], *, falls: bool
 ) -> None:
@@ -72,9 +81,7 @@ def finish(
         low = max(low, min(line.min() for line in finite) / 2)
         high = min(high, max(line[0] for line in finite) * 10)  # what diverges leaves the picture
         axes.set_ylim(low, high)
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,)))
-        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axes.yaxis.set_minor_formatter(NullFormatter())
+        logarithmic(axes.yaxis, low, high)
     alone = len(drawn) == 1
     entries = {} if alone else {each.label: each.look for each in drawn}
     shade = drawn[0].colour if alone else "0.4"

@@ -1,16 +1,15 @@
 """The pictures of a search: what it has found, by which keys, and at what price."""
 
 import math
-from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator
 
-from maml_dist.reporting.plotting import STYLES, Picture, chart, plain
+from maml_dist.reporting.plotting import STYLES, Picture, chart, logarithmic, plain
 from maml_dist.runs.run import Run
 from maml_dist.tuning.distributions import choices, is_log
 from maml_dist.tuning.opened import Opened
@@ -98,7 +97,11 @@ def keys(search: Opened) -> Picture | None:
         own = [trial for trial in scored if key in trial.values]
         at, labels = _places(search, key, own)
         axes.scatter(at, [_score(trial) for trial in own], s=22, color=STYLES[0][0], alpha=0.8)
-        _labelled(axes.xaxis, axes, labels, log=is_log(search.plan.search[key]))
+        if labels:
+            axes.set_xticks(range(len(labels)), labels)
+        elif is_log(search.plan.search[key]) and at:
+            axes.set_xscale("log")
+            logarithmic(axes.xaxis, min(at), max(at), decades=1)
         _scaled(axes, search, [_score(trial) for trial in own])
         if place % across == 0:
             axes.set_ylabel(search.trials.judge.metrics[0])
@@ -134,7 +137,7 @@ def parallel(search: Opened) -> Picture | None:
     heights = [_heights(search, key, scored) for key in names]
     lines = np.array([*(height for height, _ in heights), 1 - ranks / (len(ranks) - 1)])
     for place in np.argsort(-ranks):  # the best on top
-        colour = colormaps["viridis_r"](ranks[place] / (len(ranks) - 1))
+        colour = colormaps["viridis"](ranks[place] / (len(ranks) - 1))
         axes.plot(lines[:, place], color=colour, alpha=0.85, linewidth=1.6)
     for place, (_, (low, high)) in enumerate(heights):
         axes.axvline(place, color="0.7", linewidth=0.8)
@@ -184,7 +187,7 @@ def _scaled(axes: Axes, search: Opened, values: list[float]) -> None:
     falls = not search.trials.judge.maximize[0]
     if falls and values and min(values) > 0 and max(values) > 5 * min(values):
         axes.set_yscale("log")
-        axes.yaxis.set_minor_formatter(NullFormatter())
+        logarithmic(axes.yaxis, min(values), max(values))
 
 
 def _places(search: Opened, key: str, trials: list[Trial]) -> tuple[list[float], list[str]]:
@@ -193,13 +196,6 @@ def _places(search: Opened, key: str, trials: list[Trial]) -> tuple[list[float],
     if listed is None:
         return [float(trial.values[key]) for trial in trials], []
     return [float(listed.index(trial.values[key])) for trial in trials], [*map(text, listed)]
-
-
-def _labelled(axis: Any, axes: Axes, labels: list[str], *, log: bool) -> None:
-    if labels:
-        axis.set_ticks(range(len(labels)), labels)
-    elif log:
-        axes.set_xscale("log")
 
 
 def _heights(search: Opened, key: str, trials: list[Trial]) -> tuple[np.ndarray, tuple[str, str]]:

@@ -91,12 +91,16 @@ class Draws:
 
     def importance(self) -> dict[str, float]:
         """How much of the first metric each key explains; empty where too little is known."""
+        falls = self._study.directions[0] == optuna.study.StudyDirection.MINIMIZE
+        sign = 1 if falls else -1  # the evaluator takes the least for the best
         try:
-            return optuna.importance.get_param_importances(
-                self._study,
-                evaluator=optuna.importance.PedAnovaImportanceEvaluator(),
-                target=lambda trial: trial.values[0],
-            )
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # which it says
+                return optuna.importance.get_param_importances(
+                    self._study,
+                    evaluator=optuna.importance.PedAnovaImportanceEvaluator(),
+                    target=lambda trial: sign * trial.values[0],
+                )
         except (ValueError, RuntimeError):  # fewer than two trials, or all alike
             return {}
 

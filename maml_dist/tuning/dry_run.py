@@ -25,16 +25,16 @@ def dry_run(plan: Search, *, address: str | None = None) -> int:
     experiment, names = try_space(plan, config)
     judged = judge(plan, experiment, config, names=names)
     table = Table(title=f"{plan.recipe}: {plan.num_trials} trials, {plan.algorithm} draws")
-    for column in ("key", "distribution", "where", "tried"):
+    for column in ("key", "distribution", "when", "tried"):
         table.add_column(column, overflow="fold")
     for key in plan.order:
         (kind,) = (name for name in plan.search[key] if name != "when")
-        where = " and ".join(
+        when = " and ".join(
             f"{parent}: {' or '.join(map(text, values))}"
             for parent, values in plan.conditions(key).items()
         )
         drawn = ", ".join(map(text, tried(plan.search[key])))
-        table.add_row(key, f"{kind} {plan.search[key][kind]}", where, drawn)
+        table.add_row(key, f"{kind} {plan.search[key][kind]}", when, drawn)
     Console().print(table)
     with RayBackend(address) as backend:
         resources = backend.resources(
@@ -47,7 +47,7 @@ def dry_run(plan: Search, *, address: str | None = None) -> int:
     print(f"judged by the {judged.title}; {plan.stops} stops trials")
     gpus = f", {resources.gpus * resources.shards:g} GPUs" if resources.gpus else ""
     print(
-        f"a trial: up to {experiment.iterations} iterations, {resources.shards} shards, "
+        f"a trial: up to {experiment.iterations} iterations, shards: {resources.shards}, "
         f"{resources.all_cpus:g} CPUs{gpus}; {at_once} at once"
     )
     one = Run(UNWRITTEN, override(config, {**draws_tried(plan)[0], "slices": 1}))

@@ -24,7 +24,17 @@ from maml_dist.tuning.trial_run import TRIALS, told_before, trainable
 from maml_dist.tuning.trials import Trial, Trials, tell
 
 
-class _Drawing(Searcher):
+class _Here:
+    """Stays in this process: Tune pickles all it is given, and what it writes is never read."""
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return object, ()
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return self
+
+
+class _Drawing(_Here, Searcher):
     """Gives Tune the trials, one at a time."""
 
     def __init__(self, plan: Search, trials: Trials, draws: Draws | Seeds) -> None:
@@ -61,7 +71,7 @@ class _Drawing(Searcher):
         raise NotImplementedError
 
 
-class _Watch(tune.Callback):
+class _Watch(_Here, tune.Callback):
     """Notes what becomes of the trials."""
 
     def __init__(
@@ -138,12 +148,15 @@ def fit(
             scheduled.on_trial_add(None, stand_in)
             path = trials.folder / TRIALS / str(trial.number)
             replay(scheduled, stand_in, told_before(path, judge))
-    shard = {"CPU": resources.request.cpus, "GPU": resources.gpus}
+    request = resources.request
+    alone = resources.shards == 1 and not request.workers
+    shard = {"CPU": request.cpus, "GPU": resources.gpus}
     # The first bundle is the driver's: it only passes references on and needs no core of its own.
-    each = [shard] + [{"CPU": resources.request.worker_cpus}] * resources.request.workers
-    bundles = tune.PlacementGroupFactory([{}] + each * resources.shards, strategy="PACK")
+    each = [shard] + [{"CPU": request.worker_cpus}] * request.workers
+    every = [shard] if alone else [{}] + each * resources.shards
+    bundles = tune.PlacementGroupFactory(every, strategy="PACK")
     tuner = tune.Tuner(
-        tune.with_resources(trainable(config, trials.folder, judge), bundles),
+        tune.with_resources(trainable(config, trials.folder, judge, local=alone), bundles),
         tune_config=tune.TuneConfig(
             num_samples=-1,  # until there is nothing to draw
             max_concurrent_trials=plan.max_concurrent,

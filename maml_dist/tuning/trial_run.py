@@ -64,8 +64,11 @@ class _Stop(Exception):
     """The run is of no use any more."""
 
 
-def trainable(config: Config, folder: Path, judge: Judge) -> Callable[[Row], None]:
-    """What runs a trial of the search in `folder`: its number, and the values that were drawn."""
+def trainable(config: Config, folder: Path, judge: Judge, *, local: bool) -> Callable[[Row], None]:
+    """What runs a trial of the search in `folder`: its number, and the values that were drawn.
+
+    `local`: in the trial's own process, where its only shard would be beside it otherwise.
+    """
 
     place = config["checkpoints"]  # where other machines see them
 
@@ -90,7 +93,7 @@ def trainable(config: Config, folder: Path, judge: Judge) -> Callable[[Row], Non
             if any([reached.take(row) for row in run.metrics]):  # before it was lost
                 tune.report(reached.told())
             if not reached.diverged:
-                execute(run, progress=False, on_validation=take)
+                execute(run, local=local, progress=False, on_validation=take)
         except _Stop:
             pass
         except ChildProcessError:  # of the machines: it is begun again

@@ -33,8 +33,14 @@ def omniglot(tmp_path_factory):
 
 
 def tune(monkeypatch, file, *words):
-    monkeypatch.setattr(sys, "argv", ["tune", str(file), *SMALL, *words])
+    monkeypatch.setattr(sys, "argv", ["tune", str(file), *small(*words)])
     return guarded(main)
+
+
+def small(*words):
+    """These words, and those that make a search small."""
+    given = {word.partition("=")[0] for word in words}
+    return [*(word for word in SMALL if word.partition("=")[0] not in given), *words]
 
 
 def table(folder):
@@ -78,7 +84,7 @@ def test_a_trial_that_diverges_is_stopped_and_named_so(tmp_path, monkeypatch, ra
         "recipe: sinusoid\nsearch: {alpha: {grid: [0.01, 1.0e+30, 3.0]}}\nscheduler: fifo\n"
     )
     folder = tmp_path / "search"
-    words = ["num_samples=1", "meta_batch=4", "on_divergence=skip", "--run", str(folder)]
+    words = ["num_samples=1", "on_divergence=skip", "--run", str(folder)]
     assert tune(monkeypatch, tmp_path / "mine.yaml", *words) == 0
     best, *others = table(folder)
     assert best["alpha"] == "0.01" and best["status"] == "finished" and best["iterations"] == "20"
@@ -99,10 +105,9 @@ def test_a_search_that_is_killed_goes_on(tmp_path, command, monkeypatch):
         "search: {alpha: {loguniform: [0.001, 0.1]}, learner.steps: {choice: [1, 2]}}\n"
         "scheduler: fifo\nalgorithm: tpe\nmax_concurrent: 1\nnum_samples: 2\n"
     )
-    small = [word for word in SMALL if word.partition("=")[0] not in ("iterations", "num_samples")]
-    small += ["iterations=2000", "checkpoint_every=100"]
+    words = small("num_samples=2", "iterations=2000", "checkpoint_every=100")
     folder = tmp_path / "search"
-    search = command("tune", "mine.yaml", *small, "--run", str(folder))
+    search = command("tune", "mine.yaml", *words, "--run", str(folder))
     first = folder / "trials" / "0" / "metrics.jsonl"
     wait_for(lambda: first.exists() and first.read_text().count("val/mse/path") > 2, search)
     search.kill()
