@@ -33,15 +33,20 @@ def opened(path: str | Path) -> Opened:
     """
     folder = folder_of(path)
     plan, base = plan_and_base(folder)
-    modes = plan.mode if isinstance(plan.mode, list) else [plan.mode] * len(plan.metrics)
-    if not plan.metrics or len(modes) != len(plan.metrics) or None in modes:
-        raise ValueError(f"{folder / PLAN}: names no metric and mode")
-    judge = Judge(tuple(plan.metrics), tuple(mode == "max" for mode in modes))
+    judge = judge_of(plan)
     lines = read_record(folder)
     trials = Trials(folder, judge, base, lines)
     draws = Draws(plan, maximize=judge.maximize, study=folder.name)
     draw_again(draws, trials, lines)
     return Opened(plan, trials, draws)
+
+
+def judge_of(plan: Search) -> Judge:
+    """The judge of a search that has begun, whose file names metrics and modes."""
+    modes = plan.mode if isinstance(plan.mode, list) else [plan.mode] * len(plan.metrics)
+    if not plan.metrics or None in modes:
+        raise ValueError(f"{PLAN}: metric and mode: must both be there once a search has begun")
+    return Judge(tuple(plan.metrics), tuple(mode == "max" for mode in modes))
 
 
 def folder_of(path: str | Path) -> Path:

@@ -36,7 +36,7 @@ from maml_dist.tuning.finishing import FOLDER, Seeds, crown, plan_of, ranked
 from maml_dist.tuning.fitting import fit, stop
 from maml_dist.tuning.judge import Judge, judge
 from maml_dist.tuning.live import Live
-from maml_dist.tuning.opened import BASE, PLAN, folder_of, plan_and_base
+from maml_dist.tuning.opened import BASE, PLAN, folder_of, judge_of, plan_and_base
 from maml_dist.tuning.search_space import Finish, Mode, Search, tried
 from maml_dist.tuning.trials import BEST, TABLE, Trials, draw_again, read_record, text
 
@@ -105,9 +105,13 @@ def parted(plan: Search) -> tuple[Config, dict[str, Any]]:
 def _conduct(
     plan: Search, config: Config, base: Config, folder: Path, *, address: str | None, new: bool
 ) -> int:
-    experiment, names = try_space(plan, config)
-    judged = judge(plan, experiment, config, names=names)
-    plan = told(plan, judged)
+    if new:
+        experiment, names = try_space(plan, config)
+        judged = judge(plan, experiment, config, names=names)
+        plan = told(plan, judged)
+    else:  # it was tried
+        experiment = Run(UNWRITTEN, override(config, tried(plan)[0])).experiment
+        judged = judge_of(plan)
     with RayBackend(address) as backend:
         resources = backend.resources(
             experiment.wanted_shards or 1,

@@ -98,6 +98,7 @@ def test_a_trial_that_diverges_is_stopped_and_named_so(tmp_path, monkeypatch, ra
     assert run.finished and run.config["learner"]["init_args"]["alpha"] == 0.01
 
 
+@pytest.mark.slow
 def test_a_search_that_is_killed_goes_on(tmp_path, command, monkeypatch):
     """Killed, then terminated: what was begun ends with the bits of an undisturbed run."""
     (tmp_path / "mine.yaml").write_text(
@@ -105,16 +106,16 @@ def test_a_search_that_is_killed_goes_on(tmp_path, command, monkeypatch):
         "search: {alpha: {loguniform: [0.001, 0.1]}, learner.steps: {choice: [1, 2]}}\n"
         "scheduler: fifo\nalgorithm: tpe\nmax_concurrent: 1\nnum_samples: 2\n"
     )
-    words = small("num_samples=2", "iterations=2000", "checkpoint_every=100")
+    words = small("num_samples=2", "iterations=600", "checkpoint_every=30")
     folder = tmp_path / "search"
     search = command("tune", "mine.yaml", *words, "--run", str(folder))
     first = folder / "trials" / "0" / "metrics.jsonl"
-    wait_for(lambda: first.exists() and first.read_text().count("val/mse/path") > 2, search)
+    wait_for(lambda: first.exists() and first.read_text().count("val/mse/path") > 1, search)
     search.kill()
     search.wait()
     reached = len(first.read_text().splitlines())
     search = command("tune", "--resume", str(folder))
-    wait_for(lambda: len(first.read_text().splitlines()) > reached + 4, search)
+    wait_for(lambda: len(first.read_text().splitlines()) > reached + 2, search)
     search.send_signal(signal.SIGTERM)
     out, err = search.communicate(timeout=60)
     assert search.returncode == 128 + signal.SIGTERM and "Traceback" not in err
