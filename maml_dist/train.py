@@ -78,6 +78,7 @@ def _conclude(run: "Run") -> int:
     from maml_dist.inference.meta_test import meta_test
     from maml_dist.reporting.page import report
     from maml_dist.reporting.table import show
+    from maml_dist.runs.conclusion import conclude
     from maml_dist.training.interruption import status
 
     if not run.finished:
@@ -85,8 +86,10 @@ def _conclude(run: "Run") -> int:
         print(f"stopped at iteration {_reached(run)}; go on with --resume {run.path}{trusted}")
         return status()
     try:
-        show(meta_test(run), run.experiment.published)
+        evaluation = meta_test(run)
+        show(evaluation, run.experiment.published)
         report(run)
+        conclude(run, evaluation)
     except ValueError as error:
         raise ValueError(f"{run.path} is trained and kept, but {error}") from error
     print(f"run: {run.path}  pictures: {run.path / 'report.html'}")

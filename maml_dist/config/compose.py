@@ -129,6 +129,7 @@ def _resolve(config: Config, typed: Sequence[str] = ()) -> Config:
         # An argument that may be null and has no default is null where it is left out.
         whole: Config = yaml.safe_load(spelled(re.sub(r"(?m)(?<=: )==UNSET==$", "null", resolved)))
         _find_environment(whole["task"], names)
+        _find_loggers(whole["loggers"], names)
     return updated({**whole, "code": [*whole["code"], *names.found]})
 
 
@@ -137,6 +138,17 @@ def _find_environment(task: Config, names: Names) -> None:
     with_modules = getattr(class_named(task["class_path"]), "with_modules", None)
     if with_modules:
         with_modules(task.get("init_args", {}), names.path)
+
+
+def _find_loggers(loggers: Sequence[str], names: Names) -> None:
+    """Where loggers of one's own are."""
+    for logger in loggers:
+        module = logger.rpartition(".")[0]
+        try:
+            if module:
+                names.path(module)
+        except ModuleNotFoundError as error:
+            raise ValueError(f"loggers={logger}: {error}") from None
 
 
 def _parser() -> Parser:

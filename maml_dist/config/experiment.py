@@ -57,6 +57,7 @@ class Experiment:
     validation_tasks: int = 200  # held-out tasks a validation
     test_tasks: int = 600  # held-out tasks of the final evaluation
     checkpoint_every: int = 1000  # meta-iterations between validations, each with a checkpoint
+    loggers: tuple[str, ...] = ("jsonl", "tensorboard")  # and wandb, mlflow, prometheus, a class
     keep_checkpoints: int = 3  # last checkpoints kept, beside the best
     checkpoints: str | None = None  # folder or pyarrow.fs URI for them; null: in the run folder
     log_every: int = 100  # meta-iterations averaged into one line of metrics

@@ -30,8 +30,12 @@ class Metrics:
         total: int,
         quiet: bool = False,
         held: Held | None = None,
+        begins: bytes | None = b"",
     ) -> None:
-        """`writer` writes them; raises OSError where the rows that there are cannot be."""
+        """`writer` writes them; raises OSError where the rows that there are cannot be.
+
+        `begins` is what TensorBoard's events begin with; None: none are written.
+        """
         path, events = folder / "metrics.jsonl", folder / "tensorboard"
         refuse_link(events)
         content = b""
@@ -48,9 +52,11 @@ class Metrics:
             meanwhile="events are kept",
             held=held,
         )
-        self._events.add(tensorboard.opening(start + 1))
         writer.add(self.rows)
-        writer.add(self._events)
+        self._shown = begins is not None
+        if begins is not None:
+            self._events.add(tensorboard.opening(start + 1) + begins)
+            writer.add(self._events)
         self._progress = progress(start, total, quiet=quiet)
 
     def log(self, row: dict[str, Any], *, shown: dict[str, Any] | None = None) -> None:
@@ -62,7 +68,8 @@ class Metrics:
             for name, value in numbers.items()
             if name != "iteration" and not isinstance(value, str | None)
         }
-        self._events.add(tensorboard.scalars(scalars, row["iteration"]))
+        if self._shown:
+            self._events.add(tensorboard.scalars(scalars, row["iteration"]))
         shown = row if shown is None else shown
         if shown:
             self._progress.show(shown)

@@ -13,17 +13,26 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from maml_dist.runs import tensorboard
 from maml_dist.runs.lock import LockLost
 from maml_dist.runs.metrics import Metrics
 from maml_dist.runs.pending_checkpoints import Due, PendingCheckpoints
 from maml_dist.runs.rescue import rescue
 from maml_dist.runs.run import Locks, Run
+from maml_dist.runs.trackers import Trackers
 from maml_dist.runs.writer import Writer
 from maml_dist.runtime.server import Saved
 
 LAST_TRIES = 60.0  # seconds after the end, for a place that refuses
 UNDER_WAY = 600.0, 30.0  # seconds for one that is being written to; where the run is stopped
 BETWEEN = 3.0  # seconds between two of them
+
+
+def _events(run: Run, start: int) -> bytes | None:
+    """What TensorBoard's events begin with: the recipe, once; None where they are not wanted."""
+    if "tensorboard" not in run.config["loggers"]:
+        return None
+    return b"" if start else tensorboard.recipe(run.config)
 
 
 class RunWriter:
@@ -50,8 +59,14 @@ class RunWriter:
         held = locks.folder if locks else None
         try:
             self._metrics = Metrics(
-                run.path, self._writer, start=start, total=total, quiet=quiet, held=held
+                *(run.path, self._writer),
+                start=start,
+                total=total,
+                quiet=quiet,
+                held=held,
+                begins=_events(run, start),
             )
+            self._trackers = Trackers(run.path, run.config, start=start)
         except BaseException:
             self._writer.close()
             raise
@@ -71,6 +86,7 @@ class RunWriter:
         trace: TracebackType | None,
     ) -> None:
         self._metrics.close()
+        self._trackers.close()
         try:
             if not isinstance(error, LockLost):
                 self._finish(wait=error is None)
@@ -91,6 +107,7 @@ class RunWriter:
     def log(self, row: dict[str, Any], *, shown: dict[str, Any] | None = None) -> None:
         """One flat row, written within a second or two; the progress line shows it, or `shown`."""
         self._metrics.log(row, shown=shown)
+        self._trackers.log(row)
 
     def keep(self, saved: Saved) -> None:
         """A checkpoint, not validated yet; written now, if it can be."""

@@ -8,12 +8,21 @@ import os
 import socket
 import struct
 import time
+from collections.abc import Iterable
 from itertools import count
+from pathlib import Path
 from typing import Any
+
+import yaml
+
+from maml_dist.loggers.flat import flat
 
 # A record: its length, a checksum of that, the event, a checksum of that.
 LENGTH, CHECKSUM = struct.Struct("<Q"), struct.Struct("<I")
 
+
+# What one compares runs by.
+HPARAMS = ("task", "model", "learner", "outer", "meta_batch", "iterations", "seed")
 
 _files = count()  # of this process
 
@@ -33,6 +42,35 @@ def opening(start: int) -> bytes:
     return _record(Event(wall_time=now, file_version="brain.Event:2")) + _record(
         Event(wall_time=now, step=start, session_log=log)
     )
+
+
+def recipe(config: dict[str, Any]) -> bytes:
+    """The configuration: as text, and for the HParams page."""
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.summary import hparams, text
+
+    leaves = flat({key: config[key] for key in HPARAMS})
+    summaries = [text("recipe", f"```yaml\n{yaml.safe_dump(config, sort_keys=False)}\n```")]
+    summaries += hparams(leaves, {})[:2]  # the third says that it has ended
+    now = time.time()
+    return b"".join(_record(Event(wall_time=now, step=0, summary=each)) for each in summaries)
+
+
+def pictures(paths: Iterable[Path], step: int) -> bytes:
+    """PNG files as images, by their names."""
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.proto.summary_pb2 import Summary
+
+    found = b""
+    for path in paths:
+        content = path.read_bytes()
+        width, height = struct.unpack(">II", content[16:24])  # as PNG has it
+        image = Summary.Image(
+            height=height, width=width, colorspace=3, encoded_image_string=content
+        )
+        summary = Summary(value=[Summary.Value(tag=path.stem, image=image)])
+        found += _record(Event(wall_time=time.time(), step=step, summary=summary))
+    return found
 
 
 def scalars(numbers: dict[str, float], step: int) -> bytes:

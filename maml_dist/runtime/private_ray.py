@@ -23,6 +23,14 @@ SOCKET_PATH = 103 if sys.platform == "darwin" else 107  # bytes that the system 
 LONGEST = "/maml-01234567/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"
 
 
+_own: list[Path] = []  # folders of those that live
+
+
+def is_own() -> bool:
+    """Whether the Ray of this process is one of these."""
+    return bool(_own)
+
+
 @contextmanager
 def own_ray(cpus: int) -> Iterator[None]:
     """Inside, this process is the driver of a Ray with so many CPUs that is closed to others.
@@ -46,10 +54,12 @@ def own_ray(cpus: int) -> Iterator[None]:
     try:
         with _environment(token):
             try:
+                _own.append(folder)
                 _start(cpus, folder / "ray")
                 yield
             finally:
                 _stop()
+                _own.remove(folder)
     except ChildProcessError as error:
         lost = True
         raise ChildProcessError(f"{error}; Ray's logs: {folder}") from None

@@ -17,6 +17,7 @@ from maml_dist.preflight.settings import refuse_unused_settings
 from maml_dist.runs.recovered import is_place, recovered
 from maml_dist.runs.run import Run
 from maml_dist.runs.run_folder import refuse_used, run_folder
+from maml_dist.runs.trackers import classes
 from maml_dist.runtime.backend import Resources
 from maml_dist.runtime.local_backend import LocalBackend
 from maml_dist.runtime.messages import Start
@@ -36,6 +37,7 @@ RESUMABLE = (
         "log_every",
         "test_tasks",
         "on_divergence",
+        "loggers",
     ),
     *("rollout_workers", "cpus_per_worker", "max_parallel_envs"),
     *(
@@ -168,6 +170,7 @@ def execute(
             locks = held.enter_context(run.locked())
             run = Run(run.path, run.config)  # as the driver before has left it
         experiment = run.experiment
+        classes(run.config)  # of loggers
         if not resumed:
             refuse_unused_settings(experiment)
         check(experiment, run.initial)

@@ -15,7 +15,7 @@ GROUND = "core"  # files at the top of core/
 # A room -> the rooms that it may import, besides itself. The ground floor comes last.
 ABOVE_CORE = ("core.compile", "core.data", "core.model", "core.adaptation", "core.outer")
 CORE = (GROUND, *ABOVE_CORE, "core.engine", "core.rl")
-FIRST = ("learners", "tasks", "tasks.images", "tasks.mujoco", "models", "runtime")
+FIRST = ("learners", "tasks", "tasks.images", "tasks.mujoco", "models", "runtime", "loggers")
 BELOW_RUNS = ("config", *FIRST, *CORE)
 MAY_IMPORT = {
     "reporting": ("tuning", "training", "inference", "runs", "preflight", *BELOW_RUNS),
@@ -25,7 +25,8 @@ MAY_IMPORT = {
     "preflight": BELOW_RUNS,
     "runs": BELOW_RUNS,
     "config": (*FIRST, *CORE),
-    "runtime": CORE,
+    "runtime": ("loggers", *CORE),
+    "loggers": (),
     "tasks.images": ("tasks", *CORE),
     "tasks.mujoco": ("tasks", *CORE),
     "tasks": CORE,
