@@ -18,10 +18,11 @@ import yaml
 from PIL import Image
 
 import maml_dist
-from maml_dist.config.compose import build, compose
+from maml_dist.config.compose import build, compose, override
 from maml_dist.config.dotted_keys import candidates, flatten_keys
 from maml_dist.config.recipe import recipes
-from maml_dist.tuning.search_space import read
+from maml_dist.tuning.search_space import read, tried
+from maml_dist.tuning.tuner import parted
 
 ROOT = Path(__file__).parents[2]
 PAGES = {
@@ -174,8 +175,12 @@ def test_parts_of_recipes_are_as_they_must_be():
 
 
 def test_a_search_of_ones_own_is_read(tmp_path):
-    plan = read(write(tmp_path, "docs/search.md") / "my-search.yaml")
-    assert plan == read(ROOT / "tune_configs/sinusoid.yaml")
+    folder = write(tmp_path, "docs/search.md")
+    for plan in map(read, folder.glob("*.yaml")):
+        base, budget = parted(plan)
+        for drawn in tried(plan):
+            assert build(override(base, budget | drawn))
+    assert read(folder / "two-metrics.yaml").metrics == ["val/mse/path", "learner.steps"]
 
 
 # What is named
@@ -200,9 +205,9 @@ def test_a_command_is_one(line, tmp_path, monkeypatch, capsys):
         assert main([*words, *([] if "--list" in words else ["--print-config"])]) == 0
     elif command == "tune":
         file, *overrides = words
-        changes = dict(word.split("=") for word in overrides)
+        changes = dict(word.split("=") for word in overrides if not word.startswith("--"))
         plan = read(ROOT / file, {key: yaml.safe_load(value) for key, value in changes.items()})
-        assert compose(plan.recipe, plan.settings)
+        assert compose(plan.recipe, plan.overrides)
 
 
 @cache
