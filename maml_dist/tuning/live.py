@@ -1,5 +1,6 @@
 """Live: what a search shows while it runs: in a terminal or a notebook a view, else plain lines."""
 
+import math
 import time
 from typing import Any
 
@@ -78,7 +79,7 @@ class Live:
         if done <= 0:
             return ""
         seconds = (time.monotonic() - self._began) * (self._total - self._done) / done
-        return f"{seconds:.0f} s left" if seconds < 100 else f"{seconds / 60:.0f} min left"
+        return f"{seconds:.0f} s left" if seconds < 100 else f"{math.ceil(seconds / 60)} min left"
 
     @property
     def _done(self) -> float:
