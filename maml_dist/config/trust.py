@@ -54,6 +54,11 @@ def own(folder: str | Path) -> None:
     _trusted.add(str(Path(folder).resolve()))
 
 
+def trusted(folders: Iterable[str]) -> list[str]:
+    """Those of the folders that this process trusts."""
+    return [folder for folder in folders if str(Path(folder).resolve()) in _trusted]
+
+
 def flags(code: Iterable[str]) -> str:
     """What a command must say to use the modules of those folders that this process has used."""
     used = [f for f in code if any(m.startswith(f"{user_code.package(f)}.") for m in sys.modules)]

@@ -20,8 +20,7 @@ class MLflow(Logger):
 
         self._metric, self._client = Metric, MlflowClient()
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "maml_dist")
-        found = self._client.get_experiment_by_name(name)
-        experiment = found.experiment_id if found else self._client.create_experiment(name)
+        experiment = self._experiment(name)
         tag = identity(folder)
         runs = self._client.search_runs([experiment], f"tags.maml_dist = '{tag}'", max_results=1)
         if runs:
@@ -33,6 +32,18 @@ class MLflow(Logger):
         params = [Param(key, str(value)[:LONGEST]) for key, value in flat(config).items()]
         for at in range(0, len(params), 100):  # as many as it takes at once
             self._client.log_batch(self._run, params=params[at : at + 100])
+
+    def _experiment(self, name: str) -> str:
+        from mlflow.exceptions import MlflowException
+
+        if found := self._client.get_experiment_by_name(name):
+            return str(found.experiment_id)
+        try:
+            return str(self._client.create_experiment(name))
+        except MlflowException:  # another run has made it since
+            if found := self._client.get_experiment_by_name(name):
+                return str(found.experiment_id)
+            raise
 
     def log(self, row: dict[str, Any]) -> None:
         """The numbers of a row."""

@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from maml_dist.config.trust import flags
 from maml_dist.inference.meta_test import meta_test
+from maml_dist.loggers.flat import flat
 from maml_dist.reporting.curves import steps, training, validation
 from maml_dist.reporting.few_shot import sheet
 from maml_dist.reporting.navigation import navigation
@@ -24,9 +25,11 @@ from maml_dist.reporting.video import video
 from maml_dist.runs.evaluation import read
 from maml_dist.runs.folder import make_within, replace
 from maml_dist.runs.run import Run
+from maml_dist.runs.sessions import sessions
 from maml_dist.runtime.user_errors import user_errors_located
 
 DPI = 144  # of the pictures, dots an inch
+NOT_COMPARED = ("name", "description", "paper", "checkpoints", "code", "loggers")  # of recipes
 
 
 def report(run: Run, compare: Sequence[Run] = ()) -> Path:
@@ -117,6 +120,8 @@ def _page(drawn: Sequence[PlottedRun], pictures: list[dict[str, Any]]) -> str:
         title=run.config["name"],
         description=run.config["description"],
         facts=_facts(run),
+        differences=differences([each.run for each in drawn]),
+        scores=_scores(drawn),
         drawn=drawn,
         pictures=pictures,
         command=f"python -m maml_dist.train {shlex.quote(str(recipe))}{flags(run.config['code'])}",
@@ -162,4 +167,52 @@ def _facts(run: Run) -> dict[str, str]:
         facts[f"its validation {experiment.task.metric}"] = f"{best.score:.4g}"
     if experiment.init:
         facts["started from"] = experiment.init
+    if found := sessions(run.path):
+        last_one = found[-1]
+        facts["trained"] = last_one.began
+        facts["for"] = _duration(sum(each.seconds for each in found))
+        facts["on"] = f"{last_one.cores} cores, {last_one.system}"
+        versions = [f"{name} {each}" for name, each in last_one.versions.items()]
+        facts["by"] = ", ".join(versions) + (f" ({last_one.commit})" if last_one.commit else "")
     return facts
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
+    """The keys of the recipes whose values are not the same in all, with those of each run."""
+    leaves = [flat(run.config) for run in runs]
+    found = []
+    for key in dict.fromkeys(name for each in leaves for name in each):
+        if key.partition(".")[0] in NOT_COMPARED:
+            continue
+        values = ["–" if key not in each else str(each[key]) for each in leaves]
+        if len(set(values)) > 1:
+            found.append((key, values))
+    return found
+
+
+def _scores(drawn: Sequence[PlottedRun]) -> tuple[list[str], list[list[str]]]:
+    """Of several runs: the head and the rows of a table, a column for each run and mode."""
+    columns = [
+        (each, result) for each in drawn if each.evaluation for result in each.evaluation["results"]
+    ]
+    heads = [
+        each.label if result["mode"] == "default" else f"{each.label}, {result['mode']}"
+        for each, result in columns
+    ]
+    by_step = [{row["step"]: row for row in result["steps"]} for _, result in columns]
+    rows = []
+    for step in sorted({step for each in by_step for step in each}):
+        cells = [
+            f"{score_text(each[step]['mean'])} ± {score_text(each[step]['ci95'])}"
+            if step in each
+            else ""
+            for each in by_step
+        ]
+        rows.append([str(step), *cells])
+    return heads, rows

@@ -24,7 +24,8 @@ def conclude(run: Run, evaluation: dict[str, Any]) -> None:
             + tensorboard.pictures(pictures, iteration)
         )
         replace(folder / tensorboard.file_name(), events)
-    trackers = Trackers(run.path, run.config, start=iteration)
+    asked = [name for name in run.config["loggers"] if name != "prometheus"]  # its Ray has gone
+    trackers = Trackers(run.path, {**run.config, "loggers": asked}, start=iteration)
     trackers.log(row)
     trackers.pictures(pictures)
     trackers.close()

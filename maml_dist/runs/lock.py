@@ -25,6 +25,10 @@ SETTLES = 2.0  # seconds until a lock that was written is read back
 WATCHED = 1.5 * REFRESH  # seconds that a stale lock is watched before it is taken over: clocks lie
 
 
+class Locked(ValueError):
+    """Another driver holds the place, or may."""
+
+
 class LockLost(ValueError):
     """Another driver has taken the place over: nothing may be written there any more."""
 
@@ -193,12 +197,12 @@ def _refuse_living(folder: Folder, file: int | None) -> str:
     return f"{owner}, which is silent"
 
 
-def _refusal(folder: Folder, owner: Owner | None, *, clear: bool = True) -> ValueError:
+def _refusal(folder: Folder, owner: Owner | None, *, clear: bool = True) -> Locked:
     heard, until = "", f", or, if it has, remove {folder.path}/{NAME}"
     if owner and owner.silence is not None:
         heard = f", last heard {owner.silence:.0f} s ago"
         until = f", or has been silent for {STALE / 60:.0f} minutes{until}"
-    return ValueError(
+    return Locked(
         f"{folder.path} is being trained by {owner or 'another process'}{heard}: wait until it has "
         f"ended{until if clear else ''}"
     )

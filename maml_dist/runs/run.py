@@ -3,9 +3,11 @@
 recipe.yaml        the whole configuration       evaluation.json   score after 0 … M steps
 checkpoints/       weights and optimiser state   metrics.jsonl     a flat object a line
 tensorboard/       the same numbers as events    figures/, report.html
+sessions.jsonl     when and by what it was trained
 driver.lock        while it is trained: by whom
 """
 
+import html
 import json
 import sys
 from collections.abc import Iterator
@@ -52,12 +54,39 @@ class Locks(NamedTuple):
     checkpoints: Held
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run:
     """A training run on disk."""
 
     path: Path
     config: Config
+
+    def __repr__(self) -> str:
+        return f"<Run {self.path}: {self._reached}>"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows of it: how far it has got, and its last validation."""
+        rows = [row for row in self.metrics if any(name.startswith("val/") for name in row)]
+        last = rows[-1] if rows else {}
+        cells = "".join(
+            f"<tr><td>{html.escape(name)}</td><td>{value:.4g}</td></tr>"
+            for name, value in last.items()
+            if name.startswith("val/") and isinstance(value, float)
+        )
+        at = f" · validated at {last['iteration']:,}" if last else ""
+        return (
+            f"<p><b>{html.escape(self._reached)}</b>{at}<br><code>{html.escape(str(self.path))}"
+            f"</code></p><table>{cells}</table>"
+        )
+
+    @property
+    def _reached(self) -> str:
+        try:
+            last = self.checkpoints.last
+        except (ValueError, OSError):
+            return f"{self.config['name']}, its checkpoints cannot be read"
+        done = last.iteration if last else 0
+        return f"{self.config['name']}, {done:,} of {self.config['iterations']:,} iterations"
 
     @classmethod
     def open(cls, path: str | Path, *, trust: Trust = ()) -> "Run":

@@ -86,7 +86,6 @@ class RunWriter:
         trace: TracebackType | None,
     ) -> None:
         self._metrics.close()
-        self._trackers.close()
         try:
             if not isinstance(error, LockLost):
                 self._finish(wait=error is None)
@@ -98,6 +97,7 @@ class RunWriter:
             self._writer.close()
             if self._writer.ended:
                 self._run.checkpoints.folder.guard = None
+            self._trackers.close()
 
     @property
     def last(self) -> Due | None:

@@ -23,12 +23,12 @@ SOCKET_PATH = 103 if sys.platform == "darwin" else 107  # bytes that the system 
 LONGEST = "/maml-01234567/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"
 
 
-_own: list[Path] = []  # folders of those that live
+_MARK = "MAML_DIST_OWN_RAY"  # in the environment of all of its processes
 
 
 def is_own() -> bool:
     """Whether the Ray of this process is one of these."""
-    return bool(_own)
+    return _MARK in os.environ
 
 
 @contextmanager
@@ -54,12 +54,10 @@ def own_ray(cpus: int) -> Iterator[None]:
     try:
         with _environment(token):
             try:
-                _own.append(folder)
                 _start(cpus, folder / "ray")
                 yield
             finally:
                 _stop()
-                _own.remove(folder)
     except ChildProcessError as error:
         lost = True
         raise ChildProcessError(f"{error}; Ray's logs: {folder}") from None
@@ -109,6 +107,7 @@ def _environment(token: Path) -> Iterator[None]:
     from ray._private import ray_constants
 
     ours = {
+        _MARK: "1",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_AUTH_TOKEN": None,  # else it would come first

@@ -27,7 +27,17 @@ from maml_dist.runtime.worker_pool import WorkerPool
 SERVER = "ParameterServer"  # its name, in the namespace of the run
 
 
-class RayServer(ParameterServer):
+class Named:
+    """Shows itself by the actor's name: in Ray's dashboard, and before each line of its logs."""
+
+    def __repr__(self) -> str:
+        import ray
+
+        name = ray.get_runtime_context().get_actor_name() if ray.is_initialized() else None
+        return name or type(self).__name__
+
+
+class RayServer(Named, ParameterServer):
     """A parameter server that holds a reference to what the shards of the run are given."""
 
     def __init__(
@@ -52,7 +62,7 @@ def _paced(method: Any) -> Any:
     return paced
 
 
-class RayShard(Linked, TaskShard):
+class RayShard(Named, Linked, TaskShard):
     """A shard that asks for its spec itself, and acts by its workers."""
 
     def __init__(self, namespace: str, *, device: str, workers: list[str]) -> None:
@@ -112,7 +122,7 @@ class RayShard(Linked, TaskShard):
     scores = _paced(TaskShard.scores)
 
 
-class RayServerPart(Linked):
+class RayServerPart(Named, Linked):
     """One that owns a range of the vector, and computes nothing else."""
 
     def __init__(self, namespace: str) -> None:
@@ -125,7 +135,7 @@ class RayServerPart(Linked):
         return self._pace.pulse()
 
 
-class RayWorker(RolloutWorker):
+class RayWorker(Named, RolloutWorker):
     """A rollout worker that asks for the spec of its shard itself."""
 
     def __init__(self, namespace: str) -> None:

@@ -15,6 +15,7 @@ from maml_dist.core.validation import LARGEST
 
 WHEN = "when"  # beside a distribution: the values of other keys with which it is drawn at all
 _INSIDE = 0.382  # a share of the way that is no round number
+LOGARITHM = 700  # of a number that there is, at the most
 _TAIL = 3  # standard deviations that are tried of a normal distribution
 
 
@@ -62,6 +63,16 @@ def choices(distribution: Mapping[str, Any]) -> list[Any] | None:
     return arguments if name in ("choice", "grid") else None
 
 
+def finite(distribution: Mapping[str, Any]) -> dict[Any, Any] | None:
+    """All that there is, by what Optuna keeps of it; None where that is without end."""
+    name, arguments = _named(distribution)
+    if name in ("choice", "grid"):
+        return labels(arguments)
+    if name in ("randint", "lograndint"):
+        return {number: number for number in range(*arguments)}
+    return None
+
+
 def is_log(distribution: Mapping[str, Any]) -> bool:
     """Whether what counts is the logarithm of the value."""
     return "log" in _named(distribution)[0]
@@ -95,7 +106,7 @@ def _bounds(*, count: int = 2, log: bool = False, whole: bool = False) -> Callab
         low, high, *quantum = arguments
         if whole and max(abs(low), abs(high)) > LARGEST:
             return f"whole numbers up to {LARGEST}"
-        if not -math.inf < low < high < math.inf or (log and low <= 0):
+        if not -math.inf < low < high < math.inf or (log and low <= 0) or high - low == math.inf:
             return f"{'0 < ' if log else ''}low < high"
         if quantum and not 0 < quantum[0] <= high - low:
             return "0 < step ≤ high - low"
@@ -104,11 +115,13 @@ def _bounds(*, count: int = 2, log: bool = False, whole: bool = False) -> Callab
     return wrong
 
 
-def _spread(arguments: list[Any]) -> str:
+def _spread(arguments: list[Any], *, log: bool = False) -> str:
     if len(arguments) != 2 or not all(type(each) in (int, float) for each in arguments):
         return "numbers"
     mean, deviation = arguments
-    return "" if math.isfinite(mean) and 0 < deviation < math.inf else "0 < deviation"
+    if not 0 < deviation < math.inf or not math.isfinite(mean):
+        return "0 < deviation"
+    return "" if abs(mean) + 10 * deviation < (LOGARITHM if log else math.inf) else "too large"
 
 
 def _listed(arguments: list[Any]) -> str:
@@ -191,7 +204,7 @@ DISTRIBUTIONS = {
     ),
     "lognormal": _Kind(
         "[mean, deviation] of the logarithm",
-        _spread,
+        lambda at: _spread(at, log=True),
         lambda trial, key, at: math.exp(_normal(trial, key, *at)),
         lambda at: [math.exp(each) for each in _tails(*at)],
     ),

@@ -7,6 +7,8 @@ no other record to go on.
 
 import json
 import warnings
+from collections.abc import Iterator
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +20,9 @@ from maml_dist.tuning import distributions
 from maml_dist.tuning.distributions import labels
 from maml_dist.tuning.search_space import Search
 
-AGAIN = 100  # draws that were there before, after which there are no others
+AGAIN = 100  # draws that were there before, after which those that are left are listed
+LEARNED = 10  # of them by the algorithm, the others at random
+MANY = 100_000  # values together that are listed
 POPULATION = 16  # of nsga2's generations
 
 Values = dict[str, Any]  # searched key -> value
@@ -59,14 +63,28 @@ class Draws:
         self._points = _points(plan.grid)
 
     def draw(self, number: int) -> Draw | None:
-        """What a trial tries; None where all that there is has been drawn."""
+        """What a trial tries; None where all that there is has been drawn.
+
+        The grid's points come in turn; one at which nothing is left is passed over.
+        """
+        points = len(self._points)
+        turns = (self._points[(number + turn) % points] for turn in range(points))
+        return next((found for point in turns if (found := self._at(number, point))), None)
+
+    def _at(self, number: int, point: Values) -> Draw | None:
         for again in range(AGAIN):
-            asked, values = self._ask(number, again, self._points[number % len(self._points)])
+            asked, values = self._ask(number, again, point)
             if _text(values) not in self._drawn:
-                self._keep(number, asked, values)
-                return Draw(values, asked.params)
+                return self._keep(number, asked, values)
             self._study.tell(asked, state=TrialState.FAIL)
-        return None
+        left = (
+            kept
+            for values, kept in islice(listed(self._plan, point), MANY)
+            if _text(values) not in self._drawn
+        )
+        if (kept := next(left, None)) is None:
+            return None
+        return self._keep(number, *self._ask(number, AGAIN, kept))
 
     def drawn(self, number: int, draw: Draw) -> None:
         """A draw that was made before: it is made again, so that Optuna knows what it knew."""
@@ -81,13 +99,14 @@ class Draws:
 
     def tell(self, number: int, scores: list[float] | None, *, failed: bool = False) -> None:
         """What became of a trial: its scores; none where it diverged, or `failed` otherwise."""
-        asked = self._asked.pop(number)
+        asked = self._asked[number]
         if scores is not None:
             self._study.tell(asked, scores)
         elif failed or len(self._study.directions) > 1:
             self._study.tell(asked, state=TrialState.FAIL)
         else:  # which counts as worse than any that has a score
             self._study.tell(asked, state=TrialState.PRUNED)
+        del self._asked[number]
 
     def importance(self) -> dict[str, float]:
         """How much of the first metric each key explains; empty where too little is known."""
@@ -117,10 +136,11 @@ class Draws:
                     values[key] = distributions.suggest(asked, key, plan.search[key])
         return asked, values
 
-    def _keep(self, number: int, asked: Asked, values: Values) -> None:
+    def _keep(self, number: int, asked: Asked, values: Values) -> Draw:
         self._asked[number] = asked
         self._drawn.add(_text(values))
         asked.set_user_attr("trial", number)
+        return Draw(values, asked.params)
 
 
 def _points(grid: dict[str, list[Any]]) -> list[Values]:
@@ -131,9 +151,34 @@ def _points(grid: dict[str, list[Any]]) -> list[Values]:
     return points
 
 
+def listed(plan: Search, point: Values) -> Iterator[tuple[Values, Values]]:
+    """All values at a point of the grids with what Optuna keeps of them; none if they are endless.
+
+    In the order of the keys, the last one changing first.
+    """
+    finite = {key: distributions.finite(each) for key, each in plan.search.items()}
+    if None in finite.values():
+        return
+    stack: list[tuple[int, Values, Values]] = [(0, {}, {})]
+    while stack:
+        place, values, kept = stack.pop()
+        if place == len(plan.order):
+            yield values, kept
+            continue
+        key = plan.order[place]
+        if not plan.applies(key, values):
+            stack.append((place + 1, values, kept))
+            continue
+        for label, value in reversed([*(finite[key] or {}).items()]):
+            if point.get(key, label) == label:
+                stack.append((place + 1, {**values, key: value}, {**kept, key: label}))
+
+
 def _sampler(plan: Search, number: int, again: int) -> optuna.samplers.BaseSampler:
     seed = int(np.random.SeedSequence([plan.seed, number, again]).generate_state(1)[0])
     samplers = optuna.samplers
+    if again >= LEARNED:
+        return samplers.RandomSampler(seed=seed)
     match plan.algorithm:
         case "tpe":
             return samplers.TPESampler(seed=seed, constant_liar=True)

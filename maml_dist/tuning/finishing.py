@@ -53,16 +53,18 @@ class Finished:
 
     trial: Trial
     runs: list[Trial]
+    seeds: int  # with which it is to be trained
 
     @property
     def scores(self) -> list[float]:
         """Of each seed, by the first metric."""
-        return [run.end.scores[0] for run in self.runs if run.counts and run.end.scores]
+        ended = [run for run in self.runs if run.ended and run.counts]
+        return [run.end.scores[0] for run in ended if run.end.scores]
 
     @property
     def whole(self) -> bool:
         """Whether each seed has a score."""
-        return len(self.scores) == len(self.runs)
+        return len(self.scores) == self.seeds
 
     def __str__(self) -> str:
         return interval(self.scores)
@@ -85,6 +87,7 @@ def plan_of(plan: Search, total: int) -> Search:
     return replace(
         plan,
         search={"seed": {"choice": [0]}},
+        overrides={},
         num_samples=total,
         scheduler="fifo",
         finish=None,
@@ -101,6 +104,7 @@ def ranked(best: list[Trial], seeds: list[int], runs: Trials) -> list[Finished]:
                 for run in runs.all.values()
                 if any(run.values == {**trial.values, "seed": seed} for seed in seeds)
             ],
+            len(seeds),
         )
         for trial in best
     ]

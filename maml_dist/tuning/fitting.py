@@ -7,6 +7,7 @@ ones, until there are as many as the search wants.
 import logging
 import os
 import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,8 @@ class _Watch(_Here, tune.Callback):
         return self._trials.all[trial.config["trial"]]
 
     def _end(self, row: Trial, status: Any) -> None:
+        if row.ended:
+            return
         self._trials.ended(row, status)
         tell(self._draws, row)
         self._live.ended(row)
@@ -138,6 +141,8 @@ def fit(
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # relative paths in a recipe stay what they are
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # each run writes its own events
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # `stop` is what ends it
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGUSR1, signal.SIG_DFL)  # until Tune listens
     for name in ("ray.tune.tune", "ray.tune.execution.tune_controller"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # what failed is said in the table
     judge, iterations = trials.judge, config["iterations"]

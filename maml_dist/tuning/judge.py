@@ -81,10 +81,20 @@ def judge(plan: Search, experiment: Experiment, config: Config, *, names: list[s
         if isinstance(keys[key], bool) or not isinstance(keys[key], int | float):
             raise ValueError(f"metric={name}: is {keys[key]!r} in this recipe, no number")
     modes = plan.mode if isinstance(plan.mode, list) else [plan.mode] * len(metrics)
+    for name, mode in zip(metrics, modes, strict=True):
+        if mode is None and name in known and not _is_of(name, own) and name != SECONDS:
+            raise ValueError(
+                f"metric={name}: needs a mode, min or max, for it is not the task's own"
+            )
     return Judge(
         tuple(metrics),
         tuple(
-            mode == "max" if mode else task.maximize and name.startswith(own)
+            mode == "max" if mode else task.maximize and _is_of(name, own)
             for name, mode in zip(metrics, modes, strict=True)
         ),
     )
+
+
+def _is_of(name: str, metric: str) -> bool:
+    """Whether it is a metric, or the same after a number of steps."""
+    return name == metric or name.startswith(f"{metric}/")

@@ -86,11 +86,11 @@ class Live:
         """Trials that have ended, and the parts of those that run."""
         return sum(
             1.0 if each.ended else min(1.0, each.end.iteration / max(1, self._iterations))
-            for each in self._trials.all.values()
+            for each in [*self._trials.all.values()]
         )
 
     def _render(self) -> Group:
-        running = [each for each in self._trials.all.values() if each.status == "running"]
+        running = [each for each in [*self._trials.all.values()] if each.status == "running"]
         keys = list(dict.fromkeys(key for each in running for key in each.values))
         table = Table(box=None, pad_edge=False)
         for column in ("trial", *(key.rpartition(".")[2] for key in keys), "iteration", "score"):

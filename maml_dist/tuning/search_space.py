@@ -87,7 +87,6 @@ class Search:
 
     def _check_conditions(self) -> None:
         for key in self.search:
-            seen = [key]
             for parent, values in self.conditions(key).items():
                 where = f"search.{key}.when.{parent}"
                 if parent not in self.search:
@@ -100,12 +99,16 @@ class Search:
                 for value in values:
                     if not any(_equal(value, each) for each in listed):
                         raise ValueError(f"{where}={value!r}: must be of {listed}")
-                ancestors = [parent]
+                if not values:
+                    raise ValueError(f"{where}: must name a value")
+                ancestors, seen = [parent], set[str]()
                 while ancestors:
-                    seen.append(ancestors.pop())
-                    if key in seen[1:]:
+                    ancestor = ancestors.pop()
+                    if ancestor == key:
                         raise ValueError(f"{where}: {key} would depend on itself")
-                    ancestors += [each for each in self.conditions(seen[-1]) if each not in seen]
+                    if ancestor not in seen:
+                        ancestors += self.conditions(ancestor) if ancestor in self.search else ()
+                        seen.add(ancestor)
             if self.conditions(key) and distributions.grid(self.search[key]):
                 raise ValueError(f"search.{key}: a grid cannot have conditions; a choice can")
 
@@ -113,7 +116,7 @@ class Search:
         names, modes = self.metrics, self.mode if isinstance(self.mode, list) else [self.mode]
         if self.metric is not None and (not names or len(set(names)) < len(names)):
             raise ValueError(f"metric={self.metric}: must be one name, or several different ones")
-        if isinstance(self.mode, list) and len(modes) != len(names):
+        if isinstance(self.mode, list) and len(modes) != max(1, len(names)):
             raise ValueError(f"mode={self.mode}: must be one for each of {len(names)} metrics")
         if len(names) > 1 and self.scheduler not in (None, "fifo"):
             raise ValueError(
@@ -264,5 +267,7 @@ def _conditions_of(plan: Search, key: str) -> dict[str, Any]:
     """Values of other keys with which a key is drawn, and those with which they are."""
     wanted: dict[str, Any] = {}
     for parent, allowed in plan.conditions(key).items():
-        wanted |= _conditions_of(plan, parent) | {parent: allowed[0]}
+        wanted |= _conditions_of(plan, parent)
+        if not any(_equal(wanted.get(parent), each) for each in allowed):
+            wanted[parent] = allowed[0]
     return wanted

@@ -6,19 +6,24 @@ last checkpoint, to the same bits.
 
 import math
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from maml_dist.config.compose import override
 from maml_dist.config.recipe import Config
-from maml_dist.config.trust import own
+from maml_dist.config.trust import own, trusted
+from maml_dist.runs.lock import Locked, LockLost
+from maml_dist.runs.owner import STALE
 from maml_dist.runs.run import Run
 from maml_dist.training.trainer import execute, prepare
 from maml_dist.tuning.judge import Judge
 
 WORST = sys.float_info.max  # before the first finite score; ASHA cannot interpolate infinity
 TRIALS = "trials"  # the folder with those of the trials
+TRAINED = ("task", "model", "learner", "outer", "meta_batch", "seed")  # what a run is of
+PATIENCE = 60.0  # seconds beyond those after which a lock is stale
 
 Row = dict[str, Any]
 
@@ -71,19 +76,21 @@ def trainable(config: Config, folder: Path, judge: Judge, *, local: bool) -> Cal
     """
 
     place = config["checkpoints"]  # where other machines see them
+    code = trusted(config["code"])  # by the process of the search
 
     def trial(drawn: Row) -> None:
         from ray import tune
 
-        for trusted in config["code"]:  # by the process of the search
-            own(trusted)
+        for folder_of_code in code:
+            own(folder_of_code)
         reached = Reached(judge, config)
 
         def take(row: Row) -> None:
-            if reached.take(row):
-                tune.report(reached.told())
+            validated = reached.take(row)
             if reached.diverged:
                 raise _Stop
+            if validated and row["iteration"] < config["iterations"]:  # what comes last, at the end
+                tune.report(reached.told())
 
         try:
             number = str(drawn["trial"])
@@ -93,14 +100,17 @@ def trainable(config: Config, folder: Path, judge: Judge, *, local: bool) -> Cal
             if any([reached.take(row) for row in run.metrics]):  # before it was lost
                 tune.report(reached.told())
             if not reached.diverged:
-                execute(run, local=local, progress=False, on_validation=take)
+                when_free(lambda: execute(run, local=local, progress=False, on_validation=take))
+                tune.report(reached.told())
         except _Stop:
-            pass
+            tune.report(reached.told())
         except ChildProcessError:  # of the machines: it is begun again
             raise
         except FloatingPointError as error:
             reached.diverged = True
             tune.report(reached.told(error=str(error)))
+        except LockLost as error:
+            raise ChildProcessError(str(error)) from None
         except (ValueError, OSError) as error:  # again it would be the same
             tune.report(reached.told(error=str(error)))
 
@@ -117,11 +127,32 @@ def told_before(path: Path, judge: Judge) -> list[Row]:
 
 
 def begun(path: Path, config: Config) -> Run:
-    """The run of a trial: a new one, or the one that was begun."""
+    """The run of a trial: a new one, or the one that was begun.
+
+    Raises:
+        ValueError: there is one of other values.
+    """
     kept = {key: config[key] for key in ("shards", "gpus_per_shard")}
     if (path / "recipe.yaml").exists():
-        return prepare("", kept, resume=path)
-    new = Run(path, config)
-    if config["checkpoints"] and new.checkpoints.last:  # by a machine that is gone
-        return prepare("", kept, resume=config["checkpoints"], run=path)
-    return new
+        found = prepare("", kept, resume=path)
+    else:
+        found = Run(path, config)
+        if not config["checkpoints"] or not found.checkpoints.last:
+            return found
+        found = prepare("", kept, resume=config["checkpoints"], run=path)  # of a machine lost
+    if any(found.config[key] != config[key] for key in TRAINED):
+        raise ValueError(f"{path}: holds a run of other values than were drawn")
+    return found
+
+
+def when_free(work: Callable[[], object]) -> None:
+    """Do it; where the driver of a machine that is gone seems to hold the run, wait for that."""
+    end = time.monotonic() + STALE + PATIENCE
+    while True:
+        try:
+            work()
+            return
+        except Locked:
+            if time.monotonic() > end:
+                raise
+            time.sleep(5)

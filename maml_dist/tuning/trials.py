@@ -9,6 +9,8 @@ import csv
 import io
 import json
 import math
+import os
+import sys
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -122,7 +124,7 @@ class Trials:
     @property
     def best(self) -> Trial | None:
         """The trial with the best score by the first metric."""
-        counting = [trial for trial in self.all.values() if trial.counts]
+        counting = [trial for trial in [*self.all.values()] if trial.counts]
         return min(counting, key=self._rank, default=None)
 
     @property
@@ -140,7 +142,7 @@ class Trials:
     @property
     def counts(self) -> Counter[str]:
         """How many there are of each status."""
-        return Counter(trial.status for trial in self.all.values())
+        return Counter(trial.status for trial in [*self.all.values()])  # a view asks meanwhile
 
     def table(self) -> tuple[list[str], list[list[Any]]]:
         """The names of the columns, and the rows."""
@@ -174,6 +176,8 @@ class Trials:
             self._record = GrowingFile(self.folder / RECORD, size=whole, meanwhile="")
         self._record.add(_json(line).encode())
         self._record.write()
+        with (self.folder / RECORD).open("rb") as written:
+            os.fsync(written.fileno())  # before a run that it speaks of begins
         self._apply(line)
 
     def _apply(self, line: Line) -> None:
@@ -196,13 +200,18 @@ def read_record(folder: Path) -> list[Line]:
     *texts, _ = read_bounded(path, most=BYTES).split(b"\n")
     lines: list[Line] = []
     drawn: set[int] = set()
+    ended: set[int] = set()
     for number, each in enumerate(texts, 1):
         where = f"{path}, line {number}"
         line: Line = from_json(each, Line, where)
         new = line.end is None
-        if new == (line.trial in drawn) or (new and (line.values is None or line.kept is None)):
+        if (
+            new == (line.trial in drawn)
+            or line.trial in ended
+            or (new and (line.values is None or line.kept is None))
+        ):
             raise ValueError(f"{where}: trial {line.trial} is not one that can be there")
-        drawn.add(line.trial)
+        (drawn if new else ended).add(line.trial)
         lines.append(line)
     return lines
 
@@ -220,7 +229,11 @@ def draw_again(draws: Draws, trials: Trials, lines: list[Line]) -> None:
 def tell(draws: Any, trial: Trial) -> None:
     """Tell what draws of a trial that has ended."""
     scores = trial.end.scores if trial.counts else None
-    draws.tell(trial.number, scores, failed=trial.status == "failed")
+    try:
+        draws.tell(trial.number, scores, failed=trial.status == "failed")
+    except Exception as error:  # of the study's storage: the record has it, and tells it again
+        line = str(error).splitlines()[:1]
+        print(f"the study was not told of trial {trial.number}: {line}", file=sys.stderr)
 
 
 def texts(scores: list[float] | None) -> str:

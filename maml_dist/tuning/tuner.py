@@ -38,6 +38,7 @@ from maml_dist.tuning.judge import Judge, judge
 from maml_dist.tuning.live import Live
 from maml_dist.tuning.opened import BASE, PLAN, folder_of, judge_of, plan_and_base
 from maml_dist.tuning.search_space import Finish, Mode, Search, tried
+from maml_dist.tuning.trial_run import TRIALS
 from maml_dist.tuning.trials import BEST, TABLE, Trials, draw_again, read_record, text
 
 # How long a search trains, how often it looks, where: not what the best recipe is about.
@@ -46,7 +47,7 @@ BUDGET = (
     *("checkpoints", "keep_checkpoints"),
 )
 # What a search that goes on may change: not what has been drawn, nor how it was judged.
-RESUMABLE = ("num_samples", "max_concurrent", "max_failures", "time_budget")
+RESUMABLE = ("num_samples", "max_concurrent", "max_failures", "time_budget", "study")
 
 UNWRITTEN = Path("unwritten")  # of a run that is only tried
 
@@ -68,7 +69,7 @@ def search(plan: Search, *, run: str | Path | None = None, address: str | None =
     base, budget = parted(plan)
     folder = run_folder(run, base["name"], kind="tune-")
     refuse_used(folder)
-    if (folder / PLAN).exists() or (folder / "tune").exists():
+    if any((folder / name).exists() for name in (PLAN, "tune", TRIALS)):
         raise ValueError(f"{folder} already holds a search (--resume goes on with it)")
     return _conduct(plan, override(base, budget), base, folder, address=address, new=True)
 
@@ -89,6 +90,7 @@ def resume(run: str | Path, changes: Mapping[str, Any], *, address: str | None =
             f"a search that goes on keeps its {fixed[0]!r}; {', '.join(RESUMABLE)} can change"
         )
     plan, base = plan_and_base(folder_of(run), changes)
+    plan = replace(plan, study=changes.get("study"))  # not where a stranger's file says
     budget = {key: value for key, value in plan.overrides.items() if key in BUDGET}
     config = override(base, budget)
     return _conduct(plan, config, base, folder_of(run), address=address, new=False)
@@ -120,10 +122,10 @@ def _conduct(
         )
         with locked(Folder(folder)):
             lines = [] if new else read_record(folder)
-            write(folder / BASE, yaml.safe_dump(base, sort_keys=False).encode(), new=new)
-            write(folder / PLAN, yaml.safe_dump(asdict(plan), sort_keys=False).encode(), new=new)
             storage = plan.study or f"sqlite:///{folder / STUDY}"
-            draws = Draws(plan, maximize=judged.maximize, study=folder.name, storage=storage)
+            draws = Draws(plan, maximize=judged.maximize, study=str(folder), storage=storage)
+            write(folder / BASE, yaml.safe_dump(base, sort_keys=False).encode())
+            write(folder / PLAN, yaml.safe_dump(asdict(plan), sort_keys=False).encode(), new=new)
             trials = Trials(folder, judged, base, lines)
             draw_again(draws, trials, lines)
             interrupted = _fit(plan, config, trials, draws, resources=resources)
@@ -137,13 +139,15 @@ def _finish(
 ) -> bool:
     """Train the best anew over seeds, and score the winner; whether it was interrupted."""
     best = [trial for trial in trials.ranked if trial.counts][: finish.top]
+    if not best:
+        return False
     seeds = [base["seed"] + 1 + number for number in range(finish.seeds)]
     folder = trials.folder / FOLDER
     folder.mkdir(exist_ok=True)
     runs = Trials(folder, trials.judge, base, read_record(folder))
     units = Seeds(best, seeds, runs)
     longer: dict[str, Any] = {} if finish.iterations is None else {"iterations": finish.iterations}
-    if place := plan.overrides.get("checkpoints"):
+    if place := plan.overrides.get("checkpoints") or base["checkpoints"]:
         longer["checkpoints"] = f"{place}/{FOLDER}"
     config = override(base, longer)
     if _fit(plan_of(plan, units.total), config, runs, units, resources=resources):
@@ -151,7 +155,9 @@ def _finish(
     finished = ranked(best, seeds, runs)
     for each in finished:
         print(f"trial {each.trial.number} over seeds: {each}")
-    if finished and finished[0].whole:
+    if not all(run.ended for run in runs.all.values()):
+        print(f"the time budget is spent: --resume {trials.folder} goes on", file=sys.stderr)
+    elif finished[0].whole:
         print("\n".join(crown(finished[0], runs, base, trials)))
     return False
 
@@ -222,6 +228,7 @@ def try_space(plan: Search, config: Config) -> tuple[Experiment, list[str]]:
     for drawn in tried(plan):
         run = Run(UNWRITTEN, override(config, drawn))
         names = check(run.experiment, run.initial)
+        judge(plan, run.experiment, run.config, names=names)  # each has what it is judged by
     experiment = run.experiment
     if not experiment.iterations or not experiment.cpus_per_shard:
         raise ValueError("iterations=0 or cpus_per_shard=0: a search needs some of both")

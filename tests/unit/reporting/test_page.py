@@ -18,12 +18,14 @@ from maml_dist.config.compose import compose
 from maml_dist.core.data.task_source import TaskKey
 from maml_dist.core.params import flatten
 from maml_dist.inference.load import load
+from maml_dist.loggers.flat import flat
 from maml_dist.report import main
 from maml_dist.reporting import curves, few_shot, page
 from maml_dist.reporting import sinusoid as sinusoid_pictures
 from maml_dist.reporting.page import report
 from maml_dist.reporting.plotting import STYLES, PlottedRun
 from maml_dist.runs.run import Run
+from maml_dist.runs.sessions import sessions
 from maml_dist.runtime.shard import TaskShard
 from maml_dist.tasks.images import omniglot
 
@@ -86,7 +88,35 @@ def test_the_page_holds_its_pictures_and_needs_nothing_else(sinusoid, oracle):
     assert pictures(sinusoid).keys() == {"steps", "loss", "validation", "waves"}
     assert {base64.b64decode(source) for source in sources} == set(pictures(sinusoid).values())
     assert len(re.findall(r"src=|href=|url\(|<script|@import", html)) == len(sources)
-    assert html.count("<table>") == 2 and "sinusoid-oracle" in html
+    assert html.count("<table") == 2 and "sinusoid-oracle" in html
+
+
+def test_runs_are_compared_side_by_side_and_by_what_differs(sinusoid, oracle):
+    html = report(sinusoid, [oracle]).read_text()
+    scores, recipes = re.findall(r"<table.*?</table>", html, flags=re.S)
+    table = [re.findall(r"<t[dh]>(.*?)</t[dh]>", row) for row in scores.split("<tr>")[1:]]
+    assert table[0] == ["steps", "sinusoid", "sinusoid-oracle"]
+    each = [json.loads((run.path / "evaluation.json").read_text()) for run in (sinusoid, oracle)]
+    for step, row in enumerate(table[1:]):
+        found = [evaluation["results"][0]["steps"] for evaluation in each]
+        right = [
+            f"{steps[step]['mean']:.4f} ± {steps[step]['ci95']:.4f}" if step < len(steps) else ""
+            for steps in found
+        ]
+        assert row == [str(step), *right]
+    rows = [re.findall(r"<td>(.*?)</td>", row) for row in recipes.split("<tr>")[2:]]
+    shown = {key: values for key, *values in rows}
+    leaves = [flat(run.config) for run in (sinusoid, oracle)]
+    assert shown["model.inputs"] == [str(each["model.inputs"]) for each in leaves]
+    assert "meta_batch" not in shown and "name" not in shown and "paper.1" not in shown
+    assert all(len(set(values)) == 2 for values in shown.values())
+
+
+def test_the_page_says_when_and_by_what_it_was_trained(sinusoid):
+    html = report(sinusoid).read_text()
+    (found,) = sessions(sinusoid.path)
+    assert f"<dd>{found.began}</dd>" in html and f"torch {torch.__version__}" in html
+    assert f"<dd>{found.seconds:.0f} s</dd>" in html
 
 
 def test_the_page_says_what_was_measured(sinusoid):
@@ -208,7 +238,7 @@ def test_a_run_without_iterations_is_drawn_and_told_apart_by_its_folder(tmp_path
     run = train("sinusoid", tmp_path / "untrained", iterations=0)
     html = report(run, [sinusoid]).read_text()
     assert pictures(run).keys() == {"steps", "loss", "validation", "waves"}
-    assert re.findall(r"<caption>\S*/(\w+) ", html) == ["untrained", "s"]
+    assert re.findall(r"<th>\S*/(\w+)</th>", html)[:2] == ["untrained", "s"]
 
 
 def test_a_run_without_a_checkpoint_says_so(tmp_path, sinusoid):

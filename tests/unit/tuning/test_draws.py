@@ -5,7 +5,7 @@ import json
 import optuna
 import pytest
 
-from maml_dist.tuning.draws import Draw, Draws
+from maml_dist.tuning.draws import Draw, Draws, listed
 from maml_dist.tuning.search_space import Search
 
 SPACE = {"alpha": {"loguniform": [0.001, 1]}, "steps": {"randint": [1, 6]}}
@@ -135,3 +135,40 @@ def test_a_study_that_cannot_be_written_is_one_line(tmp_path):
     with pytest.raises(ValueError, match="study=sqlite:") as caught:
         made(Search("sinusoid", SPACE), storage=f"sqlite:///{tmp_path / 'none' / 'study.db'}")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("algorithm", ["random", "tpe"])
+def test_all_that_there_is_is_drawn_in_the_end(algorithm):
+    space = {"steps": {"randint": [1, 7]}, "inner": {"choice": ["SGD", "Adam", "Momentum"]}}
+    draws, found = made(Search("sinusoid", space, algorithm=algorithm)), set()
+    for number in range(18):
+        values = draws.draw(number).values
+        found.add(json.dumps(values))
+        draws.tell(number, [float(values["steps"])])
+    assert len(found) == 18 and draws.draw(18) is None
+
+
+def test_a_point_of_a_grid_at_which_nothing_is_left_is_passed_over():
+    space = {
+        "learner": {"grid": ["MAML", "MetaSGD"]},
+        "learner.alpha": {"loguniform": [0.001, 1], "when": {"learner": "MAML"}},
+    }
+    plan = Search("sinusoid", space, num_samples=4)
+    draws = made(plan)
+    drawn = [draws.draw(number).values["learner"] for number in range(plan.num_trials)]
+    assert drawn.count("MetaSGD") == 1 and drawn.count("MAML") == 7
+
+
+def test_what_is_listed_is_all_that_can_be_drawn():
+    space = {
+        "learner": {"choice": ["MAML", "MetaSGD"]},
+        "steps": {"randint": [1, 3], "when": {"learner": "MAML"}},
+        "hidden": {"grid": [[40], [40, 40]]},
+    }
+    found = [values for values, _ in listed(Search("sinusoid", space), {"hidden": "[40]"})]
+    assert found == [
+        {"learner": "MAML", "steps": 1, "hidden": [40]},
+        {"learner": "MAML", "steps": 2, "hidden": [40]},
+        {"learner": "MetaSGD", "hidden": [40]},
+    ]
+    assert not list(listed(Search("sinusoid", SPACE), {}))

@@ -43,6 +43,7 @@ def test_what_is_said(keys, right):
     ("metric", "said"),
     [
         ("val/mes", "did you mean 'val/mse'"),
+        ("val/mse_spread", "needs a mode, min or max"),
         ("val/mse/5", "metric=val/mse/5: is none of this recipe"),
         ("loss", "is none of this recipe"),
         ("outer.clip", "metric=outer.clip: is None in this recipe, no number"),
@@ -51,7 +52,7 @@ def test_what_is_said(keys, right):
 )
 def test_a_metric_that_is_none_is_one_clear_line(metric, said):
     with pytest.raises(ValueError, match=said) as caught:
-        made(metric=metric)
+        made(names=("mse", "mse_spread"), metric=metric)
     assert "\n" not in str(caught.value)
 
 

@@ -100,6 +100,8 @@ def test_optuna_is_its_default(file):
         ({"qloguniform": [0, 1, 0.1]}, "0 < low < high"),
         ({"normal": [0, 0]}, "0 < deviation"),
         ({"normal": [0, 1, 2]}, "normal takes"),
+        ({"lognormal": [1000, 1]}, "too large"),
+        ({"uniform": [-1e308, 1e308]}, "low < high"),
         ({"choice": [1, 2, 1]}, "1 is there twice"),
         ({"choice": [1, 2], "when": {"steps": 1}}, "when.steps: is not searched"),
         ({"choice": [1, 2], "when": 3}, "when=3: must be keys and their values"),
@@ -126,6 +128,20 @@ def test_a_wrong_distribution_is_one_clear_line(distribution, said):
         ({"metric": ["val/mse", "seconds"], "scheduler": "asha"}, "scheduler=asha: stops trials"),
         ({"metric": ["val/mse", "seconds"], "algorithm": "cmaes"}, "use nsga2 or tpe"),
         ({"mode": "less"}, "mode"),
+        ({"mode": []}, r"mode=\[\]: must be one for each"),
+        (
+            {
+                "search": {
+                    "a": {"choice": [1, 2], "when": {"b": 1}},
+                    "b": {"choice": [1, 2], "when": {"a": 1}},
+                }
+            },
+            "a would depend on itself",
+        ),
+        (
+            {"search": {"a": {"choice": [1]}, "b": {"choice": [1], "when": {"a": []}}}},
+            "when.a: must name a value",
+        ),
         (
             {"search": {**ALPHA, "steps": {"choice": [1], "when": {"alpha": 1}}}},
             "when.alpha: must be a choice or a grid",

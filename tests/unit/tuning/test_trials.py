@@ -75,6 +75,10 @@ def test_the_record_gives_the_same_trials(trials):
         ("{}", "line 2"),
         ("no", "line 2 is not JSON"),
         ('{"trial": 1, "end": {"status": "won"}}', "line 2"),
+        (
+            '{"trial": 0, "end": {"status": "stopped"}}\n{"trial": 0, "end": {"status": "failed"}}',
+            "line 3: trial 0 is not one",
+        ),
         ('{"trial": 7, "end": {"status": "finished"}}', "line 2: trial 7 is not one"),
         ('{"trial": 0, "values": {}, "kept": {}}', "line 2: trial 0 is not one"),
         ('{"trial": 1, "values": {"alpha": 1}}', "line 2: trial 1 is not one"),
