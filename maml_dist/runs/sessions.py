@@ -15,6 +15,7 @@ from pathlib import Path
 
 from maml_dist.core.schema import from_json
 from maml_dist.runs.folder import read_bounded
+from maml_dist.runs.lock import Held, LockLost
 
 NAME = "sessions.jsonl"
 BYTES = 10_000_000  # at the most
@@ -36,8 +37,11 @@ class Session:
 
 
 @contextmanager
-def session(folder: Path) -> Iterator[None]:
-    """Inside, the run in `folder` is trained. What cannot be written is left out."""
+def session(folder: Path, held: Held | None = None) -> Iterator[None]:
+    """Inside, the run in `folder` is trained. What cannot be written is left out.
+
+    Nothing is where `held`, the lock on the run, is lost: it is another's now.
+    """
     began, clock = time.strftime("%Y-%m-%d %H:%M:%S"), time.monotonic()
     try:
         yield
@@ -50,7 +54,9 @@ def session(folder: Path) -> Iterator[None]:
             {name: found for name in PACKAGES if (found := _version(name))},
             _commit(_PACKAGE.parent / ".git"),
         )
-        with suppress(OSError):
+        with suppress(OSError, LockLost):
+            if held:
+                held.check()
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
             file = os.open(folder / NAME, flags, 0o644)
             try:

@@ -220,7 +220,7 @@ def execute(
             locks = held.enter_context(Run(run.path, run.config).locked())
             refuse_occupied(Run(run.path, run.config))  # by one that has come and gone since
         run.write_recipe(new=new)
-        with session(run.path):
+        with session(run.path, locks.folder):
             train(run, actors, locks=locks, progress=progress, on_validation=on_validation)
     return run
 
