@@ -104,5 +104,8 @@ def test_wandb_has_all_rows_and_the_test_score(tmp_path, monkeypatch):
     assert told == {
         row["iteration"]: row["val/mse/path"] for row in run.metrics if "val/mse/path" in row
     }
-    assert any(row.get("test/mse/1") == str(score) for row in rows)
+    assert any(row.get("test/mse/1") == str(score) for row in rows), (
+        score,
+        [row.get("test/mse/1") for row in rows],
+    )
     assert any(key.startswith("steps") for row in rows for key in row) and "learner" in configured
