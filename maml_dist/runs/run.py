@@ -7,7 +7,6 @@ sessions.jsonl     when and by what it was trained
 driver.lock        while it is trained: by whom
 """
 
-import html
 import json
 import sys
 from collections.abc import Iterator
@@ -36,6 +35,7 @@ from maml_dist.runs.checkpoints import Checkpoints
 from maml_dist.runs.folder import Folder, replace
 from maml_dist.runs.identity import complete, refuse_anothers, refuse_other
 from maml_dist.runs.lock import Held, locked
+from maml_dist.runs.notebook import in_html
 from maml_dist.runs.restored import restored, started
 from maml_dist.runs.server_state import (
     current_tables,
@@ -66,18 +66,7 @@ class Run:
 
     def _repr_html_(self) -> str:
         """What a notebook shows of it: how far it has got, and its last validation."""
-        rows = [row for row in self.metrics if any(name.startswith("val/") for name in row)]
-        last = rows[-1] if rows else {}
-        cells = "".join(
-            f"<tr><td>{html.escape(name)}</td><td>{value:.4g}</td></tr>"
-            for name, value in last.items()
-            if name.startswith("val/") and isinstance(value, float)
-        )
-        at = f" · validated at {last['iteration']:,}" if last else ""
-        return (
-            f"<p><b>{html.escape(self._reached)}</b>{at}<br><code>{html.escape(str(self.path))}"
-            f"</code></p><table>{cells}</table>"
-        )
+        return in_html(self._reached, self.path, self.metrics)
 
     @property
     def _reached(self) -> str:

@@ -146,8 +146,8 @@ class Draws:
 def _points(grid: dict[str, list[Any]]) -> list[Values]:
     """All points of the grids as Optuna keeps them, the last key changing first."""
     points: list[Values] = [{}]
-    for key, listed in grid.items():
-        points = [{**point, key: label} for point in points for label in labels(listed)]
+    for key, values in grid.items():
+        points = [{**point, key: label} for point in points for label in labels(values)]
     return points
 
 

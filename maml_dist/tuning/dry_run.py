@@ -15,7 +15,7 @@ from maml_dist.tuning.judge import judge
 from maml_dist.tuning.search_space import Search
 from maml_dist.tuning.search_space import tried as draws_tried
 from maml_dist.tuning.trials import text
-from maml_dist.tuning.tuner import UNWRITTEN, parted, try_space
+from maml_dist.tuning.tuner import UNWRITTEN, parted, resources_of, try_space
 
 
 def dry_run(plan: Search, *, address: str | None = None) -> int:
@@ -37,11 +37,7 @@ def dry_run(plan: Search, *, address: str | None = None) -> int:
         table.add_row(key, f"{kind} {plan.search[key][kind]}", when, drawn)
     Console().print(table)
     with RayBackend(address) as backend:
-        resources = backend.resources(
-            experiment.wanted_shards or 1,
-            experiment.resource_request,
-            most=experiment.slices or experiment.meta_batch,
-        )
+        resources = resources_of(backend, experiment)
         at_once = _at_once(resources)
     at_once = min(at_once, plan.max_concurrent or at_once, plan.num_trials)
     print(f"judged by the {judged.title}; {plan.stops} stops trials")

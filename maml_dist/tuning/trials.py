@@ -14,7 +14,7 @@ import sys
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 
@@ -71,7 +71,7 @@ class Trial:
     @property
     def ended(self) -> bool:
         """Whether nothing is left to do for it."""
-        return self.status in Ended.__args__  # type: ignore[attr-defined]
+        return self.status in get_args(Ended)
 
     @property
     def counts(self) -> bool:

@@ -115,11 +115,7 @@ def _conduct(
         experiment = Run(UNWRITTEN, override(config, tried(plan)[0])).experiment
         judged = judge_of(plan)
     with RayBackend(address) as backend:
-        resources = backend.resources(
-            experiment.wanted_shards or 1,
-            experiment.resource_request,
-            most=experiment.slices or experiment.meta_batch,
-        )
+        resources = resources_of(backend, experiment)
         with locked(Folder(folder)):
             lines = [] if new else read_record(folder)
             storage = plan.study or f"sqlite:///{folder / STUDY}"
@@ -160,6 +156,15 @@ def _finish(
     elif finished[0].whole:
         print("\n".join(crown(finished[0], runs, base, trials)))
     return False
+
+
+def resources_of(backend: RayBackend, experiment: Experiment) -> Resources:
+    """What a trial takes: one shard, unless the recipe says more."""
+    return backend.resources(
+        experiment.wanted_shards or 1,
+        experiment.resource_request,
+        most=experiment.slices or experiment.meta_batch,
+    )
 
 
 def told(plan: Search, judged: Judge) -> Search:
