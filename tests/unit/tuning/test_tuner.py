@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from maml_dist.cli import guarded
-from maml_dist.config.compose import compose
+from maml_dist.config.compose import compose, override
 from maml_dist.tune import main
-from maml_dist.tuning.search_space import Search, read
+from maml_dist.tuning.search_space import Search, read, tried
 from maml_dist.tuning.tuner import parted
 
 CONFIGS = sorted((Path(__file__).parents[3] / "tune_configs").glob("*.yaml"))
@@ -26,6 +26,9 @@ def test_every_search_names_its_recipe_and_the_rates(config):
     plan = read(config)
     assert plan.recipe == config.stem and "learner.alpha" in plan.search
     assert {"outer.beta", "outer.bound"} & set(plan.search)
+    base, budget = parted(plan)
+    for drawn in tried(plan):  # each is a recipe
+        assert override(base, budget | drawn)["iterations"] == budget["iterations"]
 
 
 @pytest.mark.parametrize(
