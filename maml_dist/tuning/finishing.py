@@ -57,8 +57,8 @@ class Finished:
 
     @property
     def scores(self) -> list[float]:
-        """Of each seed, by the first metric."""
-        ended = [run for run in self.runs if run.ended and run.counts]
+        """Of each seed, by the first metric: of its best checkpoint, though it diverged later."""
+        ended = [run for run in self.runs if run.ended and run.status != "failed"]
         return [run.end.scores[0] for run in ended if run.end.scores]
 
     @property

@@ -67,6 +67,16 @@ def test_what_was_not_trained_to_the_end_does_not_win(best, runs, scores):
     assert first.trial.number == 0 and first.whole and not second.whole
 
 
+def test_a_run_that_diverged_late_counts_with_its_best_checkpoint(best, runs):
+    units = Seeds(best, [1, 2], runs)
+    train(runs, units, [0.5, 0.9, 0.1])
+    late = runs.drawn(3, units.draw(3))
+    late.end.scores = [0.2]
+    runs.ended(late, "diverged")
+    first, _ = ranked(best, [1, 2], runs)
+    assert first.trial.number == 1 and first.whole and first.scores == [0.1, 0.2]
+
+
 def test_an_interrupted_run_is_not_whole(best, runs):
     units = Seeds(best, [1, 2], runs)
     train(runs, units, [0.5, 0.9, 0.1])
