@@ -28,12 +28,8 @@ Reading = dict[tuple[Metric, tuple[str, ...]], float]  # of a metric, with the v
 ACTOR = "role", "rank"  # as in its name: TaskShard, 1
 SECONDS = Metric("seconds", "Seconds of an actor, by what it did", (*ACTOR, "phase"), True)
 TASKS = Metric("tasks", "Tasks of which an actor has taken the gradient", ACTOR, True)
-STEPS = Metric(
-    "environment_steps", "Steps of environments that an actor has simulated", ACTOR, True
-)
-SENT = Metric(
-    "sent_bytes", "Bytes that an actor has sent, of gradients and parameters", ACTOR, True
-)
+STEPS = Metric("environment_steps", "Steps of environments, simulated by an actor", ACTOR, True)
+SENT = Metric("sent_bytes", "Bytes that an actor sent, of gradients and parameters", ACTOR, True)
 SQUARES = Metric("gradient_squares", "Squares of the last meta-gradient's part, summed up", ACTOR)
 UP = Metric("actors", "Actors that answer", ("role",))
 RESTARTS = Metric("restarts", "Actors that were made in the place of lost ones", ("role",), True)

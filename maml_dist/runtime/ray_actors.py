@@ -1,7 +1,8 @@
 """What the plain actors do besides on Ray: fetch their spec, answer while they work, and warn.
 
-Each answers `pulse` in a thread of its own, and tells its metrics (ray_actor.py). Whoever needs the spec of the run finds the server by
-its name and asks: of references and actors among the arguments of actors Ray warns each time.
+Each answers `pulse` in a thread of its own, and tells its metrics (ray_actor.py). Whoever needs the
+spec of the run finds the server by its name and asks: of references and actors among the arguments
+of actors Ray warns each time.
 """
 
 import os
@@ -44,7 +45,8 @@ class RayServer(RayActor, ParameterServer):
     ) -> None:
         self._enter(SERVER, "0")
         super().__init__(meta, outer, learned=learned)
-        self._spec, self._seldom = spec, Seldom()
+        self._spec = spec
+        self._hands, self._takes = Seldom(), Seldom()
         self._started(labels, f"holds {len(meta)} numbers, of which {learned} are learned")
         self.keeps_gradient = self._watched
 
@@ -59,19 +61,19 @@ class RayServer(RayActor, ParameterServer):
         self._count(SENT, meta.nbytes)
         return meta, metrics
 
-    next_request = paced(ParameterServer.next_request)
-    finish_update = paced(ParameterServer.finish_update)
+    next_request = paced(ParameterServer.next_request, work="update")
+    finish_update = paced(ParameterServer.finish_update, work="update")
 
     def state(self) -> Saved:
         """As in this process."""
         saved = super().state()
-        self._seldom.say(f"hands the state of iteration {saved[0]} over", clock=True)
+        self._hands.say(f"hands the state of iteration {saved[0]} over", clock=True)
         return saved
 
     def restore(self, saved: Saved) -> None:
         """As in this process."""
         super().restore(saved)
-        self._seldom.say(f"has taken the state of iteration {saved[0]}", clock=True)
+        self._takes.say(f"has taken the state of iteration {saved[0]}", clock=True)
 
     def _gradient(self) -> Tensor | None:
         """The last meta-gradient of which it has made the update."""
