@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from maml_dist.loggers.lines import say
 from maml_dist.runtime.private_ray import is_own
 
-EVERY = 5.0  # seconds between two tellings
+EVERY = 5.0  # seconds between two tellings, at the most
 
 
 class Metric(NamedTuple):
@@ -70,7 +70,8 @@ class Meter:
 
     def _work(self) -> None:
         try:
-            while not self._ends.wait(EVERY):
+            every = min(EVERY, _taken_up() / 2)
+            while not self._ends.wait(every):
                 self.tell()
         except Exception as error:  # whatever it is, work goes on
             say(
@@ -85,3 +86,10 @@ class Meter:
             kind = Counter if metric.counts else Gauge
             self._made[metric.name] = kind(f"maml_dist_{metric.name}", metric.text, labels)
         return self._made[metric.name]
+
+
+def _taken_up() -> float:
+    """Seconds between two times that Ray takes up what it was told."""
+    from ray import _config
+
+    return float(_config.metrics_report_interval_ms()) / 1000
