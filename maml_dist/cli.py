@@ -13,6 +13,7 @@ import sys
 import sysconfig
 import traceback
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -107,8 +108,7 @@ def guarded(main: Callable[[list[str]], int]) -> int:
 
 def _asked_format(arguments: list[str]) -> str:
     """The last that the arguments name, where that is one."""
-    pairs = zip(arguments, [*arguments[1:], ""], strict=True)
-    given = [after for word, after in pairs if word == LOG_FORMAT]
+    given = [after for word, after in pairwise(arguments) if word == LOG_FORMAT]
     given += [word.partition("=")[2] for word in arguments if word.startswith(f"{LOG_FORMAT}=")]
     return next((each for each in reversed(given) if each in FORMATS), FORMATS[0])
 

@@ -9,7 +9,7 @@ import sys
 import time
 import warnings
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 FORMATS = ("text", "json")
 MINUTE = 60.0  # seconds
@@ -82,5 +82,12 @@ def _sound(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _say_warning(message: Warning | str, category: type[Warning], *where: Any) -> None:
+def _say_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
     say(str(message), level="warning", category=category.__name__)

@@ -9,6 +9,7 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -16,13 +17,13 @@ import torch
 from torch import Tensor
 
 from maml_dist.core.data.trajectories import Trajectories
-from maml_dist.core.outer.optimizers import OuterOptimizer
+from maml_dist.core.outer.optimizers import Gather, OuterOptimizer
 from maml_dist.loggers.lines import Seldom, say
 from maml_dist.runtime.linked import Linked
 from maml_dist.runtime.messages import Contribution, RowValues, ShardSpec
 from maml_dist.runtime.meter import SENT, STEPS, TASKS
 from maml_dist.runtime.ray_actor import RayActor, paced
-from maml_dist.runtime.remote import remote
+from maml_dist.runtime.remote import remote, remote_pair
 from maml_dist.runtime.rollout_worker import RolloutWorker, Weights
 from maml_dist.runtime.server import ParameterServer, Saved
 from maml_dist.runtime.shard import TaskShard
@@ -54,22 +55,30 @@ class RayServer(RayActor, ParameterServer):
         """The reference, in a list: Ray hands it over as it is."""
         return self._spec
 
-    def update(self, *contributions: Contribution, **options: Any) -> tuple[np.ndarray, Any]:
+    @remote_pair
+    def update(
+        self,
+        *contributions: Contribution,
+        gather: Gather | None = None,
+        facts: Mapping[str, float] = MappingProxyType({}),
+    ) -> tuple[np.ndarray, dict[str, Any]]:
         """As in this process."""
         with self._pace.of("update"):
-            meta, metrics = super().update(*contributions, **options)
+            meta, metrics = super().update(*contributions, gather=gather, facts=facts)
         self._count(SENT, meta.nbytes)
         return meta, metrics
 
     next_request = paced(ParameterServer.next_request, work="update")
     finish_update = paced(ParameterServer.finish_update, work="update")
 
+    @remote
     def state(self) -> Saved:
         """As in this process."""
         saved = super().state()
         self._hands.say(f"hands the state of iteration {saved[0]} over", clock=True)
         return saved
 
+    @remote
     def restore(self, saved: Saved) -> None:
         """As in this process."""
         super().restore(saved)

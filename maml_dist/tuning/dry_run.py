@@ -1,6 +1,7 @@
 """Dry run: what a search would do, on these machines, and about how long it would take."""
 
 import math
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -36,7 +37,7 @@ def dry_run(plan: Search, *, address: str | None = None) -> int:
             for parent, values in plan.conditions(key).items()
         )
         drawn = ", ".join(map(text, tried(plan.search[key])))
-        cells = key, f"{kind} {plan.search[key][kind]}", when, drawn
+        cells: tuple[Any, ...] = key, f"{kind} {plan.search[key][kind]}", when, drawn
         table.add_row(*cells)
         if is_json():
             say(f"{key} is searched", out=True, **dict(zip(columns, cells, strict=True)))
