@@ -13,12 +13,16 @@ import sys
 import sysconfig
 import traceback
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+from maml_dist.loggers.lines import FORMATS, is_json, say, use_format
+
 SHOWN = 1000  # characters of a message at the most
 WORD = 200  # and of one word of it
+LOG_FORMAT = "--log-format"
 
 _PACKAGE = Path(__file__).parent
 _INSTALLED = [Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib", "platlib")]
@@ -32,19 +36,35 @@ class Parser(argparse.ArgumentParser):
         self.add_argument(
             "--traceback", action="store_true", help="show the whole traceback of an error"
         )
+        self.add_argument(
+            LOG_FORMAT,
+            choices=FORMATS,
+            action=_UseFormat,
+            help="what is said while it works: lines of text (default), or objects of JSON",
+        )
 
     def error(self, message: str) -> NoReturn:
         """Raise ValueError, which `guarded` prints."""
         raise ValueError(f"{message} (--help shows what there is)")
 
 
+class _UseFormat(argparse.Action):
+    """Says everything in the format from here on."""
+
+    def __call__(self, parser: Any, namespace: Any, value: Any, option: Any = None) -> None:
+        setattr(namespace, self.dest, value)
+        use_format(value)
+
+
 def fail(message: object, *, status: int) -> int:
-    """Print one error line; returns the exit status."""
+    """Say one error line; returns the exit status."""
     line = " ".join(str(message).split()) or "no reason is given"
     line = re.sub(rf"\S{{{WORD},}}", lambda word: f"{word[0][:60]}…{word[0][-60:]}", line)
     line = line if len(line) <= SHOWN else f"{line[:SHOWN]} …"
-    if sys.stderr is not None:  # closed
-        print("error:", line, file=sys.stderr)
+    if is_json():
+        say(line, level="error", status=status)
+    else:
+        say(f"error: {line}")
     return status
 
 
@@ -62,6 +82,7 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
 def guarded(main: Callable[[list[str]], int]) -> int:
     """Run `main(arguments)`; what goes wrong is one line, or with --traceback all of it."""
     arguments = sys.argv[1:]
+    use_format(_asked_format(arguments))  # of errors in the arguments as well
     try:
         status = main(arguments)
         if sys.stdout is not None:
@@ -78,8 +99,18 @@ def guarded(main: Callable[[list[str]], int]) -> int:
         if isinstance(error, BrokenPipeError) and _is_unread():
             return 141
         if "--traceback" in arguments:
-            traceback.print_exc()
+            if is_json():
+                say("the traceback", level="error", traceback=traceback.format_exc())
+            else:
+                traceback.print_exc()
         return _told(error)
+
+
+def _asked_format(arguments: list[str]) -> str:
+    """The last that the arguments name, where that is one."""
+    given = [after for word, after in pairwise(arguments) if word == LOG_FORMAT]
+    given += [word.partition("=")[2] for word in arguments if word.startswith(f"{LOG_FORMAT}=")]
+    return next((each for each in reversed(given) if each in FORMATS), FORMATS[0])
 
 
 def _told(error: Exception) -> int:

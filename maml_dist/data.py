@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from maml_dist.cli import Parser, guarded
+from maml_dist.loggers.lines import is_json, say
 
 OMNIGLOT_URL = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python"
 OMNIGLOT_SHA256 = {
@@ -107,7 +108,10 @@ def _progress(names: list[str]) -> Iterable[str]:
     from rich.console import Console
     from rich.progress import track
 
-    return track(names, description="converting", console=Console(stderr=True), transient=True)
+    console = Console(stderr=True)
+    return track(
+        names, description="converting", console=console, transient=True, disable=is_json()
+    )
 
 
 def _summarise(paths: list[Path], *, dataset: str, official: int) -> None:
@@ -115,9 +119,10 @@ def _summarise(paths: list[Path], *, dataset: str, official: int) -> None:
 
     classes = [c for path in paths for c in class_file.read(path, dataset=dataset).values()]
     images = sum(map(len, classes))
-    print(f"{len(classes):,} classes, {images:,} images: {', '.join(map(str, paths))}")
+    line = f"{len(classes):,} classes, {images:,} images: {', '.join(map(str, paths))}"
+    say(line, out=True, classes=len(classes), images=images, files=paths)
     if len(classes) != official:
-        print(f"note: the whole of {dataset} has {official:,} classes", file=sys.stderr)
+        say(f"note: the whole of {dataset} has {official:,} classes", level="warning")
 
 
 if __name__ == "__main__":

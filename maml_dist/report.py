@@ -3,6 +3,7 @@
 import sys
 
 from maml_dist.cli import Parser, add_trust, guarded
+from maml_dist.loggers.lines import say
 
 
 def main(arguments: list[str]) -> int:
@@ -25,10 +26,10 @@ def main(arguments: list[str]) -> int:
     if is_search(options.run):
         if options.compare:
             raise ValueError("a search is drawn alone: --compare is of runs")
-        print(report_search(options.run))
+        say(str(report_search(options.run)), out=True)
         return 0
     run = Run.open(options.run, trust=options.trust)
-    print(report(run, [Run.open(path) for path in options.compare]))
+    say(str(report(run, [Run.open(path) for path in options.compare])), out=True)
     return 0
 
 

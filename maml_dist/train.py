@@ -4,6 +4,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from maml_dist.cli import Parser, add_trust, guarded
+from maml_dist.loggers.lines import say
 
 if TYPE_CHECKING:
     from maml_dist.runs.run import Run
@@ -41,7 +42,7 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_intermixed_args(arguments)
 
     if options.status is not None or options.json:
-        alone = {"status", "json", "traceback"}
+        alone = {"status", "json", "traceback", "log_format"}
         beside = [name for name, value in vars(options).items() if value and name not in alone]
         return _show_status(options.status, beside=bool(beside), as_json=options.json)
     from maml_dist.config.recipe import parse_overrides, recipes
@@ -67,7 +68,9 @@ def main(arguments: list[str]) -> int:
         print(yaml.safe_dump(before.config, sort_keys=False), end="")
         return 0
     if before.finished and options.resume and (before.path / "evaluation.json").exists():
-        print(f"{before.path} is finished; iterations=N beyond {_reached(before)} extends it")
+        reached = _reached(before)
+        line = f"{before.path} is finished; iterations=N beyond {reached} extends it"
+        say(line, out=True, run=before.path, iteration=reached)
         return 0
     return _conclude(execute(before, address=options.address, local=options.local))
 
@@ -82,8 +85,9 @@ def _conclude(run: "Run") -> int:
     from maml_dist.training.interruption import status
 
     if not run.finished:
-        trusted = flags(run.config["code"])
-        print(f"stopped at iteration {_reached(run)}; go on with --resume {run.path}{trusted}")
+        trusted, reached = flags(run.config["code"]), _reached(run)
+        line = f"stopped at iteration {reached}; go on with --resume {run.path}{trusted}"
+        say(line, out=True, run=run.path, iteration=reached)
         return status()
     try:
         evaluation = meta_test(run)
@@ -92,7 +96,8 @@ def _conclude(run: "Run") -> int:
         conclude(run, evaluation)
     except ValueError as error:
         raise ValueError(f"{run.path} is trained and kept, but {error}") from error
-    print(f"run: {run.path}  pictures: {run.path / 'report.html'}")
+    page = run.path / "report.html"
+    say(f"run: {run.path}  pictures: {page}", out=True, run=run.path, pictures=page)
     return 0
 
 

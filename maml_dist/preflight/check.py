@@ -10,7 +10,6 @@ the two must agree: of a whole model they need not (stopped gradients, straight-
 """
 
 import numbers
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
@@ -28,6 +27,7 @@ from maml_dist.core.engine.meta_gradient import task_bytes
 from maml_dist.core.model.equal_shapes import broadcasting_refused
 from maml_dist.core.model.objective import Objective
 from maml_dist.core.params import Params, flatten, layout
+from maml_dist.loggers.lines import say
 from maml_dist.preflight.diagnosis import culprit, fails, follows_score, nondeterministic
 from maml_dist.preflight.double_backward import wrong_second_derivative
 from maml_dist.preflight.error_messages import FAILURES, in_words
@@ -127,10 +127,10 @@ def check_engine(experiment: Experiment, meta: Params, device: str) -> None:
     _refuse_nondeterminism(probe, "scores")
     refuse_unnamed(probe, scores)
     if not follows_score(probe):
-        print(
+        say(
             f"note: the score of task={type(experiment.task).__name__} reads tensors as numbers or "
             "decides by them (numpy, .item(), if): it is computed task by task, as written",
-            file=sys.stderr,
+            level="warning",
         )
 
 

@@ -5,6 +5,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from maml_dist.loggers.lines import is_json, say
+
 
 def score_text(value: float | None) -> str:
     """A score as a reader wants it: – where some tasks diverged."""
@@ -16,10 +18,14 @@ def score_text(value: float | None) -> str:
 def show(evaluation: dict[str, Any], paper: dict[int, float]) -> None:
     """Print an evaluation as a table, beside the paper's figures (steps -> score)."""
     for result in evaluation["results"]:
-        table = Table(
-            title=f"{evaluation['recipe']}: {evaluation['metric']} over {evaluation['tasks']} "
+        title = (
+            f"{evaluation['recipe']}: {evaluation['metric']} over {evaluation['tasks']} "
             f"{evaluation['split']} tasks ({result['mode']})"
         )
+        if is_json():
+            say(title, out=True, **{**evaluation, "results": [result]})
+            continue
+        table = Table(title=title)
         for column in ("steps", "mean", "± 95%", "median", "paper"):
             table.add_column(column, justify="right")
         for row in result["steps"]:

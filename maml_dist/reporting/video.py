@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from maml_dist.core.data.task_source import TaskKey
 from maml_dist.inference.load import load
 from maml_dist.inference.policy import Policy
+from maml_dist.loggers.lines import say
 from maml_dist.reporting.plotting import Picture, PlottedRun
 from maml_dist.runs.folder import replace as replace_file
 from maml_dist.tasks.rollout import Goal, Rollouts
@@ -50,9 +51,9 @@ def video(drawn: Sequence[PlottedRun]) -> Picture | None:
     model_file, shown = source.simulator([task], stage=0), [poses for _, poses in rows]
     frames = _rendered(model_file.physics.model, np.stack(shown))  # type: ignore[attr-defined]
     if frames is None:
-        print(
+        say(
             "no film: MuJoCo finds no way to draw here (OpenGL by MUJOCO_GL=egl or osmesa)",
-            file=sys.stderr,
+            level="warning",
         )
         return None
     _gif(frames, run.path / "figures" / "film.gif")

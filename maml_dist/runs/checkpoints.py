@@ -9,7 +9,6 @@ import hashlib
 import json
 import math
 import re
-import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -20,6 +19,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from maml_dist.core.schema import from_json
+from maml_dist.loggers.lines import say
 from maml_dist.runs.checkpoint_header import Expect, Header, Metadata, digest, read_tensors
 from maml_dist.runs.checkpoint_index import INDEX, INDEX_BYTES, Entry, Index, best_of, better
 from maml_dist.runs.folder import Folder, folder_of
@@ -285,4 +285,4 @@ class Checkpoints:
 
 @lru_cache  # once a process: a run is opened several times
 def _say(text: str) -> None:
-    print(text, file=sys.stderr)
+    say(text, level="warning")

@@ -10,7 +10,6 @@ for a moment: each looks before it writes, and the one that finds the other's na
 import errno
 import fcntl
 import os
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -18,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from threading import Event, Lock, Thread
 
+from maml_dist.loggers.lines import say
 from maml_dist.runs.folder import Folder, made, naming
 from maml_dist.runs.owner import NAME, REFRESH, STALE, Owner, read_owner
 
@@ -184,11 +184,10 @@ def _refuse_living(folder: Folder, file: int | None) -> str:
         return f"{owner}, which has ended"
     if not owner.stale:
         raise _refusal(folder, owner)
-    print(
+    say(
         f"{folder.path}: {owner} has been silent for {owner.silence:.0f} s; watching for "
         f"{WATCHED:.0f} s whether it still writes",
-        file=sys.stderr,
-        flush=True,
+        level="warning",
     )
     time.sleep(WATCHED)
     now = read_owner(folder)

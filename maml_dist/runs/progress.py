@@ -7,12 +7,15 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from maml_dist.loggers.lines import is_json, say
+
 
 def progress(start: int, total: int, *, quiet: bool) -> Any:
     """What shows rows of metrics, by `show`, until it is closed."""
     if quiet:
         return _Quiet()
-    return _Bar(start, total) if sys.stderr.isatty() else _Lines(total)
+    live = sys.stderr.isatty() and not is_json()
+    return _Bar(start, total) if live else _Lines(total)
 
 
 def _text(row: dict[str, Any]) -> str:
@@ -63,7 +66,7 @@ class _Bar:
 
 
 class _Lines:
-    """A plain line now and then, where there is no terminal."""
+    """A plain line now and then, where there is no terminal, or of JSON, with all of the row."""
 
     def __init__(self, total: int) -> None:
         self._total = total
@@ -74,7 +77,7 @@ class _Lines:
         if now >= self._next or row["iteration"] == self._total:
             left = (self._total - row["iteration"]) / row["it_per_s"] if row.get("it_per_s") else 0
             said = f"{row['iteration']}/{self._total}  {_text(row)}  {left:.0f} s left"
-            print(said, file=sys.stderr, flush=True)
+            say(said, iterations=self._total, seconds_left=left, **row)
             self._next = now + 10
 
     def close(self) -> None: ...

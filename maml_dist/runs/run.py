@@ -8,7 +8,6 @@ driver.lock        while it is trained: by whom
 """
 
 import json
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from maml_dist.config.trust import Trust, allow
 from maml_dist.core.model.frozen_state import FrozenState, saveable, unsaveable
 from maml_dist.core.params import Layout, Params, unflatten
 from maml_dist.core.tables import without
+from maml_dist.loggers.lines import say
 from maml_dist.runs import metrics
 from maml_dist.runs.checkpoint_header import kinds_of
 from maml_dist.runs.checkpoint_index import Entry
@@ -44,6 +44,7 @@ from maml_dist.runs.server_state import (
     to_tensors,
 )
 from maml_dist.runtime.messages import ShardSpec
+from maml_dist.runtime.prometheus import labels
 from maml_dist.runtime.server import ParameterServer, Saved
 
 
@@ -127,7 +128,7 @@ class Run:
             locks = [held.enter_context(locked(Folder(place))) for place in places]
             for lock in locks:
                 if lock.word:
-                    print(lock.word, file=sys.stderr)
+                    say(lock.word, level="warning")
             yield Locks(locks[0], locks[-1])
 
     @property
@@ -265,10 +266,10 @@ class Run:
         if not place.fixed and (fixed := saveable(held)):
             place.save_fixed(fixed)
         if not place.entries and (names := unsaveable(held)):
-            print(
+            say(
                 f"no checkpoint holds {', '.join(names)} of the model (sparse, or borrowed "
                 "memory): its constructor must make them the same again",
-                file=sys.stderr,
+                level="warning",
             )
         place.save(
             to_tensors(saved, self.layout),
@@ -280,7 +281,7 @@ class Run:
     @property
     def shard_spec(self) -> ShardSpec:
         """What the shards of this run are given."""
-        experiment = self.experiment
+        experiment, watched = self.experiment, "prometheus" in self.config["loggers"]
         return ShardSpec(
             source=experiment.task,
             model=without(self.seeded.tables, experiment.model),
@@ -294,6 +295,7 @@ class Run:
             max_parallel_envs=experiment.max_parallel_envs,
             slices=experiment.slices or 1,
             tables=self.seeded.tables,
+            labels=labels(self.path.name, self.config["name"]) if watched else {},
         )
 
     def write(self, name: str, text: str, *, new: bool = False) -> None:

@@ -4,7 +4,6 @@ Where they cannot be written training goes on. What is not written when it ends 
 and then written to another folder; only that the run ends with an error.
 """
 
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from maml_dist.loggers.lines import say
 from maml_dist.runs import tensorboard
 from maml_dist.runs.lock import LockLost
 from maml_dist.runs.metrics import Metrics
@@ -92,7 +92,7 @@ class RunWriter:
         except OSError as unwritten:
             if error is None:
                 raise
-            print(unwritten, file=sys.stderr)
+            say(str(unwritten), level="warning")
         finally:
             self._writer.close()
             if self._writer.ended:
@@ -166,7 +166,7 @@ class RunWriter:
                 return
             if not said:
                 word = f"{'; '.join(left)}: tried for {LAST_TRIES:.0f} s more, then elsewhere"
-                print(word, file=sys.stderr, flush=True)
+                say(word, level="warning")
                 said = True
             time.sleep(BETWEEN)
             self._writer.flush()
@@ -176,7 +176,7 @@ class RunWriter:
         began = time.monotonic()
         if self._writer.hangs:
             places = "; ".join(self._unwritten())
-            print(f"{places}: waited for, {seconds:.0f} s at the most", file=sys.stderr, flush=True)
+            say(f"{places}: waited for, {seconds:.0f} s at the most", level="warning")
         while self._writer.hangs:
             waited = time.monotonic() - began
             if waited > (UNDER_WAY[1] if self._stop() else seconds):

@@ -3,7 +3,6 @@
 One that fails says so once, and is told nothing more: a run never ends by it.
 """
 
-import sys
 import time
 from collections.abc import Iterable
 from importlib import import_module
@@ -14,6 +13,7 @@ from typing import Any
 
 from maml_dist.config.recipe import Config, nearest
 from maml_dist.config.trust import Names
+from maml_dist.loggers.lines import say
 
 OWN = ("jsonl", "tensorboard")  # what a run writes itself
 SHIPPED = {
@@ -116,4 +116,4 @@ class _Told:
             self._say(f"{type(error).__name__}: {line[0] if line else 'no reason is given'}")
 
     def _say(self, what: str) -> None:
-        print(f"loggers={self._name}: {what}: it is told nothing more", file=sys.stderr, flush=True)
+        say(f"loggers={self._name}: {what}: it is told nothing more", level="warning")

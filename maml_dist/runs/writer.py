@@ -4,11 +4,12 @@ What cannot be written (a full disk, a place that is away) is kept and tried aga
 and each minute. That is said once, and once more when it is written.
 """
 
-import sys
 import time
 from abc import ABC, abstractmethod
 from contextlib import suppress
 from threading import Condition, Thread
+
+from maml_dist.loggers.lines import say
 
 EVERY = 1.0  # seconds between two writings
 RETRY = 60.0  # seconds until what failed is tried again
@@ -162,4 +163,4 @@ def in_words(error: OSError, place: str) -> str:
 
 def _say(text: str) -> None:
     with suppress(OSError, ValueError):  # nobody listens any more
-        print(text, file=sys.stderr, flush=True)
+        say(text, level="warning")

@@ -4,9 +4,10 @@ Ray ends a driver whose head has not answered for a minute, which nothing can ca
 """
 
 import socket
-import sys
 import threading
 import time
+
+from maml_dist.loggers.lines import say
 
 EVERY = 5.0  # seconds between two looks
 SILENT = 3  # looks in a row without an answer, after which it is said
@@ -24,12 +25,12 @@ def _watch(address: str) -> None:
     while ray.is_initialized():
         silent = 0 if _answers(address) else silent + 1
         if silent == SILENT:
-            print(
-                f"{time.strftime('%H:%M:%S')} the cluster's head at {address} does not answer: "
+            say(
+                f"the cluster's head at {address} does not answer: "
                 "Ray ends this run when it has not for a minute; once there is a cluster again, "
                 "--resume goes on from the last checkpoint",
-                file=sys.stderr,
-                flush=True,
+                level="warning",
+                clock=True,
             )
         time.sleep(EVERY)
 

@@ -1,15 +1,19 @@
 """Linked: what an actor does as a peer of a group; the driver's side is ray_peers.py."""
 
+import time
 from typing import NamedTuple
 
 import numpy as np
+from torch import Tensor
 
 from maml_dist.core.outer.optimizers import OuterOptimizer
 from maml_dist.core.tables import Table
+from maml_dist.loggers.lines import Seldom, say
 from maml_dist.runtime.allocator import spare
 from maml_dist.runtime.links import Address, Door
 from maml_dist.runtime.peer import Peer, Progress, ReplicatedPeer, Row
 from maml_dist.runtime.ranged_peer import RangedPeer, Roles
+from maml_dist.runtime.ray_actor import RayActor
 from maml_dist.runtime.server import ParameterServer, Saved
 from maml_dist.runtime.shard import TaskShard
 
@@ -24,7 +28,7 @@ class Meeting(NamedTuple):
     roles: Roles | None  # who owns which range; None: each holds everything
 
 
-class Linked:
+class Linked(RayActor):
     """An actor that can be a peer."""
 
     _slices: int
@@ -33,6 +37,7 @@ class Linked:
     _door: Door | None = None
     _peer: Peer | None = None
     _spared = False
+    _seldom = Seldom()
 
     def open_door(self, *, together: bool) -> Address:
         """Where others of a new group reach this actor; `together`: all are on this machine."""
@@ -52,6 +57,7 @@ class Linked:
         """
         assert self._door is not None
         links = self._door.meet(rank, meeting.addresses, meeting.key)
+        links.traffic = self._traffic
         shard = self if isinstance(self, TaskShard) else None
         slices, learned, outer = self._slices, self._learned, meeting.outer
         if meeting.roles is not None:
@@ -68,6 +74,15 @@ class Linked:
             self._peer = ReplicatedPeer(
                 shard, server, links, slices=slices, multi_round=meeting.multi_round
             )
+        answers = meeting.roles is not None or rank == 0  # where all hold everything, one does
+        if self._peer.server and answers:
+            self._peer.server.keeps_gradient = self._watched
+        owned = self._peer.progress()
+        say(
+            f"is linked as {rank + 1} of {links.size} at iteration {saved[0]}, and holds "
+            f"{owned.size} numbers from {owned.first} on",
+            clock=True,
+        )
 
     def block(
         self, count: int, after: object, *, tell: bool, keep: bool
@@ -79,8 +94,13 @@ class Linked:
             first the state then, and what is to be validated [size].
         """
         assert self._peer is not None
+        began, busy, waited = time.monotonic(), self._pace.busy, self._traffic.waited
         rows = self._peer.block(count)
         kept = self._peer.gathered() if keep else None
+        if kept:
+            self._seldom.say(f"hands the state of iteration {kept[0][0]} over", clock=True)
+        passed = time.monotonic() - began - (self._traffic.waited - waited)
+        self._pace.add("update", passed - (self._pace.busy - busy))
         if not self._spared:  # what lives on after the first, in which it has compiled
             spare()
             self._spared = True
@@ -101,3 +121,9 @@ class Linked:
             self._door.close()
         if self._peer:
             self._peer.leave()
+            say("has left its group, which breaks up", clock=True)
+
+    def _gradient(self) -> Tensor | None:
+        """The part that this actor answers for of the last meta-gradient."""
+        server = self._peer.server if self._peer else None
+        return server.gradient if server else None

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, cast
@@ -42,6 +43,14 @@ class Message(NamedTuple):
 
     head: bytes
     body: np.ndarray | bytearray
+
+
+@dataclass
+class Traffic:
+    """What has passed over the links of an actor, of all its groups."""
+
+    sent: int = 0  # bytes
+    waited: float = 0.0  # seconds in which it sent and waited for others
 
 
 class Door:
@@ -143,6 +152,7 @@ class Links:
 
     def __init__(self, rank: int, sockets: Mapping[int, socket.socket]) -> None:
         self.rank, self.size = rank, len(sockets) + 1
+        self.traffic = Traffic()
         self._sockets = dict(sorted(sockets.items()))
         for each in self._sockets.values():
             each.settimeout(None)
@@ -175,11 +185,13 @@ class Links:
         Raises:
             PeersLost: somebody is gone.
         """
+        began, sent = time.monotonic(), 0
         try:
             sending = []
             for rank, message in given.items():
                 body = bytes_of(message.body)
                 head = PREFIX.pack(len(message.head), len(body)) + message.head
+                sent += len(head) + len(body)
                 if len(head) + len(body) <= INLINE:
                     self._sockets[rank].sendall(b"".join((head, body)))
                 else:  # both ends send at once: neither buffer may have to take it all
@@ -190,6 +202,8 @@ class Links:
         except (OSError, RuntimeError) as error:  # RuntimeError: this one has left meanwhile
             self.close()
             raise PeersLost(f"a shard of the group is gone ({error})") from None
+        self.traffic.sent += sent
+        self.traffic.waited += time.monotonic() - began
         return got
 
     def close(self) -> None:

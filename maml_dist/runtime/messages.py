@@ -42,6 +42,7 @@ class ShardSpec(NamedTuple):
     max_parallel_envs: int | None = None  # that are simulated at once at the most; null: all
     slices: int = 1  # that a meta-batch is cut into: of them bits depend, on who computes them not
     tables: tuple[Table, ...] = ()  # parameters that stand in no vector; the model has them empty
+    labels: dict[str, str] = {}  # of the metrics that Ray is told; none: it is told nothing
 
 
 class Start(NamedTuple):

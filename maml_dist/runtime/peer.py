@@ -38,7 +38,8 @@ class Peer(ABC):
 
     def __init__(self, links: Links, *, it: int) -> None:
         """`it`: iterations that have been made."""
-        self._links, self._it = links, it
+        self.links, self._it = links, it
+        self.server: ParameterServer | None = None  # of what this peer owns
         self._rows: list[Row] = []  # of the last block
         self._former: list[Row] = []  # of the one before, which the driver may not have read
 
@@ -71,13 +72,13 @@ class Peer(ABC):
                 self.iterate(self._it)
                 self._it += 1
         except BaseException:
-            self._links.close()  # lest the others wait
+            self.links.close()  # lest the others wait
             raise
         return self._rows if count else []
 
     def leave(self) -> None:
         """Break the group up; from any thread."""
-        self._links.close()
+        self.links.close()
 
 
 class ReplicatedPeer(Peer):
@@ -95,7 +96,7 @@ class ReplicatedPeer(Peer):
         """`server`: the state to begin with, which is this peer's own."""
         super().__init__(links, it=server.state()[0])
         self._shard, self._slices, self._multi_round = shard, slices, multi_round
-        self._server = cast(ParameterServer, Here(server))
+        self.server, self._server = server, cast(ParameterServer, Here(server))
 
     def iterate(self, it: int) -> None:
         """Make iteration `it`."""
@@ -115,7 +116,7 @@ class ReplicatedPeer(Peer):
 
     def gathered(self) -> tuple[Saved, np.ndarray] | None:
         """The state, and what is validated [size]: each has all of it."""
-        if self._links.rank:
+        if self.links.rank:
             return None
         return self.saved(), cast(np.ndarray, self._server.eval_parameters.remote())
 
@@ -128,7 +129,7 @@ class ReplicatedPeer(Peer):
         self, method: str, meta: np.ndarray, it: int, *given: Any, **options: Any
     ) -> list[Contribution]:
         """The sum of what all slices contribute."""
-        rank, size = self._links.rank, self._links.size
+        rank, size = self.links.rank, self.links.size
         answer = getattr(self._shard, method)
         mine = add_up(
             (
@@ -138,7 +139,7 @@ class ReplicatedPeer(Peer):
             self._slices,
         )
         if size > 1:
-            sent = self._links.all_gather(message(mine))
+            sent = self.links.all_gather(message(mine))
             every = (part for each in sent for part in received(each)[0])
             mine = add_up(every, self._slices)
         return [each.sum for each in mine]

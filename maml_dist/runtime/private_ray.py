@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+from maml_dist.loggers.lines import say
 from maml_dist.runtime.allocator import ONE_HEAP
 from maml_dist.runtime.ray_init import init
 from maml_dist.runtime.ray_options import mute, options
@@ -45,7 +46,7 @@ def own_ray(cpus: int) -> Iterator[None]:
     mode = os.environ.get("RAY_AUTH_MODE") or "token"
     if mode.lower() != "token":
         warning = f"RAY_AUTH_MODE={mode} is for a cluster of --address: this Ray asks for its token"
-        print(warning, file=sys.stderr)
+        say(warning, level="warning")
     folder = Path(tempfile.mkdtemp(prefix="maml-", dir=_base()))  # of mode 0700
     token = folder / "token"
     token.touch(mode=0o600)

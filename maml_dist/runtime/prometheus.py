@@ -5,7 +5,18 @@ from pathlib import Path
 from typing import Any
 
 from maml_dist.loggers.logger import Logger
+from maml_dist.runtime.meter import Meter, Metric, Reading
 from maml_dist.runtime.private_ray import is_own
+
+
+def labels(run: str, recipe: str) -> dict[str, str]:
+    """What all metrics of a run have."""
+    return {"run": run, "recipe": recipe}
+
+
+def column(key: str) -> Metric:
+    """The gauge of a row's column."""
+    return Metric(re.sub(r"\W+", "_", key), f"{key} of a run")
 
 
 class Prometheus(Logger):
@@ -19,20 +30,18 @@ class Prometheus(Logger):
                 "its numbers go through a cluster's Ray (--address); one that is started for a "
                 "run, or none, shows them to nobody"
             )
-        self._tags = {"run": folder.name, "recipe": str(config["name"])}
-        self._gauges: dict[str, Any] = {}
+        self._last: Reading = {}
+        self._meter = Meter(labels(folder.name, str(config["name"])), lambda: self._last)
 
     def log(self, row: dict[str, Any]) -> None:
         """The numbers of a row."""
-        from ray.util.metrics import Gauge
-
-        for key, value in row.items():
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                continue
-            name = "maml_dist_" + re.sub(r"\W+", "_", key)
-            if name not in self._gauges:
-                self._gauges[name] = Gauge(name, f"{key} of a run", tag_keys=tuple(self._tags))
-            self._gauges[name].set(float(value), tags=self._tags)
+        self._last = self._last | {
+            (column(key), ()): float(value)
+            for key, value in row.items()
+            if isinstance(value, int | float) and not isinstance(value, bool)
+        }
+        self._meter.tell()
 
     def close(self) -> None:
-        """They stay as they are until the driver ends."""
+        """They are gone within a minute: what is shown is in training."""
+        self._meter.close()

@@ -27,20 +27,48 @@ class Pace:
 
     def __init__(self, *, node: str, host: str) -> None:
         self._node, self._host = node, host
-        self._work, self._since = "", time.monotonic()
+        self._began = time.monotonic()
+        self._work, self._since = "", self._began
         self._times: deque[float] = deque(maxlen=REMEMBERED)
+        self._spent: dict[str, float] = {}  # seconds on each work that has ended
 
     @contextmanager
     def of(self, work: str, *, timed: bool = False) -> Iterator[None]:
-        """Inside, the actor does this; what is `timed` tells how long that takes it."""
+        """Inside, the actor does this; what is `timed` tells how long that takes it.
+
+        One inside another interrupts that, which then goes on.
+        """
+        outer, asked = self._work, self._since
         began = time.monotonic()
         self._work, self._since = work, began
         try:
             yield
         finally:
-            self._work, self._since = "", time.monotonic()
+            ended = time.monotonic()
+            self._work, self._since = outer, asked if outer else ended
+            self.add(work, ended - began)
+            if outer:
+                self.add(outer, began - ended)
             if timed:
-                self._times.append(self._since - began)
+                self._times.append(ended - began)
+
+    def add(self, work: str, seconds: float) -> None:
+        """So many seconds were spent on this."""
+        self._spent[work] = self._spent.get(work, 0.0) + seconds
+
+    @property
+    def busy(self) -> float:
+        """Seconds spent on all work that has ended."""
+        return sum(self._spent.values())
+
+    def spent(self) -> dict[str, float]:
+        """Seconds on each work since the actor was made, and `waiting`, the rest; any thread."""
+        work, since, now = self._work, self._since, time.monotonic()
+        found = dict(self._spent)
+        if work:
+            found[work] = found.get(work, 0.0) + now - since
+        waiting = now - self._began - sum(found.values())
+        return {name: max(0.0, by) for name, by in found.items()} | {"waiting": max(0.0, waiting)}
 
     def pulse(self) -> Pulse:
         """Now; from any thread."""

@@ -1,77 +1,104 @@
 """What the plain actors do besides on Ray: fetch their spec, answer while they work, and warn.
 
-Each answers `pulse` in a thread of its own. Whoever needs the spec of the run finds the server by
-its name and asks: of references and actors among the arguments of actors Ray warns each time.
+Each answers `pulse` in a thread of its own, and tells its metrics (ray_actor.py). Whoever needs the
+spec of the run finds the server by its name and asks: of references and actors among the arguments
+of actors Ray warns each time.
 """
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import wraps
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from maml_dist.core.outer.optimizers import OuterOptimizer
+from maml_dist.core.data.trajectories import Trajectories
+from maml_dist.core.outer.optimizers import Gather, OuterOptimizer
+from maml_dist.loggers.lines import Seldom, say
 from maml_dist.runtime.linked import Linked
 from maml_dist.runtime.messages import Contribution, RowValues, ShardSpec
-from maml_dist.runtime.pulse import Pace, Pulse
-from maml_dist.runtime.remote import remote
-from maml_dist.runtime.rollout_worker import RolloutWorker
-from maml_dist.runtime.server import ParameterServer
+from maml_dist.runtime.meter import SENT, STEPS, TASKS
+from maml_dist.runtime.ray_actor import RayActor, paced
+from maml_dist.runtime.remote import remote, remote_pair
+from maml_dist.runtime.rollout_worker import RolloutWorker, Weights
+from maml_dist.runtime.server import ParameterServer, Saved
 from maml_dist.runtime.shard import TaskShard
 from maml_dist.runtime.worker_pool import WorkerPool
 
 SERVER = "ParameterServer"  # its name, in the namespace of the run
 
 
-class Named:
-    """Shows itself by the actor's name: in Ray's dashboard, and before each line of its logs."""
-
-    def __repr__(self) -> str:
-        import ray
-
-        name = ray.get_runtime_context().get_actor_name() if ray.is_initialized() else None
-        return name or type(self).__name__
-
-
-class RayServer(Named, ParameterServer):
+class RayServer(RayActor, ParameterServer):
     """A parameter server that holds a reference to what the shards of the run are given."""
 
     def __init__(
-        self, meta: np.ndarray, outer: OuterOptimizer, *, learned: int, spec: list[Any]
+        self,
+        meta: np.ndarray,
+        outer: OuterOptimizer,
+        *,
+        learned: int,
+        spec: list[Any],
+        labels: Mapping[str, str],
     ) -> None:
+        self._enter(SERVER, "0")
         super().__init__(meta, outer, learned=learned)
         self._spec = spec
+        self._hands, self._takes = Seldom(), Seldom()
+        self._started(labels, f"holds {len(meta)} numbers, of which {learned} are learned")
+        self.keeps_gradient = self._watched
 
     def spec(self) -> list[Any]:
         """The reference, in a list: Ray hands it over as it is."""
         return self._spec
 
+    @remote_pair
+    def update(
+        self,
+        *contributions: Contribution,
+        gather: Gather | None = None,
+        facts: Mapping[str, float] = MappingProxyType({}),
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """As in this process."""
+        with self._pace.of("update"):
+            meta, metrics = super().update(*contributions, gather=gather, facts=facts)
+        self._count(SENT, meta.nbytes)
+        return meta, metrics
 
-def _paced(method: Any) -> Any:
-    """A method of a shard whose pulse says that it runs."""
+    next_request = paced(ParameterServer.next_request, work="update")
+    finish_update = paced(ParameterServer.finish_update, work="update")
 
-    @wraps(method)
-    def paced(shard: "RayShard", *given: Any, **options: Any) -> Any:
-        with shard._pace.of(method.__name__):
-            return method(shard, *given, **options)
+    @remote
+    def state(self) -> Saved:
+        """As in this process."""
+        saved = super().state()
+        self._hands.say(f"hands the state of iteration {saved[0]} over", clock=True)
+        return saved
 
-    return paced
+    @remote
+    def restore(self, saved: Saved) -> None:
+        """As in this process."""
+        super().restore(saved)
+        self._takes.say(f"has taken the state of iteration {saved[0]}", clock=True)
+
+    def _gradient(self) -> Tensor | None:
+        """The last meta-gradient of which it has made the update."""
+        return self.gradient
 
 
-class RayShard(Named, Linked, TaskShard):
+class RayShard(Linked, TaskShard):
     """A shard that asks for its spec itself, and acts by its workers."""
 
-    def __init__(self, namespace: str, *, device: str, workers: list[str]) -> None:
+    def __init__(self, namespace: str, *, rank: str, device: str, workers: list[str]) -> None:
+        self._enter("TaskShard", rank)
         if device == "cuda" and not torch.cuda.is_available():
             raise ValueError(
                 f"{os.uname().nodename} has no GPU that torch {torch.__version__} can use, though "
                 "Ray was told of one"
             )
-        self._pace = _pace()
         given = _spec_of(namespace)
         pool = None
         if workers:
@@ -87,10 +114,9 @@ class RayShard(Named, Linked, TaskShard):
         self._slices, self._learned, self._tables = given.slices, given.learned, given.tables
         self._begun: set[int] = set()  # slices whose gradient has been taken here
         self._warned: set[str] = set()
-
-    def pulse(self) -> Pulse:
-        """An answer while anything else runs."""
-        return self._pace.pulse()
+        self._acts = not workers
+        acting = f", whose rollout workers are {len(workers)}" if workers else ""
+        self._started(given.labels, f"computes on {device}, in {given.slices} slices{acting}")
 
     @remote
     def gradient(
@@ -105,55 +131,68 @@ class RayShard(Named, Linked, TaskShard):
         """As in this process; what is warned of the first time is told to the driver."""
         if at is not None:
             with self._pace.of("later gradient"):
-                return super().gradient(meta, it, at, slice=slice)
+                return self._counted_in(super().gradient(meta, it, at, slice=slice), tasks=False)
         if slice in self._begun:
             with self._pace.of("gradient", timed=True):
-                return super().gradient(meta, it, at, slice=slice, rows=rows)
+                return self._counted_in(super().gradient(meta, it, at, slice=slice, rows=rows))
         with self._pace.of("first gradient"), _caught() as caught:  # it may compile
             contribution = super().gradient(meta, it, at, slice=slice, rows=rows)
+        self._counted_in(contribution)
+        say(f"has begun with slice {slice}, at iteration {it}", clock=True)
         self._begun.add(slice)
         texts = dict.fromkeys(text for text in caught if text.startswith("engine."))
         new = tuple(text for text in texts if text not in self._warned)
         self._warned.update(new)
         return contribution._replace(warnings=new)
 
-    objective = _paced(TaskShard.objective)
-    curvature = _paced(TaskShard.curvature)
-    scores = _paced(TaskShard.scores)
+    objective = paced(TaskShard.objective)
+    curvature = paced(TaskShard.curvature)
+    scores = paced(TaskShard.scores)
+
+    def _counted_in(self, given: Contribution, *, tasks: bool = True) -> Contribution:
+        """What a slice contributes, once it is counted; with its `tasks`, or they were before."""
+        if self._peer is None:  # else its links count
+            self._count(SENT, given.gradient.nbytes)
+        if tasks:
+            self._count(TASKS, given.tasks)
+        if tasks and self._acts and (steps := given.metrics.get("steps/after")):
+            self._count(STEPS, steps)
+        return given
 
 
-class RayServerPart(Named, Linked):
+class RayServerPart(Linked):
     """One that owns a range of the vector, and computes nothing else."""
 
-    def __init__(self, namespace: str) -> None:
-        self._pace = _pace()
+    def __init__(self, namespace: str, *, rank: str) -> None:
+        self._enter(SERVER, rank)
         given = _spec_of(namespace)
         self._slices, self._learned, self._tables = given.slices, given.learned, given.tables
-
-    def pulse(self) -> Pulse:
-        """An answer while anything else runs."""
-        return self._pace.pulse()
+        self._started(given.labels, "owns a part of the parameters")
 
 
-class RayWorker(Named, RolloutWorker):
+class RayWorker(RayActor, RolloutWorker):
     """A rollout worker that asks for the spec of its shard itself."""
 
-    def __init__(self, namespace: str) -> None:
-        self._pace = _pace()
+    def __init__(self, namespace: str, *, rank: str) -> None:
+        self._enter("RolloutWorker", rank)
         given = _spec_of(namespace)
         super().__init__(given.source, given.model, max_parallel_envs=given.max_parallel_envs)
+        self._started(given.labels, f"acts in {type(given.source).__name__}")
 
-    def pulse(self) -> Pulse:
-        """An answer while anything else runs."""
-        return self._pace.pulse()
+    def roll(self, weights: Weights, tasks: Sequence[Any], *, stage: int) -> Trajectories:
+        """As in this process."""
+        with self._pace.of("roll"):
+            rolled = super().roll(weights, tasks, stage=stage)
+        if self._watched:
+            self._count(STEPS, float(rolled.mask.sum()))
+        return rolled
 
-
-def _pace() -> Pace:
-    """Of this process, which is an actor of Ray's."""
-    import ray
-
-    node = ray.get_runtime_context().get_node_id()
-    return Pace(node=node, host=ray.util.get_node_ip_address())
+    def returns(self, weights: Weights, tasks: Sequence[Any], *, stage: int) -> np.ndarray:
+        """As in this process."""
+        with self._pace.of("roll"):
+            found = super().returns(weights, tasks, stage=stage)
+        self._count(STEPS, float(found[1].sum()) * self._each)
+        return found
 
 
 def _spec_of(namespace: str) -> ShardSpec:

@@ -13,8 +13,10 @@ from typing import Any, cast
 from maml_dist.runtime.backend import ActorGroup, ActorLost, BlockRefs, Resources
 from maml_dist.runtime.failures import Failures
 from maml_dist.runtime.messages import Start
+from maml_dist.runtime.meter import Meter
 from maml_dist.runtime.partial_sums import holder, share
 from maml_dist.runtime.ranges import without_rows
+from maml_dist.runtime.ray_actors import SERVER
 from maml_dist.runtime.ray_making import Maker
 from maml_dist.runtime.ray_peers import Peers, raised
 from maml_dist.runtime.ray_roster import TICK, Roster
@@ -41,6 +43,7 @@ class RayGroup(ActorGroup):
         self._roster = Roster(self._maker, resources, grows=grows, on_loss=self._lost)
         roster = self._roster
         self.shards, self.workers, self.parts = roster.shards, roster.workers, roster.parts
+        self._meter = Meter(given.shard.labels, roster.reading)
         self._server = LosableServer(self._maker, given)
         self.server = self._server.actor
         self._peers, self._tables = Peers(given), given.shard.tables
@@ -178,6 +181,7 @@ class RayGroup(ActorGroup):
         except ActorLost:
             self._failures.note("the parameter server was lost")
             saved = self._server.renew()
+            self._roster.restarts[SERVER] += 1
             self.server = self._server.actor
             self._roster.say(
                 f"the parameter server was lost: a new one goes on from iteration {saved[0]}"
@@ -199,10 +203,13 @@ class RayGroup(ActorGroup):
         self._roster.wait(self._resources.least if ranged else 1, stop=stop)
         self.restore(saved)
         up, every = len(self._roster.up), len(self.shards)
-        self._roster.say(f"goes on from iteration {saved[0]} with {up} of {every} shards")
+        line = f"goes on from iteration {saved[0]} with {up} of {every} shards"
+        self._roster.say(line, level="info", iteration=saved[0], shards=up)
 
     def close(self) -> None:
         """End the actors."""
+        self._meter.close()
+        cast(Any, self.server).ends.options(concurrency_group="health").remote()
         self._roster.close()
         self._server.kill()
         self._maker.close()

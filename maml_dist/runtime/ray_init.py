@@ -5,10 +5,11 @@ come up in time are left running.
 """
 
 import re
-import sys
 import traceback
 from contextlib import suppress
 from typing import Any
+
+from maml_dist.loggers.lines import say
 
 TRIES = 3
 _TIMES_OUT = re.compile(r"tim(ed|e) ?out|deadline exceeded|connect to GCS", re.IGNORECASE)
@@ -35,7 +36,7 @@ def init(what: str, **arguments: Any) -> None:
             line = said.splitlines()[0].split(". ")[0].rstrip(".")
             if tried == TRIES:
                 raise TimeoutError(f"{line} (tried {TRIES} times)") from error
-            print(f"{what}: {line}: tried again", file=sys.stderr, flush=True)
+            say(f"{what}: {line}: tried again", level="warning")
             ray.shutdown()
 
 

@@ -43,9 +43,9 @@ class Maker:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         for method in (
-            ParameterServer.update,
-            ParameterServer.next_request,
-            ParameterServer.finish_update,
+            RayServer.update,
+            RayServer.next_request,
+            RayServer.finish_update,
         ):
             ray.method(num_returns=2)(cast(Any, method))
         here = ray.get_runtime_context().get_node_id()
@@ -60,6 +60,7 @@ class Maker:
             Second(given.modules, given.outer),
             learned=given.shard.learned,
             spec=[self._spec],
+            labels=given.shard.labels,
         )
         return cast(ParameterServer, server)
 
@@ -89,7 +90,9 @@ class Maker:
         if not self._given.shard.tables:  # of which each may have rows
             count = len(cut(len(self._given.meta), count))
         names = [f"{SERVER} {rank + 1} of {count}{self._title}" for rank in range(count)]
-        return [Seat(name, partial(self._server_part, name)) for name in names]
+        return [
+            Seat(name, partial(self._server_part, name, rank)) for rank, name in enumerate(names)
+        ]
 
     def close(self) -> None:
         """Let go of the room that is held."""
@@ -110,7 +113,9 @@ class Maker:
             **_one_heap(),
         )
         workers = self._workers_of(rank)
-        return make.remote(self._namespace, device=resources.device, workers=workers)
+        return make.remote(
+            self._namespace, rank=f"{rank + 1}", device=resources.device, workers=workers
+        )
 
     def _worker(self, name: str, rank: int, number: int) -> Any:
         make = self._actor(
@@ -120,9 +125,9 @@ class Maker:
             allow_out_of_order_execution=True,
             scheduling_strategy=self._placement(rank, number),
         )
-        return make.remote(self._namespace)
+        return make.remote(self._namespace, rank=f"{rank + 1}.{number}")
 
-    def _server_part(self, name: str) -> Any:
+    def _server_part(self, name: str, rank: int) -> Any:
         import ray
 
         inside = ray.util.get_current_placement_group()
@@ -133,7 +138,7 @@ class Maker:
             allow_out_of_order_execution=True,
             scheduling_strategy=None if inside else "SPREAD",
         )
-        return make.remote(self._namespace)
+        return make.remote(self._namespace, rank=f"{rank + 1}")
 
     def _workers_of(self, rank: int) -> list[str]:
         count = self._resources.request.workers

@@ -1,13 +1,15 @@
 """Roster: who of a run's actors is up. Parts from those who are lost, and makes others for them."""
 
-import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from itertools import chain
 from typing import Any
 
+from maml_dist.loggers.lines import Level, say
 from maml_dist.runtime.backend import Resources
 from maml_dist.runtime.failures import ENDED
+from maml_dist.runtime.meter import RESTARTS, UP, Reading
 from maml_dist.runtime.ray_making import Maker
 from maml_dist.runtime.watch import (
     AWAY,
@@ -21,6 +23,7 @@ from maml_dist.runtime.watch import (
 
 TICK = 1.0  # seconds between two looks at who answers
 WORD = 10.0, 60.0  # seconds until it is said what is waited for, and until it is said again
+LAST_WORD = 1.0  # seconds that actors have for it
 PLACED_WITHIN = 120.0  # seconds for a cluster that does not grow to place all actors
 
 
@@ -54,13 +57,27 @@ class Roster:
         self.parted = 0.0  # when somebody was last found to be lost, whom others waited for
         self._ticked = 0.0
         self._said: set[str] = set()
+        self.restarts: Counter[str] = Counter()  # by roles
+
+    def reading(self) -> Reading:
+        """Its metrics now; from any thread."""
+        up = Counter(dict.fromkeys((seat.role for seat in chain(*self._seats)), 0))
+        up.update(seat.role for seat in chain(*self._seats) if seat.pulse)
+        found: Reading = {(UP, (role,)): float(number) for role, number in up.items()}
+        return found | {(RESTARTS, (role,)): float(by) for role, by in dict(self.restarts).items()}
 
     def idle(self) -> float:
         """Seconds for which no shard has had anything to do; infinite where none is up."""
         return self._watches[0].idle() if self.up else float("inf")
 
     def close(self) -> None:
-        """End the actors."""
+        """End the actors, those that answer after a last word in their logs."""
+        import ray
+
+        up = [seat.actor for seat in chain(*self._seats) if seat.pulse]
+        last = [actor.ends.options(concurrency_group="health").remote() for actor in up]
+        if last:
+            ray.wait(last, num_returns=len(last), timeout=LAST_WORD)
         for seat in chain(*self._seats):
             seat.empty()
 
@@ -85,6 +102,8 @@ class Roster:
             if seat.actor is None and now >= seat.again:
                 try:
                     seat.fill()
+                    self.restarts[seat.role] += seat.lost
+                    seat.lost = False
                 except ValueError:  # the name of the one before is still taken
                     seat.again = now + TICK
         self.up = [seat for seat in self.shards if seat.pulse]
@@ -102,6 +121,7 @@ class Roster:
         if seat.pulse or line not in self._said:
             self.say(line)
         if seat.pulse:
+            seat.lost = True
             self._on_loss(seat, line, alone)
         seat.empty(pause=pause)
 
@@ -160,9 +180,10 @@ class Roster:
             f"{free.get('CPU', 0):g} and {free.get('GPU', 0):g} are free"
         ), unplaced
 
-    def say(self, line: str) -> None:
+    def say(self, line: str, *, level: Level = "warning", **fields: Any) -> None:
+        """Tell the user, with the time; `fields` go into a line of JSON."""
         self._said.add(line)
-        print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True)
+        say(line, level=level, clock=True, **fields)
 
 
 def _count(number: int, what: str) -> str:

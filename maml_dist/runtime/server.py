@@ -38,6 +38,8 @@ class ParameterServer:
     def __init__(
         self, meta: np.ndarray, outer: OuterOptimizer, *, learned: int | None = None
     ) -> None:
+        self.gradient: torch.Tensor | None = None  # the last mean, where it `keeps_gradient`
+        self.keeps_gradient = False
         self._outer = outer
         self._learned = len(meta) if learned is None else learned
         self._it = 0
@@ -81,6 +83,7 @@ class ParameterServer:
         mean, metrics = self._mean(contributions)
         if mean is not None:
             end = self._learned
+            self._note(mean[:end])
             known = {} if gather is None else {"gather": gather}
             meta, state = self._outer.update(self._meta[:end], mean[:end], self._state, **known)
             self._take(meta, mean[end:], state)
@@ -106,6 +109,7 @@ class ParameterServer:
                 if mean is None:  # all tasks were skipped
                     return ("", {}), np.zeros(0, np.float32)
                 self._kept = mean[end:]
+                self._note(mean[:end])
                 meta = self._meta[:end]
                 self._rounds = self._outer.update_in_rounds(meta, mean[:end], metrics, self._state)
                 question = next(self._rounds)
@@ -130,6 +134,10 @@ class ParameterServer:
         self._rounds = self._result = None
         self._it += 1
         return self.meta(), self._metrics
+
+    def _note(self, gradient: torch.Tensor) -> None:
+        if self.keeps_gradient:
+            self.gradient = gradient
 
     def _take(self, meta: torch.Tensor, kept: torch.Tensor, state: State) -> None:
         """Put the new meta-parameters, what is kept, and the optimizer's state in place."""

@@ -32,6 +32,12 @@ class Seat:
     since: float = 0.0  # when it was asked, or has answered
     again: float = 0.0  # when it may be filled
     failed: int = 0  # times in a row that it could not be made
+    lost: bool = False  # whether one that was up has been, and none is in its place
+
+    @property
+    def role(self) -> str:
+        """What kind of actor it is for, as in its name."""
+        return self.name.partition(" ")[0]
 
     @property
     def where(self) -> str:

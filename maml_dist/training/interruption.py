@@ -1,10 +1,11 @@
 """Interruption: Ctrl-C, or a termination as when a machine is taken back, ends at a checkpoint."""
 
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+from maml_dist.loggers.lines import say
 
 _received: list[int] = []  # signals are the process's
 
@@ -29,7 +30,7 @@ def interruptible(
             raise KeyboardInterrupt
         _received.append(number)
         name = signal.Signals(number).name
-        print(f"{name}: {says}; once more: at once", file=sys.stderr, flush=True)
+        say(f"{name}: {says}; once more: at once", level="warning")
         then()
 
     if threading.current_thread() is not threading.main_thread():

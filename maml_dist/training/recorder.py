@@ -6,7 +6,6 @@ computed again, because an actor was lost, are read once.
 """
 
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -15,6 +14,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from maml_dist.config.experiment import Experiment
+from maml_dist.loggers.lines import say
 from maml_dist.runs.run import Run
 from maml_dist.runs.run_writer import RunWriter
 from maml_dist.runtime.backend import ActorGroup, ActorLost
@@ -120,7 +120,7 @@ class Recorder:
         self._read = it
         text = metrics.get("warnings", "")
         if text not in self._printed:
-            print(text, file=sys.stderr)
+            say(text, level="warning", iteration=it)
             self._printed.add(text)
         self._window.append(metrics)
         if scores or it % self._run.experiment.log_every == 0:

@@ -1,6 +1,5 @@
 """A session of meta-training: prepare a run, take the machines that it needs, train it."""
 
-import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, replace
@@ -12,6 +11,7 @@ from maml_dist.config.compose import compose, override
 from maml_dist.config.plain_yaml import check_path
 from maml_dist.config.trust import Trust, allow
 from maml_dist.config.user_code import Sources
+from maml_dist.loggers.lines import say
 from maml_dist.preflight.check import check, check_engine, resolve_engine
 from maml_dist.preflight.settings import refuse_unused_settings
 from maml_dist.runs.recovered import is_place, recovered
@@ -234,8 +234,5 @@ def _worth(run: Run, resources: Resources, decided: dict[str, Any], *, quiet: bo
     if worth:
         return resources
     if not quiet:
-        print(
-            f"one shard: an iteration takes {1e3 * seconds:.2g} ms, too little to be shared out",
-            file=sys.stderr,
-        )
+        say(f"one shard: an iteration takes {1e3 * seconds:.2g} ms, too little to be shared out")
     return replace(resources, shards=1, least=1)

@@ -1,11 +1,13 @@
 """Dry run: what a search would do, on these machines, and about how long it would take."""
 
 import math
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from maml_dist.config.compose import override
+from maml_dist.loggers.lines import is_json, say
 from maml_dist.runs.run import Run
 from maml_dist.runtime.backend import Resources
 from maml_dist.runtime.ray_backend import RayBackend
@@ -25,7 +27,8 @@ def dry_run(plan: Search, *, address: str | None = None) -> int:
     experiment, names = try_space(plan, config)
     judged = judge(plan, experiment, config, names=names)
     table = Table(title=f"{plan.recipe}: {plan.num_trials} trials, {plan.algorithm} draws")
-    for column in ("key", "distribution", "when", "tried"):
+    columns = "key", "distribution", "when", "tried"
+    for column in columns:
         table.add_column(column, overflow="fold")
     for key in plan.order:
         (kind,) = (name for name in plan.search[key] if name != "when")
@@ -34,26 +37,32 @@ def dry_run(plan: Search, *, address: str | None = None) -> int:
             for parent, values in plan.conditions(key).items()
         )
         drawn = ", ".join(map(text, tried(plan.search[key])))
-        table.add_row(key, f"{kind} {plan.search[key][kind]}", when, drawn)
-    Console().print(table)
+        cells: tuple[Any, ...] = key, f"{kind} {plan.search[key][kind]}", when, drawn
+        table.add_row(*cells)
+        if is_json():
+            say(f"{key} is searched", out=True, **dict(zip(columns, cells, strict=True)))
+    if not is_json():
+        Console().print(table)
     with RayBackend(address) as backend:
         resources = resources_of(backend, experiment)
         at_once = _at_once(resources)
     at_once = min(at_once, plan.max_concurrent or at_once, plan.num_trials)
-    print(f"judged by the {judged.title}; {plan.stops} stops trials")
+    say(f"judged by the {judged.title}; {plan.stops} stops trials", out=True)
     gpus = f", {resources.gpus * resources.shards:g} GPUs" if resources.gpus else ""
-    print(
+    say(
         f"a trial: up to {experiment.iterations} iterations, shards: {resources.shards}, "
-        f"{resources.all_cpus:g} CPUs{gpus}; {at_once} at once"
+        f"{resources.all_cpus:g} CPUs{gpus}; {at_once} at once",
+        out=True,
     )
     one = Run(UNWRITTEN, override(config, {**draws_tried(plan)[0], "slices": 1}))
     _, seconds = worth_sharing(one, resources.request)
     if math.isfinite(seconds):
         rounds = math.ceil(plan.num_trials / at_once)
         whole = rounds * experiment.iterations * seconds / resources.shards
-        print(
+        say(
             f"an iteration: about {1e3 * seconds:.2g} ms on one core; all trials to their ends: "
-            f"about {whole / 60:.2g} min beside starts and validations"
+            f"about {whole / 60:.2g} min beside starts and validations",
+            out=True,
         )
     return 0
 

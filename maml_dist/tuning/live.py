@@ -9,6 +9,7 @@ from rich.live import Live as View
 from rich.table import Table
 from rich.text import Text
 
+from maml_dist.loggers.lines import is_json, say
 from maml_dist.tuning.trials import Trial, Trials, text, texts
 
 EVERY = 30.0  # seconds between plain lines, at the least
@@ -24,7 +25,7 @@ class Live:
         self._before = self._done
         self._said = self._began
         self._console = Console(stderr=True)
-        live = self._console.is_terminal or self._console.is_jupyter
+        live = (self._console.is_terminal or self._console.is_jupyter) and not is_json()
         self._view = View(console=self._console, get_renderable=self._render) if live else None
 
     def __enter__(self) -> "Live":
@@ -40,23 +41,29 @@ class Live:
         """A trial has started."""
         if not self._view:
             values = "  ".join(f"{key}={text(value)}" for key, value in trial.values.items())
-            self._print(f"trial {trial.number} starts  {values}")
+            line = f"trial {trial.number} starts  {values}"
+            self._print(line, trial=trial.number, values=trial.values)
 
     def changed(self) -> None:
         """A trial has been validated."""
         if not self._view and time.monotonic() - self._said > EVERY:
-            self._print(self._summary())
+            self._print(self._summary(), **self._trials.counts)
 
     def ended(self, trial: Trial) -> None:
         """A trial has ended."""
         number = sum(each.ended for each in self._trials.all.values())
-        self._print(f"{number}/{self._total}  trial {trial.number}  {trial}")
+        line = f"{number}/{self._total}  trial {trial.number}  {trial}"
+        self._print(line, trial=trial.number, **{**vars(trial.end), "status": trial.status})
         if not self._view:
-            self._print(self._summary())
+            self._print(self._summary(), **self._trials.counts)
 
-    def _print(self, line: str) -> None:
+    def _print(self, line: str, **fields: Any) -> None:
+        """Say a line; `fields` go into one of JSON."""
         self._said = time.monotonic()
-        self._console.print(line, highlight=False, soft_wrap=True, markup=False)
+        if is_json():
+            say(line, **fields)
+        else:  # above the view
+            self._console.print(line, highlight=False, soft_wrap=True, markup=False)
 
     def _summary(self) -> str:
         counts = self._trials.counts

@@ -10,7 +10,6 @@ import io
 import json
 import math
 import os
-import sys
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +20,7 @@ import yaml
 from maml_dist.config.compose import override
 from maml_dist.config.recipe import Config
 from maml_dist.core.schema import from_json
+from maml_dist.loggers.lines import say
 from maml_dist.runs.folder import read_bounded, replace
 from maml_dist.runs.growing_file import GrowingFile
 from maml_dist.tuning.draws import Draw, Draws, Values
@@ -233,7 +233,7 @@ def tell(draws: Any, trial: Trial) -> None:
         draws.tell(trial.number, scores, failed=trial.status == "failed")
     except Exception as error:  # of the study's storage: the record has it, and tells it again
         line = str(error).splitlines()[:1]
-        print(f"the study was not told of trial {trial.number}: {line}", file=sys.stderr)
+        say(f"the study was not told of trial {trial.number}: {line}", level="warning")
 
 
 def texts(scores: list[float] | None) -> str:

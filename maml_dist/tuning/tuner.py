@@ -8,7 +8,6 @@ base.yaml      the recipe that is searched   trials.jsonl, trials.csv, best.yaml
 study.db       Optuna's, for its dashboard
 """
 
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from maml_dist.config.compose import compose, override
 from maml_dist.config.experiment import Experiment
 from maml_dist.config.plain_yaml import check_path
 from maml_dist.config.recipe import Config
+from maml_dist.loggers.lines import is_json, say
 from maml_dist.preflight.check import check
 from maml_dist.runs.folder import Folder
 from maml_dist.runs.folder import replace as write
@@ -150,11 +150,12 @@ def _finish(
         return True
     finished = ranked(best, seeds, runs)
     for each in finished:
-        print(f"trial {each.trial.number} over seeds: {each}")
+        say(f"trial {each.trial.number} over seeds: {each}", out=True, trial=each.trial.number)
     if not all(run.ended for run in runs.all.values()):
-        print(f"the time budget is spent: --resume {trials.folder} goes on", file=sys.stderr)
+        say(f"the time budget is spent: --resume {trials.folder} goes on", level="warning")
     elif finished[0].whole:
-        print("\n".join(crown(finished[0], runs, base, trials)))
+        for line in crown(finished[0], runs, base, trials):
+            say(line, out=True)
     return False
 
 
@@ -191,26 +192,34 @@ def _fit(
 
 def _conclude(plan: Search, trials: Trials, *, interrupted: bool) -> int:
     _show(trials)
+    if len(trials.judge.metrics) > 1:
+        front = [each.number for each in trials.front]
+        say(f"the Pareto front: trials {', '.join(map(str, front))}", out=True, trials=front)
     best, folder = trials.best, trials.folder
     if best:
-        print(f"search: {folder}  the best: python -m maml_dist.train {folder / BEST}")
+        line = f"search: {folder}  the best: python -m maml_dist.train {folder / BEST}"
+        say(line, out=True, search=folder, trial=best.number, best=folder / BEST)
     ended = sum(trial.ended for trial in trials.all.values())
     if interrupted:
         said = f"interrupted: {ended} of {plan.num_trials} trials have ended"
-        print(f"{said}; --resume {folder} goes on", file=sys.stderr)
+        say(f"{said}; --resume {folder} goes on", level="warning")
         return status()
     if ended < len(trials.all):
-        print(f"the time budget is spent: --resume {folder} goes on", file=sys.stderr)
+        say(f"the time budget is spent: --resume {folder} goes on", level="warning")
     elif ended < plan.num_trials:
-        print(f"there are no more than {ended} different trials", file=sys.stderr)
+        say(f"there are no more than {ended} different trials", level="warning")
     if not best:
         raise ChildProcessError(f"no trial has a score; see {folder / TABLE}")
     return 0
 
 
 def _show(trials: Trials) -> None:
-    """Print the table, shorter, the errors below it."""
+    """Print the table, shorter, the errors below it; or a line of JSON a trial."""
     columns, rows = trials.table()
+    if is_json():
+        for row in rows:
+            say(f"trial {row[0]} of the table", out=True, **dict(zip(columns, row, strict=True)))
+        return
     table = Table(title=f"score: the {trials.judge.title} of a trial")
     for column in columns[:-1]:
         table.add_column(column.rpartition(".")[2], overflow="fold")
@@ -220,8 +229,6 @@ def _show(trials: Trials) -> None:
     for trial in trials.ranked:
         if trial.end.error:
             print(f"trial {trial.number}: {trial.end.error}")
-    if len(trials.judge.metrics) > 1:
-        print(f"the Pareto front: trials {', '.join(str(each.number) for each in trials.front)}")
 
 
 def try_space(plan: Search, config: Config) -> tuple[Experiment, list[str]]:

@@ -1,12 +1,14 @@
 """What a search shows while it runs: plain lines in a pipe, a view in a terminal."""
 
 import io
+import json
 import re
 
 import pytest
 from rich.console import Console
 
 from maml_dist.config.compose import compose
+from maml_dist.loggers.lines import use_format
 from maml_dist.tuning import live
 from maml_dist.tuning.draws import Draw
 from maml_dist.tuning.judge import Judge
@@ -85,3 +87,20 @@ def test_what_an_earlier_process_did_is_not_counted_for_the_time_left(trials, cl
     clock.now += 30
     trials.ended(trial, "finished")
     assert view._left() == "30 s left"
+
+
+def test_lines_of_json_have_what_is_known_of_a_trial(trials, clock, capsys):
+    use_format("json")
+    try:
+        with Live(trials, total=4, iterations=100) as view:
+            run(view, trials, clock)
+    finally:
+        use_format("text")
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert lines[0]["values"] == {"learner.alpha": 0.1} and lines[0]["trial"] == 0
+    assert (lines[1]["status"], lines[1]["scores"], lines[1]["iteration"]) == (
+        "finished",
+        [0.5],
+        100,
+    )
+    assert lines[2]["finished"] == 1 and lines[2]["message"].startswith("0 running, 3 waiting")
