@@ -12,10 +12,12 @@ from maml_dist.runtime.ray_backend import RayBackend
 from maml_dist.training.sharing import worth_sharing
 from maml_dist.tuning.distributions import tried
 from maml_dist.tuning.judge import judge
+from maml_dist.tuning.population import interval
 from maml_dist.tuning.search_space import Search
-from maml_dist.tuning.search_space import tried as draws_tried
+from maml_dist.tuning.trial_run import UNWRITTEN
 from maml_dist.tuning.trials import text
-from maml_dist.tuning.tuner import UNWRITTEN, parted, resources_of, try_space
+from maml_dist.tuning.tried import tried as draws_tried
+from maml_dist.tuning.tuner import parted, resources_of, try_space
 
 
 def dry_run(plan: Search, *, address: str | None = None) -> int:
@@ -40,7 +42,10 @@ def dry_run(plan: Search, *, address: str | None = None) -> int:
         resources = resources_of(backend, experiment)
         at_once = _at_once(resources)
     at_once = min(at_once, plan.max_concurrent or at_once, plan.num_trials)
-    print(f"judged by the {judged.title}; {plan.stops} stops trials")
+    does = "stops trials"
+    if plan.stops == "pbt":
+        does = f"has the worst take over the best each {interval(plan, config)} iterations"
+    print(f"judged by the {judged.title}; {plan.stops} {does}")
     gpus = f", {resources.gpus * resources.shards:g} GPUs" if resources.gpus else ""
     print(
         f"a trial: up to {experiment.iterations} iterations, shards: {resources.shards}, "

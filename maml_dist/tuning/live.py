@@ -40,7 +40,11 @@ class Live:
         """A trial has started."""
         if not self._view:
             values = "  ".join(f"{key}={text(value)}" for key, value in trial.values.items())
-            self._print(f"trial {trial.number} starts  {values}")
+            starts = "starts"
+            if trial.scheduled:
+                source, own = trial.schedule[-2:]
+                starts = f"goes on from trial {source.trial}'s checkpoint at {own.iteration}"
+            self._print(f"trial {trial.number} {starts}  {values}")
 
     def changed(self) -> None:
         """A trial has been validated."""

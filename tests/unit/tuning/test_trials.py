@@ -9,7 +9,8 @@ import yaml
 from maml_dist.config.compose import compose
 from maml_dist.tuning.draws import Draw
 from maml_dist.tuning.judge import Judge
-from maml_dist.tuning.trials import BEST, RECORD, TABLE, Trials, read_record
+from maml_dist.tuning.record import RECORD, read_record
+from maml_dist.tuning.trials import BEST, TABLE, Trials
 
 BASE = compose("sinusoid")
 JUDGE = Judge(("val/mse/path",), (False,))
