@@ -36,6 +36,8 @@ def fork(source: Run, path: Path, changes: Mapping[str, Any]) -> Run:
     if saved is None:
         raise ValueError(f"no checkpoint in {source.checkpoints.folder.path} to go on from")
     new = Run(path, override(source.config, {"checkpoints": None, "init": None, **changes}))
+    if new.layout != source.layout:
+        raise ValueError(f"{source.path} does not fit these values: its parameters are others")
     if fixed := source.fixed:
         new.checkpoints.save_fixed(fixed)
     new.save(saved)

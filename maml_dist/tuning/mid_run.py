@@ -39,8 +39,9 @@ def refuse_fixed(plan: Search, config: Config) -> None:
             "scheduler=pbt: with sparse parameters rows wait for updates of the values that were, "
             "so that these cannot change in mid-run"
         )
+    keys = [key.removesuffix(".class_path") for key in flatten_keys(config)]
     for key in plan.search:
-        known = full_key(key, list(flatten_keys(config)))
+        known = full_key(key, keys)
         values = distributions.tried(plan.search[key])
         kinds = {type(value) for value in values}
         if not known.startswith(("learner.", "outer.")) or not kinds <= CHANGEABLE:
