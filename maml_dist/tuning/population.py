@@ -12,7 +12,7 @@ from maml_dist.tuning.exploiting import exploit
 from maml_dist.tuning.finishing import Seeds
 from maml_dist.tuning.record import Takeover
 from maml_dist.tuning.search_space import Search
-from maml_dist.tuning.trial_run import begun, config_of
+from maml_dist.tuning.trial_run import begun, config_of, place_of
 from maml_dist.tuning.trials import Trial, Trials
 
 
@@ -73,9 +73,7 @@ class Population:
         there = source.runs[-1]
         before = begun(folder(there), config_of(self._config, there, source.values))
         new = f"{takeover.trial}-{iteration}"
-        own = config_of(self._config, new, takeover.values)
-        changes = {**takeover.values, "checkpoints": own["checkpoints"]}
-        made = fork(before, folder(new), changes)
+        made = fork(before, folder(new), takeover.values | place_of(self._config, new))
         last = made.checkpoints.last
         if last is None or last.iteration != iteration:
             raise ValueError(f"{made.path}: is not of iteration {iteration}, as it should be")

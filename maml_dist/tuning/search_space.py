@@ -160,8 +160,8 @@ class Search:
             raise ValueError(f"num_samples={self.num_trials}: a population has 2 trials or more")
         if self.finish and self.finish != Finish():
             raise ValueError(
-                "finish: a schedule that pbt has found is not trained anew; `finish: {}` scores "
-                "the best trial's checkpoint on test"
+                "finish: a schedule that pbt has found is not trained anew; `finish: {top: 1}` "
+                "scores the best trial's checkpoint on test"
             )
         for key in self.search:
             if self.conditions(key):

@@ -124,11 +124,14 @@ def trainable(config: Config, folder: Path, judge: Judge, *, local: bool) -> Cal
 
 
 def config_of(shared: Config, run: str, values: Mapping[str, Any]) -> Config:
-    """The recipe of a trial's run: its checkpoints, where they are to lie elsewhere, in a place of
-    its own there, which other machines see.
-    """
+    """The recipe of a trial's run."""
+    return override(shared, {**values, **place_of(shared, run)})
+
+
+def place_of(shared: Config, run: str) -> dict[str, str]:
+    """The key of a run's own place of checkpoints, where they lie elsewhere, for all machines."""
     place = shared["checkpoints"]
-    return override(shared, {**values, **({"checkpoints": f"{place}/{run}"} if place else {})})
+    return {"checkpoints": f"{place}/{run}"} if place else {}
 
 
 def told_before(path: Path, judge: Judge) -> list[Row]:

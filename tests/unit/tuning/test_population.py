@@ -32,9 +32,10 @@ def forks(monkeypatch):
             self.checkpoints = type("", (), {"last": type("", (), {"iteration": iteration})})
 
     def fork(source, path, changes):
-        made[path.name] = source, {key: changes[key] for key in SPACE}
+        made[path.name] = source, changes
         return Made(int(path.name.partition("-")[2]))
 
+    monkeypatch.setattr(population, "config_of", lambda shared, run, values: shared)
     monkeypatch.setattr(population, "begun", lambda path, config: path.name)
     monkeypatch.setattr(population, "fork", fork)
     return made
