@@ -58,6 +58,8 @@ def _facts(search: Opened) -> dict[str, str]:
         "draws": search.plan.algorithm,
         "scheduler": search.plan.stops,
     }
+    if takeovers := sum(len(trial.runs) - 1 for trial in search.trials.all.values()):
+        facts["takeovers"] = str(takeovers)
     if (best := search.trials.best) and best.end.scores:
         facts[f"best {search.trials.judge.metrics[0]}"] = text(best.end.scores[0])
         facts["by trial"] = str(best.number)

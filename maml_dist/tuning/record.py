@@ -99,29 +99,32 @@ def read_record(folder: Path) -> list[Line]:
         return []
     *texts, _ = read_bounded(path, most=BYTES).split(b"\n")
     lines: list[Line] = []
-    drawn: set[int] = set()
+    drawn: dict[int, set[str]] = {}  # the searched keys of each
     ended: set[int] = set()
     for number, each in enumerate(texts, 1):
         where = f"{path}, line {number}"
         line: Line = from_json(each, Line, where)
         if not _possible(line, drawn, ended):
             raise ValueError(f"{where}: trial {line.trial} is not one that can be there")
-        if line.trial is not None:
-            drawn.add(line.trial)
+        if line.trial is not None and line.values is not None:
+            drawn[line.trial] = set(line.values)
         if line.trial is not None and line.end:
             ended.add(line.trial)
         lines.append(line)
     return lines
 
 
-def _possible(line: Line, drawn: set[int], ended: set[int]) -> bool:
+def _possible(line: Line, drawn: dict[int, set[str]], ended: set[int]) -> bool:
     """Whether a line can follow others, by which these trials were drawn, and have ended."""
+    live = drawn.keys() - ended
     kinds = [line.values, line.interval, line.end, line.exploit]
     if sum(kind is not None for kind in kinds) != 1:
         return False
     if line.exploit:
-        pairs = [(each.trial, each.source) for each in line.exploit.takeovers]
-        return line.trial is None and {each for pair in pairs for each in pair} <= drawn - ended
+        return line.trial is None and all(
+            {each.trial, each.source} <= live and each.values.keys() == drawn[each.trial]
+            for each in line.exploit.takeovers
+        )
     new = line.values is not None
     known = line.trial in drawn
     return line.trial not in {None, *ended} and new != known and new == (line.kept is not None)
