@@ -195,8 +195,8 @@ def test_a_trial_of_a_population_takes_over_another_whole(tmp_path, monkeypatch,
 @pytest.mark.slow
 def test_a_population_that_is_killed_goes_the_way_of_an_undisturbed_one(tmp_path, command):
     population(tmp_path)
-    words = small("num_samples=3", "iterations=600", "checkpoint_every=50", "grace_period=1000")
-    words += ["perturbation_interval=200", "max_concurrent=2"]
+    words = small("num_samples=3", "iterations=150", "checkpoint_every=50", "grace_period=1000")
+    words += ["perturbation_interval=50", "max_concurrent=2"]
     whole, folder = tmp_path / "whole", tmp_path / "search"
     search = command("tune", "mine.yaml", *words, "--run", str(folder))
     for exploited in (0, 1):  # in the first interval, and in the second
@@ -206,7 +206,7 @@ def test_a_population_that_is_killed_goes_the_way_of_an_undisturbed_one(tmp_path
             begun = record.exists() and record.read_text().count('"interval"') > 3 * count
             return begun and len(exploits(folder)) == count
 
-        wait_for(half_way, search, seconds=180)
+        wait_for(half_way, search, seconds=240)
         search.kill()
         search.wait()
         search = command("tune", "--resume", str(folder))
