@@ -11,7 +11,11 @@ import warnings
 from datetime import UTC, datetime
 from typing import Any, Literal, TextIO
 
+from rich.console import Console
+from rich.table import Table
+
 FORMATS = ("text", "json")
+WIDE = 200  # columns of a table that no terminal shows
 MINUTE = 60.0  # seconds
 Level = Literal["info", "warning", "error"]
 
@@ -59,6 +63,12 @@ def say(
         print(said, file=stream, flush=True)
 
 
+def show_table(table: Table) -> None:
+    """Print a table on stdout: as wide as the terminal, or where there is none as it needs."""
+    if sys.stdout is not None:
+        Console(width=None if sys.stdout.isatty() else WIDE).print(table)
+
+
 class Seldom:
     """Says one line a minute of those that it is given."""
 
@@ -71,6 +81,13 @@ class Seldom:
         if now >= self._next:
             self._next = now + MINUTE
             say(message, clock=clock)
+
+
+def duration(seconds: float) -> str:
+    """In words: 90 s, 35 min, 12.5 h."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _sound(value: Any) -> Any:

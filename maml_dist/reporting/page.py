@@ -15,6 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from maml_dist.config.trust import flags
 from maml_dist.inference.meta_test import meta_test
 from maml_dist.loggers.flat import flat
+from maml_dist.loggers.lines import duration
 from maml_dist.reporting.curves import steps, training, validation
 from maml_dist.reporting.few_shot import sheet
 from maml_dist.reporting.navigation import navigation
@@ -170,17 +171,11 @@ def _facts(run: Run) -> dict[str, str]:
     if found := sessions(run.path):
         last_one = found[-1]
         facts["trained"] = last_one.began
-        facts["for"] = _duration(sum(each.seconds for each in found))
+        facts["for"] = duration(sum(each.seconds for each in found))
         facts["on"] = f"{last_one.cores} cores, {last_one.system}"
         versions = [f"{name} {each}" for name, each in last_one.versions.items()]
         facts["by"] = ", ".join(versions) + (f" ({last_one.commit})" if last_one.commit else "")
     return facts
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:

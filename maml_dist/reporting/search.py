@@ -1,6 +1,5 @@
 """The report of a search: its pictures, and one self-contained page that shows them."""
 
-import shlex
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from maml_dist.reporting.page import rendered, saved
 from maml_dist.reporting.search_pictures import curves, front, importance, keys, parallel, progress
 from maml_dist.runs.folder import make_within, replace
 from maml_dist.tuning.opened import PLAN, Opened, opened
-from maml_dist.tuning.trials import BEST, text
+from maml_dist.tuning.trials import text
 
 
 def is_search(path: str | Path) -> bool:
@@ -43,7 +42,7 @@ def report_search(path: str | Path) -> Path:
         pictures=pictures,
         columns=[column.rpartition(".")[2] for column in columns],
         rows=[[text(value) for value in row] for row in rows],
-        command=f"python -m maml_dist.train {shlex.quote(str(search.trials.folder / BEST))}",
+        command=search.trials.command,
         yaml=yaml.safe_dump(asdict(search.plan), sort_keys=False),
     )
     replace(page, content.encode())
@@ -59,6 +58,8 @@ def _facts(search: Opened) -> dict[str, str]:
         "draws": search.plan.algorithm,
         "scheduler": search.plan.stops,
     }
+    if takeovers := sum(len(trial.runs) - 1 for trial in search.trials.all.values()):
+        facts["takeovers"] = str(takeovers)
     if (best := search.trials.best) and best.end.scores:
         facts[f"best {search.trials.judge.metrics[0]}"] = text(best.end.scores[0])
         facts["by trial"] = str(best.number)

@@ -13,7 +13,6 @@ from maml_dist.reporting.plotting import STYLES, Picture, chart, logarithmic, pl
 from maml_dist.runs.run import Run
 from maml_dist.tuning.distributions import choices, is_log
 from maml_dist.tuning.opened import Opened
-from maml_dist.tuning.trial_run import TRIALS
 from maml_dist.tuning.trials import Trial, text
 
 COLOURS = dict(
@@ -62,18 +61,18 @@ def curves(search: Opened) -> Picture | None:
     shown: set[str] = set()
     values: list[float] = []
     for trial in list(search.trials.all.values())[:CURVES]:
-        path = search.trials.folder / TRIALS / str(trial.number)
-        if not (path / "recipe.yaml").exists():
-            continue
-        rows = [
-            (row["iteration"], row[metric])
-            for row in Run.open(path).metrics
-            if isinstance(row.get(metric), float)
-        ]
-        if rows:
-            values += [value for _, value in rows]
-            axes.plot(*np.array(rows).T, color=COLOURS.get(trial.status, "0.5"), alpha=0.7)
-            shown.add(trial.status)
+        for path in map(search.trials.path, trial.runs):
+            if not (path / "recipe.yaml").exists():
+                continue
+            rows = [
+                (row["iteration"], row[metric])
+                for row in Run.open(path).metrics
+                if isinstance(row.get(metric), float)
+            ]
+            if rows:
+                values += [value for _, value in rows]
+                axes.plot(*np.array(rows).T, color=COLOURS.get(trial.status, "0.5"), alpha=0.7)
+                shown.add(trial.status)
     if not shown:
         return None
     _scaled(axes, search, values)

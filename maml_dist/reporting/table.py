@@ -2,10 +2,9 @@
 
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
-from maml_dist.loggers.lines import is_json, say
+from maml_dist.loggers.lines import is_json, say, show_table
 
 
 def score_text(value: float | None) -> str:
@@ -34,4 +33,4 @@ def show(evaluation: dict[str, Any], paper: dict[int, float]) -> None:
             )
             numbers = [score_text(row[key]) for key in ("mean", "ci95", "median")]
             table.add_row(str(row["step"]), *numbers, "" if cited is None else f"{cited:g}")
-        Console().print(table)
+        show_table(table)

@@ -136,6 +136,11 @@ class Run:
         """The run's objects: the model with its initial weights, and with what is fixed of it."""
         return self._built[0]
 
+    @property
+    def fixed(self) -> dict[str, Tensor]:
+        """What the model has beside its meta-parameters, as checkpoints hold it."""
+        return saveable(self._built[1])
+
     @cached_property
     def _built(self) -> tuple[Experiment, FrozenState]:
         """The experiment, and what is fixed of its model: as it was in training, or for `init`."""

@@ -44,6 +44,17 @@ def worth_sharing(run: Run, request: ResourceRequest) -> tuple[bool, float]:
     return seconds * spec.slices > worth, seconds * spec.slices
 
 
+def iteration_seconds(run: Run, request: ResourceRequest) -> float:
+    """An iteration's computing on one core, as it will be computed; inf where it is not known."""
+    spec = run.shard_spec
+    if spec.source.on_policy:  # simulators take their time
+        return float("inf")
+    try:
+        return _seconds(run, spec, request, TIMED[0]) * spec.slices
+    except FloatingPointError:  # a task diverges at these weights
+        return float("inf")
+
+
 def _round(size: int) -> float:
     """Seconds in which two that are linked send each other a vector [size]."""
     ends = [Links(rank, {1 - rank: end}) for rank, end in enumerate(socket.socketpair())]

@@ -1,4 +1,4 @@
-"""Distributions: what a searched key may be, by name: its arguments, a draw, and values to try.
+"""Distributions: what a searched key may be, by name: its arguments, draws, and values to try.
 
 Draws are Optuna's, which knows numbers and choices; a normal one is drawn by its quantile.
 """
@@ -71,6 +71,30 @@ def finite(distribution: Mapping[str, Any]) -> dict[Any, Any] | None:
     if name in ("randint", "lograndint"):
         return {number: number for number in range(*arguments)}
     return None
+
+
+def perturbed(distribution: Mapping[str, Any], value: Any, factor: float) -> Any:
+    """`value` times `factor`, as near as the distribution has it, its ends included.
+
+    Where its values are stepped the next one at least; where they are listed the next one.
+    """
+    name, arguments = _named(distribution)
+    if name in ("choice", "grid"):
+        same = [each == value and type(each) is type(value) for each in arguments]
+        place = same.index(True) + (1 if factor > 1 else -1)
+        return arguments[min(max(place, 0), len(arguments) - 1)]
+    moved = value * factor
+    if name in ("normal", "lognormal"):
+        return moved
+    ahead = 1 if (moved - value or factor - 1) > 0 else -1
+    if name in ("randint", "lograndint"):
+        low, beyond = arguments
+        near = round(moved) if round(moved) != value else value + ahead
+        return min(max(near, low), beyond - 1)
+    if name in ("quniform", "qloguniform"):
+        near = _stepped(moved, *arguments)
+        return near if near != value else _stepped(value + ahead * arguments[2], *arguments)
+    return float(min(max(moved, arguments[0]), arguments[1]))
 
 
 def is_log(distribution: Mapping[str, Any]) -> bool:

@@ -143,6 +143,13 @@ class Draws:
         return Draw(values, asked.params)
 
 
+def drawn_anew(key: str, distribution: dict[str, Any], seed: int) -> Any:
+    """A value of a key, drawn at random beside all else."""
+    optuna.logging.set_verbosity(optuna.logging.CRITICAL)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
+    return distributions.suggest(study.ask(), key, distribution)
+
+
 def _points(grid: dict[str, list[Any]]) -> list[Values]:
     """All points of the grids as Optuna keeps them, the last key changing first."""
     points: list[Values] = [{}]

@@ -3,21 +3,22 @@
 import math
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from maml_dist.config.compose import override
-from maml_dist.loggers.lines import is_json, say
+from maml_dist.loggers.lines import duration, is_json, say, show_table
 from maml_dist.runs.run import Run
 from maml_dist.runtime.backend import Resources
 from maml_dist.runtime.ray_backend import RayBackend
-from maml_dist.training.sharing import worth_sharing
+from maml_dist.training.sharing import iteration_seconds
 from maml_dist.tuning.distributions import tried
 from maml_dist.tuning.judge import judge
+from maml_dist.tuning.population import interval
 from maml_dist.tuning.search_space import Search
-from maml_dist.tuning.search_space import tried as draws_tried
+from maml_dist.tuning.trial_run import UNWRITTEN
 from maml_dist.tuning.trials import text
-from maml_dist.tuning.tuner import UNWRITTEN, parted, resources_of, try_space
+from maml_dist.tuning.tried import tried as draws_tried
+from maml_dist.tuning.tuner import parted, resources_of, try_space
 
 
 def dry_run(plan: Search, *, address: str | None = None) -> int:
@@ -42,12 +43,15 @@ def dry_run(plan: Search, *, address: str | None = None) -> int:
         if is_json():
             say(f"{key} is searched", out=True, **dict(zip(columns, cells, strict=True)))
     if not is_json():
-        Console().print(table)
+        show_table(table)
     with RayBackend(address) as backend:
         resources = resources_of(backend, experiment)
         at_once = _at_once(resources)
     at_once = min(at_once, plan.max_concurrent or at_once, plan.num_trials)
-    say(f"judged by the {judged.title}; {plan.stops} stops trials", out=True)
+    does = "stops trials"
+    if plan.stops == "pbt":
+        does = f"has the worst take over the best each {interval(plan, config)} iterations"
+    say(f"judged by the {judged.title}; {plan.stops} {does}", out=True)
     gpus = f", {resources.gpus * resources.shards:g} GPUs" if resources.gpus else ""
     say(
         f"a trial: up to {experiment.iterations} iterations, shards: {resources.shards}, "
@@ -55,13 +59,13 @@ def dry_run(plan: Search, *, address: str | None = None) -> int:
         out=True,
     )
     one = Run(UNWRITTEN, override(config, {**draws_tried(plan)[0], "slices": 1}))
-    _, seconds = worth_sharing(one, resources.request)
+    seconds = iteration_seconds(one, resources.request)
     if math.isfinite(seconds):
         rounds = math.ceil(plan.num_trials / at_once)
         whole = rounds * experiment.iterations * seconds / resources.shards
         say(
             f"an iteration: about {1e3 * seconds:.2g} ms on one core; all trials to their ends: "
-            f"about {whole / 60:.2g} min beside starts and validations",
+            f"about {duration(whole)} beside starts and validations",
             out=True,
         )
     return 0

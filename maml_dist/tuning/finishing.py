@@ -17,12 +17,13 @@ from scipy import stats  # type: ignore[import-untyped]
 from maml_dist.config.compose import override
 from maml_dist.config.recipe import Config
 from maml_dist.inference.meta_test import meta_test
+from maml_dist.loggers.lines import say
 from maml_dist.runs.folder import replace as write
 from maml_dist.runs.run import Run
 from maml_dist.tuning.draws import Draw
 from maml_dist.tuning.search_space import Search
 from maml_dist.tuning.trial_run import TRIALS
-from maml_dist.tuning.trials import BEST, Trial, Trials
+from maml_dist.tuning.trials import BEST, Trial, Trials, text
 
 FOLDER = "finish"
 SURE = 0.95  # of an interval
@@ -114,6 +115,21 @@ def ranked(best: list[Trial], seeds: list[int], runs: Trials) -> list[Finished]:
         return not each.whole, -mean if runs.judge.maximize[0] else mean
 
     return sorted(finished, key=rank)
+
+
+def promote(search: Trials) -> None:
+    """Score the best trial's own checkpoint on test, where a schedule has led to it."""
+    if best := search.best:
+        tested = meta_test(Run.open(search.path(best.runs[-1])))
+        lines = [
+            f"{tested['metric']} on test after {each['step']} steps: {text(each['mean'])} ± "
+            f"{text(each['ci95'])} over {tested['tasks']} tasks"
+            for each in tested["results"][0]["steps"]
+        ]
+        for line in lines:
+            say(line, out=True)
+        content = "".join(f"# {line}\n" for line in lines)
+        write(search.folder / BEST, f"{content}{(search.folder / BEST).read_text()}".encode())
 
 
 def crown(winner: Finished, runs: Trials, base: Config, search: Trials) -> list[str]:

@@ -1,7 +1,7 @@
 """Fitting: Ray Tune runs the trials; what is drawn, and what becomes of it, is ours to say.
 
 A trial that an earlier process has begun comes first, with the values that it was drawn; then new
-ones, until there are as many as the search wants.
+ones, until there are as many as the search wants. Those of a population come an interval at a time.
 """
 
 import logging
@@ -19,9 +19,10 @@ from maml_dist.runtime.backend import Resources
 from maml_dist.tuning.draws import Draws
 from maml_dist.tuning.finishing import Seeds
 from maml_dist.tuning.live import Live
+from maml_dist.tuning.population import Population
 from maml_dist.tuning.search_space import Search
 from maml_dist.tuning.stopping import Before, replay, scheduler
-from maml_dist.tuning.trial_run import TRIALS, told_before, trainable
+from maml_dist.tuning.trial_run import told_before, trainable
 from maml_dist.tuning.trials import Trial, Trials, tell
 
 
@@ -35,24 +36,17 @@ class _Here:
         return self
 
 
-class _Drawing(_Here, Searcher):
-    """Gives Tune the trials, one at a time."""
+class _OneByOne:
+    """The trials, each to its end."""
 
-    def __init__(self, plan: Search, trials: Trials, draws: Draws | Seeds) -> None:
-        super().__init__()
+    over = True  # where there is no next
+
+    def __init__(self, plan: Search, config: Config, trials: Trials, draws: Draws | Seeds) -> None:
         self._plan, self._trials, self._draws = plan, trials, draws
+        self._iterations: int = config["iterations"]
         self._begun = [trial for trial in trials.all.values() if not trial.ended]
 
-    def set_search_properties(self, metric: Any, mode: Any, config: Any, **spec: Any) -> bool:
-        return True
-
-    def suggest(self, trial_id: str) -> Any:
-        trial = self._next()
-        if trial is None:
-            return Searcher.FINISHED
-        return {"trial": trial.number, "values": trial.values}
-
-    def _next(self) -> Trial | None:
+    def next(self) -> Trial | None:
         if self._begun:
             return self._begun.pop(0)
         number = len(self._trials.all)
@@ -60,6 +54,32 @@ class _Drawing(_Here, Searcher):
             return None
         draw = self._draws.draw(number)
         return None if draw is None else self._trials.drawn(number, draw)
+
+    def until(self, trial: Trial) -> int:
+        return self._iterations
+
+
+class _Drawing(_Here, Searcher):
+    """Gives Tune what is to be run, a trial or an interval of one at a time."""
+
+    def __init__(self, upcoming: _OneByOne | Population) -> None:
+        super().__init__()
+        self._upcoming = upcoming
+
+    def set_search_properties(self, metric: Any, mode: Any, config: Any, **spec: Any) -> bool:
+        return True
+
+    def suggest(self, trial_id: str) -> Any:
+        trial = self._upcoming.next()
+        if trial is None:
+            return Searcher.FINISHED if self._upcoming.over else None
+        return {
+            "trial": trial.number,
+            "run": trial.runs[-1],
+            "values": trial.values,
+            "iterations": self._upcoming.until(trial),
+            "spent": trial.spent,
+        }
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
         """Is told by `_Watch`, which knows how it ended."""
@@ -85,12 +105,12 @@ class _Watch(_Here, tune.Callback):
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         row = self._row(trial)
         if row.number not in self._replayed:  # else it was lost in this process
-            path = self._trials.folder / TRIALS / str(row.number)
-            before = told_before(path, self._trials.judge)
+            before = told_before(self._trials.path(row.runs[0]), self._trials.judge)
             replay(self._scheduled, trial, before[:-1])  # the last it tells itself
             self._replayed.add(row.number)
         row.status = "running"
-        self._live.started(row)
+        if row.reached == row.schedule[-1].iteration:  # else it goes on
+            self._live.started(row)
 
     def on_trial_result(
         self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any
@@ -98,12 +118,14 @@ class _Watch(_Here, tune.Callback):
         row = self._row(trial)
         row.end.iteration, row.end.scores = result["iteration"], result["scores"]
         row.end.seconds, row.end.error = result["train_seconds"], result["error"]
-        row.diverged = result["diverged"]
+        row.diverged, row.latest = result["diverged"], result["latest"]
         self._live.changed()
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        row = self._row(trial)
-        if row.diverged:
+        row, until = self._row(trial), trial.config["iterations"]
+        if until < self._iterations and (row.diverged or row.end.iteration >= until):
+            self._trials.reached(row, until)
+        elif row.diverged:
             self._end(row, "diverged")
         elif row.end.error:
             self._end(row, "failed")
@@ -151,8 +173,8 @@ def fit(
         if trial.ended:
             stand_in = Before(trial.number)
             scheduled.on_trial_add(None, stand_in)
-            path = trials.folder / TRIALS / str(trial.number)
-            replay(scheduled, stand_in, told_before(path, judge))
+            replay(scheduled, stand_in, told_before(trials.path(trial.runs[0]), judge))
+    in_turn = Population if plan.stops == "pbt" else _OneByOne
     request = resources.request
     alone = resources.shards == 1 and not request.workers
     shard = {"CPU": request.cpus, "GPU": resources.gpus}
@@ -166,8 +188,9 @@ def fit(
             num_samples=-1,  # until there is nothing to draw
             max_concurrent_trials=plan.max_concurrent,
             time_budget_s=plan.time_budget,
-            search_alg=_Drawing(plan, trials, draws),
+            search_alg=_Drawing(in_turn(plan, config, trials, draws)),
             scheduler=scheduled,
+            reuse_actors=plan.stops == "pbt",  # an interval may take less than a process's start
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),
         run_config=tune.RunConfig(

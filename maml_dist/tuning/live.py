@@ -1,6 +1,5 @@
 """Live: what a search shows while it runs: in a terminal or a notebook a view, else plain lines."""
 
-import math
 import time
 from typing import Any
 
@@ -9,7 +8,7 @@ from rich.live import Live as View
 from rich.table import Table
 from rich.text import Text
 
-from maml_dist.loggers.lines import is_json, say
+from maml_dist.loggers.lines import duration, is_json, say
 from maml_dist.tuning.trials import Trial, Trials, text, texts
 
 EVERY = 30.0  # seconds between plain lines, at the least
@@ -41,7 +40,11 @@ class Live:
         """A trial has started."""
         if not self._view:
             values = "  ".join(f"{key}={text(value)}" for key, value in trial.values.items())
-            line = f"trial {trial.number} starts  {values}"
+            starts = "starts"
+            if trial.scheduled:
+                source, own = trial.schedule[-2:]
+                starts = f"goes on from trial {source.trial}'s checkpoint at {own.iteration}"
+            line = f"trial {trial.number} {starts}  {values}"
             self._print(line, trial=trial.number, values=trial.values)
 
     def changed(self) -> None:
@@ -86,7 +89,7 @@ class Live:
         if done <= 0:
             return ""
         seconds = (time.monotonic() - self._began) * (self._total - self._done) / done
-        return f"{seconds:.0f} s left" if seconds < 100 else f"{math.ceil(seconds / 60)} min left"
+        return f"{duration(seconds)} left"
 
     @property
     def _done(self) -> float:

@@ -10,8 +10,9 @@ from maml_dist.config.recipe import Config, read_yaml
 from maml_dist.runs.identity import complete
 from maml_dist.tuning.draws import Draws
 from maml_dist.tuning.judge import Judge
+from maml_dist.tuning.record import read_record
 from maml_dist.tuning.search_space import Search, read
-from maml_dist.tuning.trials import Trials, draw_again, read_record
+from maml_dist.tuning.trials import Trials, draw_again
 
 PLAN, BASE = "search.yaml", "base.yaml"  # what is searched, and the recipe
 

@@ -26,6 +26,13 @@ SHARED = ("iterations", "shards", "cpus_per_shard", "gpus_per_shard", "checkpoin
 
 
 Mode = Literal["min", "max"]
+Scheduler = Literal["asha", "hyperband", "median", "pbt", "fifo"]
+# What has no effect with pbt, and with all others.
+NOT_PBT = ("grace_period", "reduction_factor", "algorithm")
+PBT = (
+    *("perturbation_interval", "quantile_fraction"),
+    *("resample_probability", "perturbation_factors"),
+)
 
 
 @dataclass(frozen=True)
@@ -33,7 +40,7 @@ class Finish:
     """What becomes of the best trials: each is trained anew, whole, with other seeds."""
 
     top: int = 1  # trials
-    seeds: int = 3  # of each: those after the recipe's, with which it was chosen
+    seeds: int | None = None  # of each: those after the recipe's, which chose it; null: 3
     iterations: int | None = None  # null: the recipe's
 
     def __post_init__(self) -> None:
@@ -51,9 +58,13 @@ class Search:
     metric: str | list[str] | None = None  # of a validation; null: the mean over the path
     mode: Mode | list[Mode] | None = None  # which of its values is better; null: as the task says
     algorithm: Literal["random", "tpe", "gp", "cmaes", "nsga2"] = "random"  # how values are drawn
-    scheduler: Literal["asha", "hyperband", "median", "fifo"] | None = None  # what stops trials
+    scheduler: Scheduler | None = None  # what stops trials, or has them learn from one another
     grace_period: int = 1000  # meta-iterations that every trial gets
     reduction_factor: int = 3  # asha: one trial in so many goes on, for so many times as long
+    perturbation_interval: int | None = None  # pbt: iterations; null: checkpoint_every
+    quantile_fraction: float = 0.25  # pbt: so many of the worst take over so many of the best
+    resample_probability: float = 0.25  # pbt: that a value is then drawn anew, not perturbed
+    perturbation_factors: tuple[float, float] = (1.2, 0.8)  # pbt: by one of which it is multiplied
     max_concurrent: int | None = None  # trials at a time; null: as many as there is room for
     max_failures: int = 3  # of machines, after which a trial is not begun again
     time_budget: float | None = None  # seconds after which what runs is stopped; null: none
@@ -78,6 +89,7 @@ class Search:
                     raise ValueError(f"search.{key}: the value of {other} is set already")
         self._check_conditions()
         self._check_metrics()
+        self._check_population()
         if self.grid_size * self.samples > TRIALS:
             raise ValueError(
                 f"search: its grids have {self.grid_size} points, and with num_samples="
@@ -96,7 +108,7 @@ class Search:
                 if listed is None:
                     raise ValueError(f"{where}: must be a choice or a grid")
                 for value in values:
-                    if not any(_equal(value, each) for each in listed):
+                    if not any(equal(value, each) for each in listed):
                         raise ValueError(f"{where}={value!r}: must be of {listed}")
                 if not values:
                     raise ValueError(f"{where}: must name a value")
@@ -119,13 +131,44 @@ class Search:
             raise ValueError(f"mode={self.mode}: must be one for each of {len(names)} metrics")
         if len(names) > 1 and self.scheduler not in (None, "fifo"):
             raise ValueError(
-                f"scheduler={self.scheduler}: stops trials by one metric, and there are "
+                f"scheduler={self.scheduler}: compares trials by one metric, and there are "
                 f"{len(names)}; use fifo"
             )
         if len(names) > 1 and self.algorithm == "cmaes":
             raise ValueError(
                 f"algorithm=cmaes: is for one metric, and there are {len(names)}; use nsga2 or tpe"
             )
+
+    def _check_population(self) -> None:
+        check_minimum(self, "", perturbation_interval=1)
+        check_range(self, "", quantile_fraction=(0, 0.5), resample_probability=(0, 1))
+        low, high = sorted(self.perturbation_factors)
+        if not 0 < low < 1 < high < math.inf:
+            raise ValueError(
+                f"perturbation_factors={list(self.perturbation_factors)}: must be two positive "
+                "numbers, one over and one under 1"
+            )
+        population = self.scheduler == "pbt"
+        defaults = {item.name: item.default for item in fields(self)}
+        for name in NOT_PBT if population else PBT:
+            if (value := getattr(self, name)) != defaults[name]:
+                whose = "not with scheduler=pbt" if population else "with scheduler=pbt alone"
+                raise ValueError(f"{name}={value}: has an effect {whose}")
+        if not population:
+            return
+        if self.num_trials < 2:
+            raise ValueError(f"num_samples={self.num_trials}: a population has 2 trials or more")
+        if self.finish and self.finish != Finish():
+            raise ValueError(
+                "finish: a schedule that pbt has found is not trained anew; `finish: {top: 1}` "
+                "scores the best trial's checkpoint on test"
+            )
+        for key in self.search:
+            if self.conditions(key):
+                raise ValueError(
+                    f"search.{key}.when: with scheduler=pbt all values change in mid-run, so that "
+                    "none can depend on another"
+                )
 
     @property
     def metrics(self) -> list[str]:
@@ -173,7 +216,7 @@ class Search:
     def applies(self, key: str, values: Mapping[str, Any]) -> bool:
         """Whether a key is drawn beside these values of others."""
         return all(
-            parent in values and any(_equal(values[parent], each) for each in allowed)
+            parent in values and any(equal(values[parent], each) for each in allowed)
             for parent, allowed in self.conditions(key).items()
         )
 
@@ -231,42 +274,6 @@ def _same(key: str, other: str) -> bool:
     return f".{key}".endswith(f".{other}") or f".{other}".endswith(f".{key}")
 
 
-def _equal(value: Any, other: Any) -> bool:
+def equal(value: Any, other: Any) -> bool:
     """Whether two plain values are one; true is not 1."""
     return bool(value == other) and isinstance(value, bool) == isinstance(other, bool)
-
-
-def tried(plan: Search) -> list[dict[str, Any]]:
-    """Draws that hold every end, and a value inside, of every distribution."""
-    values = {key: distributions.tried(each) for key, each in plan.search.items()}
-    left = {key: list(range(len(each))) for key, each in values.items()}
-    found: list[dict[str, Any]] = []
-    while any(left.values()):
-        first = next(key for key in plan.order if left[key])
-        before = len(left[first])
-        wanted = _conditions_of(plan, first)
-        drawn: dict[str, Any] = {}
-        for key in plan.order:
-            if not plan.applies(key, drawn):
-                continue
-            if key in wanted:
-                drawn[key] = wanted[key]
-                matching = [i for i in left[key] if _equal(values[key][i], drawn[key])]
-            else:
-                matching = left[key][:1]
-                drawn[key] = values[key][matching[0] if matching else 0]
-            left[key] = [i for i in left[key] if i not in matching]
-        if len(left[first]) == before:
-            raise ValueError(f"search.{first}.when: no draw of the others fulfils it")
-        found.append(drawn)
-    return found
-
-
-def _conditions_of(plan: Search, key: str) -> dict[str, Any]:
-    """Values of other keys with which a key is drawn, and those with which they are."""
-    wanted: dict[str, Any] = {}
-    for parent, allowed in plan.conditions(key).items():
-        wanted |= _conditions_of(plan, parent)
-        if not any(_equal(wanted.get(parent), each) for each in allowed):
-            wanted[parent] = allowed[0]
-    return wanted

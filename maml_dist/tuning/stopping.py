@@ -3,7 +3,7 @@
 asha        Li et al., arXiv 1810.05934: at each rung one trial in `reduction_factor` goes on
 hyperband   the same in three brackets, that begin to stop later and later
 median      Golovin et al., Google Vizier: below the median of the others' running means
-fifo        none is stopped
+fifo, pbt   none is stopped
 """
 
 import math

@@ -7,13 +7,14 @@ last checkpoint, to the same bits.
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from maml_dist.config.compose import override
 from maml_dist.config.recipe import Config
 from maml_dist.config.trust import own, trusted
+from maml_dist.runs.fork import FORKED
 from maml_dist.runs.lock import Locked, LockLost
 from maml_dist.runs.owner import STALE
 from maml_dist.runs.run import Run
@@ -22,6 +23,7 @@ from maml_dist.tuning.judge import Judge
 
 WORST = sys.float_info.max  # before the first finite score; ASHA cannot interpolate infinity
 TRIALS = "trials"  # the folder with those of the trials
+UNWRITTEN = Path("unwritten")  # of a run that is only tried
 TRAINED = ("task", "model", "learner", "outer", "meta_batch", "seed")  # what a run is of
 PATIENCE = 60.0  # seconds beyond those after which a lock is stale
 
@@ -31,15 +33,19 @@ Row = dict[str, Any]
 class Reached:
     """How far a trial has got: the best of its validations so far, and its time."""
 
-    def __init__(self, judge: Judge, config: Config) -> None:
+    def __init__(self, judge: Judge, config: Config, *, seconds: float = 0.0) -> None:
+        """`seconds` of training were before this run."""
         self._judge, self.config = judge, config
-        self.iteration, self.seconds = 0, 0.0
+        self.iteration, self.seconds = 0, seconds
         self._timed = 0  # iterations in `seconds`
         self.scores: list[float] | None = None  # of the best validation
+        self.latest: list[float] | None = None  # of the last
         self.diverged = False
 
     def take(self, row: Row) -> bool:
         """A row of metrics; whether it held a validation."""
+        if FORKED in row:  # what is before was trained in another run
+            self._timed = row["iteration"]
         if pace := row.get("it_per_s"):
             self.seconds += (row["iteration"] - self._timed) / pace
             self._timed = row["iteration"]
@@ -48,6 +54,7 @@ class Reached:
         self.iteration = row["iteration"]
         scores = self._judge.scores(row, seconds=self.seconds, config=self.config)
         self.diverged = not all(map(math.isfinite, scores))
+        self.latest = None if self.diverged else scores
         if not self.diverged and self._judge.better(scores, self.scores):
             self.scores = scores
         return True
@@ -59,6 +66,7 @@ class Reached:
             "iteration": self.iteration,
             "score": (self.scores or worst)[0],
             "scores": self.scores,
+            "latest": self.latest and self.latest[0],
             "train_seconds": self.seconds,
             "diverged": self.diverged,
             "error": "",
@@ -70,12 +78,11 @@ class _Stop(Exception):
 
 
 def trainable(config: Config, folder: Path, judge: Judge, *, local: bool) -> Callable[[Row], None]:
-    """What runs a trial of the search in `folder`: its number, and the values that were drawn.
+    """What runs a trial of the search in `folder`, or an interval of it.
 
     `local`: in the trial's own process, where its only shard would be beside it otherwise.
     """
 
-    place = config["checkpoints"]  # where other machines see them
     code = trusted(config["code"])  # by the process of the search
 
     def trial(drawn: Row) -> None:
@@ -83,20 +90,19 @@ def trainable(config: Config, folder: Path, judge: Judge, *, local: bool) -> Cal
 
         for folder_of_code in code:
             own(folder_of_code)
-        reached = Reached(judge, config)
+        reached = Reached(judge, config, seconds=drawn["spent"])
 
         def take(row: Row) -> None:
             validated = reached.take(row)
             if reached.diverged:
                 raise _Stop
-            if validated and row["iteration"] < config["iterations"]:  # what comes last, at the end
+            if validated and row["iteration"] < drawn["iterations"]:  # what comes last, at the end
                 tune.report(reached.told())
 
         try:
-            number = str(drawn["trial"])
-            own_place = {"checkpoints": f"{place}/{number}"} if place else {}
-            reached.config = override(config, drawn["values"] | own_place)
-            run = begun(folder / TRIALS / number, reached.config)
+            until = {"iterations": drawn["iterations"]}
+            reached.config = config_of(config, drawn["run"], drawn["values"] | until)
+            run = begun(folder / TRIALS / drawn["run"], reached.config)
             if any([reached.take(row) for row in run.metrics]):  # before it was lost
                 tune.report(reached.told())
             if not reached.diverged:
@@ -117,6 +123,17 @@ def trainable(config: Config, folder: Path, judge: Judge, *, local: bool) -> Cal
     return trial
 
 
+def config_of(shared: Config, run: str, values: Mapping[str, Any]) -> Config:
+    """The recipe of a trial's run."""
+    return override(shared, {**values, **place_of(shared, run)})
+
+
+def place_of(shared: Config, run: str) -> dict[str, str]:
+    """The key of a run's own place of checkpoints, where they lie elsewhere, for all machines."""
+    place = shared["checkpoints"]
+    return {"checkpoints": f"{place}/{run}"} if place else {}
+
+
 def told_before(path: Path, judge: Judge) -> list[Row]:
     """What a trial has told, by the rows of its run; nothing where it had not begun."""
     if not (path / "recipe.yaml").exists():
@@ -132,7 +149,7 @@ def begun(path: Path, config: Config) -> Run:
     Raises:
         ValueError: there is one of other values.
     """
-    kept = {key: config[key] for key in ("shards", "gpus_per_shard")}
+    kept = {key: config[key] for key in ("iterations", "shards", "gpus_per_shard")}
     if (path / "recipe.yaml").exists():
         found = prepare("", kept, resume=path)
     else:

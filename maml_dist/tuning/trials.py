@@ -1,72 +1,74 @@
-"""Trials: the rows of a search's table, and the record from which a search that was killed goes on.
+"""Trials: the rows of a search's table.
 
-trials.jsonl    a line for each trial that was drawn, and for each that ended
+trials.jsonl    what was decided, and what has come of it: record.py
 trials.csv      the table, best first: written anew after each end
 best.yaml       the recipe of the best so far, to be trained as long as the recipe says
 """
 
 import csv
 import io
-import json
 import math
-import os
+import shlex
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, NamedTuple, get_args
 
 import yaml
 
 from maml_dist.config.compose import override
 from maml_dist.config.recipe import Config
-from maml_dist.core.schema import from_json
 from maml_dist.loggers.lines import say
-from maml_dist.runs.folder import read_bounded, replace
-from maml_dist.runs.growing_file import GrowingFile
+from maml_dist.runs.folder import replace
 from maml_dist.tuning.draws import Draw, Draws, Values
 from maml_dist.tuning.judge import Judge
+from maml_dist.tuning.record import RECORD, End, Ended, Exploit, Interval, Line, Record, Takeover
+from maml_dist.tuning.trial_run import TRIALS
 
-RECORD, TABLE, BEST = "trials.jsonl", "trials.csv", "best.yaml"
-BYTES = 200_000_000  # of a record, at the most
-
-Ended = Literal["finished", "stopped", "diverged", "failed"]
-
-
-@dataclass
-class End:
-    """How a trial ended."""
-
-    status: Ended
-    iteration: int = 0  # of its last validation
-    scores: list[float] | None = None  # of its best validation; None where none is finite
-    seconds: float = 0.0  # of training
-    error: str = ""  # the line that says why it failed
+TABLE, BEST = "trials.csv", "best.yaml"
 
 
-@dataclass
-class Line:
-    """A line of the record: of a trial that was drawn, or that ended."""
+class Stretch(NamedTuple):
+    """A part of what has led to a trial's weights."""
 
-    trial: int
-    values: dict[str, Any] | None = None
-    kept: dict[str, Any] | None = None
-    end: End | None = None
+    iteration: int  # before its first
+    trial: int  # by which it was trained
+    values: Values
+
+    def __str__(self) -> str:
+        values = "  ".join(f"{key}={text(value)}" for key, value in self.values.items())
+        return f"from {self.iteration}: trial {self.trial}  {values}"
 
 
 @dataclass
 class Trial:
     """A row of the table; it changes while the trial runs."""
 
-    number: int  # from 0; the name of its folder
+    number: int  # from 0
     draw: Draw
     status: str = "waiting"
     end: End = field(default_factory=lambda: End("failed"))  # so far
     diverged: bool = False
+    latest: float | None = None  # score of the last validation, by the first metric
+    # Of a population:
+    reached: int = 0  # iterations of the intervals that have ended
+    schedule: list[Stretch] = field(init=False)  # what has led to its weights
+    runs: list[str] = field(init=False)  # the names of its folders
+    spent: float = 0.0  # seconds of training in those before the last
+
+    def __post_init__(self) -> None:
+        self.schedule = [Stretch(0, self.number, self.draw.values)]
+        self.runs = [str(self.number)]
 
     @property
     def values(self) -> Values:
-        """The searched keys."""
-        return self.draw.values
+        """The searched keys; where they change in mid-run, the last ones."""
+        return self.schedule[-1].values
+
+    @property
+    def scheduled(self) -> bool:
+        """Whether they have changed."""
+        return len(self.schedule) > 1
 
     @property
     def ended(self) -> bool:
@@ -91,14 +93,25 @@ class Trials:
         """`base` is the recipe that is searched, `lines` what was recorded before."""
         self.folder, self.judge, self._base = folder, judge, base
         self.all: dict[int, Trial] = {}
+        self.exploited_at = 0  # iterations at the last end of an interval of a population
         for line in lines:
             self._apply(line)
-        self._record: GrowingFile | None = None  # opened when there is something to add
+        self._record: Record | None = None  # opened when there is something to add
 
     def drawn(self, number: int, draw: Draw) -> Trial:
         """A new trial; it is recorded before it starts."""
         self._add(Line(number, draw.values, draw.kept))
         return self.all[number]
+
+    def reached(self, trial: Trial, iteration: int) -> None:
+        """The end of an interval of a population, for one trial: recorded."""
+        end, latest = trial.end, None if trial.diverged else trial.latest
+        self._add(Line(trial.number, interval=Interval(iteration, end.scores, latest, end.seconds)))
+
+    def exploited(self, exploit: Exploit) -> None:
+        """The end of an interval, for all of them: recorded; the table and the best anew."""
+        self._add(Line(exploit=exploit))
+        self.write()
 
     def ended(self, trial: Trial, status: Ended) -> None:
         """The end of a trial: recorded, and the table and the best written anew."""
@@ -113,13 +126,37 @@ class Trials:
         csv.writer(content).writerows([columns, *rows])
         replace(self.folder / TABLE, content.getvalue().encode())
         if best := self.best:
-            scores = ", ".join(
-                f"{name} {score}"
-                for name, score in zip(self.judge.metrics, best.end.scores or [], strict=True)
-            )
-            comment = f"# trial {best.number}: {scores} within {best.end.iteration} iterations\n"
             recipe = yaml.safe_dump(override(self._base, best.values), sort_keys=False)
+            comment = "".join(f"# {line}\n" for line in self._about(best))
             replace(self.folder / BEST, f"{comment}{recipe}".encode())
+
+    def _about(self, best: Trial) -> list[str]:
+        """What best.yaml says of the best trial."""
+        scores = ", ".join(
+            f"{name} {score}"
+            for name, score in zip(self.judge.metrics, best.end.scores or [], strict=True)
+        )
+        lines = [f"trial {best.number}: {scores} within {best.end.iteration} iterations"]
+        if best.scheduled:
+            lines += [
+                f"a schedule has led there, of whose values this recipe has the last alone; "
+                f"the trained run is {TRIALS}/{best.runs[-1]}",
+                *(f"  {stretch}" for stretch in best.schedule),
+            ]
+        return lines
+
+    def path(self, run: str) -> Path:
+        """The folder of a trial's run."""
+        return self.folder / TRIALS / run
+
+    @property
+    def command(self) -> str:
+        """What is to be done with the best: its recipe trained; a schedule's weights are there."""
+        if (best := self.best) and best.scheduled:
+            command, path = "evaluate", self.path(best.runs[-1])
+        else:
+            command, path = "train", self.folder / BEST
+        return f"python -m maml_dist.{command} {shlex.quote(str(path))}"
 
     @property
     def best(self) -> Trial | None:
@@ -149,7 +186,8 @@ class Trials:
         keys = list(dict.fromkeys(key for trial in self.all.values() for key in trial.values))
         metrics = self.judge.metrics
         scores = ["score"] if len(metrics) == 1 else list(metrics)
-        columns = ["trial", *keys, "iterations", *scores, "seconds", "status", "error"]
+        lineage = ["lineage"] if any(trial.scheduled for trial in self.all.values()) else []
+        columns = ["trial", *keys, "iterations", *scores, "seconds", "status", *lineage, "error"]
         rows = [
             [
                 trial.number,
@@ -158,6 +196,7 @@ class Trials:
                 *(trial.end.scores or [math.nan] * len(metrics)),
                 round(trial.end.seconds, 1),
                 trial.status,
+                *([_lineage(trial)] if lineage else []),
                 trial.end.error,
             ]
             for trial in self.ranked
@@ -171,66 +210,48 @@ class Trials:
 
     def _add(self, line: Line) -> None:
         if self._record is None:
-            there = read_bounded(self.folder / RECORD, most=BYTES) if self.all else b""
-            whole = there.rfind(b"\n") + 1  # without a line that a kill has cut
-            self._record = GrowingFile(self.folder / RECORD, size=whole, meanwhile="")
-        self._record.add(_json(line).encode())
-        self._record.write()
-        with (self.folder / RECORD).open("rb") as written:
-            os.fsync(written.fileno())  # before a run that it speaks of begins
+            self._record = Record(self.folder / RECORD, new=not self.all)
+        self._record.add(line)
         self._apply(line)
 
     def _apply(self, line: Line) -> None:
-        if line.end:
+        if line.exploit:
+            for each in line.exploit.takeovers:
+                self._take_over(each, line.exploit.iteration)
+            self.exploited_at = line.exploit.iteration
+        elif line.values is not None and line.trial is not None:
+            self.all[line.trial] = Trial(line.trial, Draw(line.values, line.kept or {}))
+        elif line.trial is not None:
             trial = self.all[line.trial]
-            trial.status, trial.end = line.end.status, line.end
-        elif line.values is not None and line.kept is not None:
-            self.all[line.trial] = Trial(line.trial, Draw(line.values, line.kept))
+            if end := line.end:
+                trial.status, trial.end = end.status, end
+            elif at := line.interval:
+                trial.status, trial.reached, trial.latest = "waiting", at.iteration, at.latest
+                trial.diverged = at.latest is None
+                trial.end = End("failed", at.iteration, at.scores, at.seconds)
 
-
-def read_record(folder: Path) -> list[Line]:
-    """What was recorded of a search; a last line that a kill has cut is left out.
-
-    Raises:
-        ValueError: the file is missing, or none of a search; names the line.
-    """
-    path = folder / RECORD
-    if not path.exists():
-        return []
-    *texts, _ = read_bounded(path, most=BYTES).split(b"\n")
-    lines: list[Line] = []
-    drawn: set[int] = set()
-    ended: set[int] = set()
-    for number, each in enumerate(texts, 1):
-        where = f"{path}, line {number}"
-        line: Line = from_json(each, Line, where)
-        new = line.end is None
-        if (
-            new == (line.trial in drawn)
-            or line.trial in ended
-            or (new and (line.values is None or line.kept is None))
-        ):
-            raise ValueError(f"{where}: trial {line.trial} is not one that can be there")
-        (drawn if new else ended).add(line.trial)
-        lines.append(line)
-    return lines
+    def _take_over(self, takeover: Takeover, iteration: int) -> None:
+        trial, source = self.all[takeover.trial], self.all[takeover.source]
+        trial.schedule = [*source.schedule, Stretch(iteration, trial.number, takeover.values)]
+        trial.runs.append(f"{trial.number}-{iteration}")
+        trial.end.scores = trial.latest = None
+        trial.diverged, trial.spent = False, trial.end.seconds
 
 
 def draw_again(draws: Draws, trials: Trials, lines: list[Line]) -> None:
     """Ask and tell what an earlier process has, in its order."""
     for line in lines:
-        trial = trials.all[line.trial]
-        if line.end:
-            tell(draws, trial)
-        else:
-            draws.drawn(trial.number, trial.draw)
+        if line.trial is not None and line.end:
+            tell(draws, trials.all[line.trial])
+        elif line.trial is not None and line.values is not None:
+            draws.drawn(line.trial, trials.all[line.trial].draw)
 
 
 def tell(draws: Any, trial: Trial) -> None:
-    """Tell what draws of a trial that has ended."""
-    scores = trial.end.scores if trial.counts else None
+    """Tell what draws of a trial that has ended; nothing where its score is of other values."""
+    scores = trial.end.scores if trial.counts and not trial.scheduled else None
     try:
-        draws.tell(trial.number, scores, failed=trial.status == "failed")
+        draws.tell(trial.number, scores, failed=trial.status == "failed" or trial.scheduled)
     except Exception as error:  # of the study's storage: the record has it, and tells it again
         line = str(error).splitlines()[:1]
         say(f"the study was not told of trial {trial.number}: {line}", level="warning")
@@ -252,10 +273,7 @@ def text(value: Any) -> str:
     )
 
 
-def _json(line: Line) -> str:
-    content: dict[str, Any] = {"trial": line.trial}
-    if line.end:
-        content["end"] = vars(line.end)
-    else:
-        content |= {"values": line.values, "kept": line.kept}
-    return json.dumps(content) + "\n"
+def _lineage(trial: Trial) -> str:
+    """The trials whose weights have led to this one's."""
+    first, *later = trial.schedule
+    return ", ".join([str(first.trial), *(f"{each.trial} from {each.iteration}" for each in later)])

@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.console import Console
 from rich.table import Table
 
 from maml_dist.config.compose import compose, override
 from maml_dist.config.experiment import Experiment
 from maml_dist.config.plain_yaml import check_path
 from maml_dist.config.recipe import Config
-from maml_dist.loggers.lines import is_json, say
+from maml_dist.loggers.lines import is_json, say, show_table
 from maml_dist.preflight.check import check
 from maml_dist.runs.folder import Folder
 from maml_dist.runs.folder import replace as write
@@ -32,14 +31,17 @@ from maml_dist.runtime.backend import Resources
 from maml_dist.runtime.ray_backend import RayBackend
 from maml_dist.training.interruption import interruptible, status
 from maml_dist.tuning.draws import Draws
-from maml_dist.tuning.finishing import FOLDER, Seeds, crown, plan_of, ranked
+from maml_dist.tuning.finishing import FOLDER, Seeds, crown, plan_of, promote, ranked
 from maml_dist.tuning.fitting import fit, stop
 from maml_dist.tuning.judge import Judge, judge
 from maml_dist.tuning.live import Live
+from maml_dist.tuning.mid_run import refuse_fixed
 from maml_dist.tuning.opened import BASE, PLAN, folder_of, judge_of, plan_and_base
-from maml_dist.tuning.search_space import Finish, Mode, Search, tried
-from maml_dist.tuning.trial_run import TRIALS
-from maml_dist.tuning.trials import BEST, TABLE, Trials, draw_again, read_record, text
+from maml_dist.tuning.record import read_record
+from maml_dist.tuning.search_space import Finish, Mode, Search
+from maml_dist.tuning.trial_run import TRIALS, UNWRITTEN
+from maml_dist.tuning.trials import BEST, TABLE, Trials, draw_again, text
+from maml_dist.tuning.tried import tried
 
 # How long a search trains, how often it looks, where: not what the best recipe is about.
 BUDGET = (
@@ -48,8 +50,6 @@ BUDGET = (
 )
 # What a search that goes on may change: not what has been drawn, nor how it was judged.
 RESUMABLE = ("num_samples", "max_concurrent", "max_failures", "time_budget", "study")
-
-UNWRITTEN = Path("unwritten")  # of a run that is only tried
 
 STUDY = "study.db"  # in its folder
 
@@ -90,6 +90,11 @@ def resume(run: str | Path, changes: Mapping[str, Any], *, address: str | None =
             f"a search that goes on keeps its {fixed[0]!r}; {', '.join(RESUMABLE)} can change"
         )
     plan, base = plan_and_base(folder_of(run), changes)
+    there = plan_and_base(folder_of(run))[0].num_trials
+    if plan.stops == "pbt" and plan.num_trials != there:
+        raise ValueError(
+            f"num_samples={plan.num_samples}: a population stays as large as it began, {there}"
+        )
     plan = replace(plan, study=changes.get("study"))  # not where a stranger's file says
     budget = {key: value for key, value in plan.overrides.items() if key in BUDGET}
     config = override(base, budget)
@@ -126,7 +131,10 @@ def _conduct(
             draw_again(draws, trials, lines)
             interrupted = _fit(plan, config, trials, draws, resources=resources)
             if plan.finish and not interrupted and all(each.ended for each in trials.all.values()):
-                interrupted = _finish(plan, plan.finish, base, trials, resources=resources)
+                if plan.stops == "pbt":
+                    promote(trials)
+                else:
+                    interrupted = _finish(plan, plan.finish, base, trials, resources=resources)
     return _conclude(plan, trials, interrupted=interrupted)
 
 
@@ -137,7 +145,7 @@ def _finish(
     best = [trial for trial in trials.ranked if trial.counts][: finish.top]
     if not best:
         return False
-    seeds = [base["seed"] + 1 + number for number in range(finish.seeds)]
+    seeds = [base["seed"] + 1 + number for number in range(finish.seeds or 3)]
     folder = trials.folder / FOLDER
     folder.mkdir(exist_ok=True)
     runs = Trials(folder, trials.judge, base, read_record(folder))
@@ -197,7 +205,7 @@ def _conclude(plan: Search, trials: Trials, *, interrupted: bool) -> int:
         say(f"the Pareto front: trials {', '.join(map(str, front))}", out=True, trials=front)
     best, folder = trials.best, trials.folder
     if best:
-        line = f"search: {folder}  the best: python -m maml_dist.train {folder / BEST}"
+        line = f"search: {folder}  the best: {trials.command}"
         say(line, out=True, search=folder, trial=best.number, best=folder / BEST)
     ended = sum(trial.ended for trial in trials.all.values())
     if interrupted:
@@ -225,7 +233,7 @@ def _show(trials: Trials) -> None:
         table.add_column(column.rpartition(".")[2], overflow="fold")
     for row in rows:
         table.add_row(*map(text, row[:-1]))
-    Console().print(table)
+    show_table(table)
     for trial in trials.ranked:
         if trial.end.error:
             print(f"trial {trial.number}: {trial.end.error}")
@@ -237,6 +245,8 @@ def try_space(plan: Search, config: Config) -> tuple[Experiment, list[str]]:
     Returns one of the experiments tried, since what trials share is the same in all, and the names
     of the scores of its task.
     """
+    if plan.stops == "pbt":
+        refuse_fixed(plan, config)
     for drawn in tried(plan):
         run = Run(UNWRITTEN, override(config, drawn))
         names = check(run.experiment, run.initial)

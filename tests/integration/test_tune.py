@@ -1,6 +1,7 @@
 """Small searches on a real Ray."""
 
 import csv
+import json
 import signal
 import sys
 import time
@@ -14,6 +15,7 @@ from generated import omniglot_folder
 import maml_dist
 from maml_dist.cli import guarded
 from maml_dist.config.compose import override
+from maml_dist.runs.fork import fork
 from maml_dist.runs.run import Run
 from maml_dist.tasks.images.omniglot import convert
 from maml_dist.tune import main
@@ -139,6 +141,88 @@ def test_a_search_that_is_killed_goes_on(tmp_path, command, monkeypatch):
         assert other.metrics[-1]["val/mse/path"] == run.metrics[-1]["val/mse/path"]
         for name, value in other.weights("last")[0].items():
             assert torch.equal(value, run.weights("last")[0][name])
+
+
+def population(folder):
+    """The file of a small one; its first exploit is after 10 iterations."""
+    (folder / "mine.yaml").write_text(
+        "recipe: sinusoid\n"
+        "search: {alpha: {loguniform: [0.001, 0.1]}, outer.beta: {loguniform: [0.0001, 0.01]}}\n"
+        "scheduler: pbt\nperturbation_interval: 10\n"
+    )
+    return folder / "mine.yaml"
+
+
+def exploits(folder):
+    """Those of a population, in order."""
+    lines = map(json.loads, (folder / "trials.jsonl").read_text().splitlines())
+    return [line["exploit"] for line in lines if "exploit" in line]
+
+
+def test_a_trial_of_a_population_takes_over_another_whole(tmp_path, monkeypatch, ray_here, capsys):
+    folder = tmp_path / "search"
+    words = ["grace_period=1000", "finish={top: 1}", "--run", str(folder)]
+    assert tune(monkeypatch, population(tmp_path), *words) == 0
+    (found,) = exploits(folder)
+    (takeover,) = found["takeovers"]
+    source, new = str(takeover["source"]), f"{takeover['trial']}-10"
+    runs = {name: Run.open(folder / "trials" / name) for name in (source, new)}
+    both = [
+        run.checkpoints.load(str(run.path / "checkpoints" / "00000010.safetensors"))[0]
+        for run in runs.values()
+    ]
+    assert any(name.startswith("outer/") for name in both[0]) and both[0].keys() == both[1].keys()
+    for name, value in both[0].items():
+        assert torch.equal(value, both[1][name])
+    # The same in this process: the other's first iterations, then its own values.
+    config = override(runs[source].config, {"iterations": 10})
+    (tmp_path / "source.yaml").write_text(yaml.safe_dump(config))
+    before = maml_dist.meta_train(
+        tmp_path / "source.yaml", run=tmp_path / "before", local=True, progress=False
+    )
+    after = fork(before, tmp_path / "after", takeover["values"])
+    again = maml_dist.meta_train(resume=after.path, iterations=20, local=True, progress=False)
+    for name, value in again.weights("last")[0].items():
+        assert torch.equal(value, runs[new].weights("last")[0][name])
+    assert runs[new].metrics[0]["forked/from"] == str(runs[source].path)
+    rows = {row["trial"]: row for row in table(folder)}
+    assert rows[str(takeover["trial"])]["lineage"] == f"{source}, {takeover['trial']} from 10"
+    assert {row["status"] for row in rows.values()} == {"finished"}
+    assert "goes on from trial" in capsys.readouterr().err
+    assert "mse on test after 1 steps" in (folder / "best.yaml").read_text()
+
+
+@pytest.mark.slow
+def test_a_population_that_is_killed_goes_the_way_of_an_undisturbed_one(tmp_path, command):
+    population(tmp_path)
+    words = small("num_samples=3", "iterations=150", "checkpoint_every=50", "grace_period=1000")
+    words += ["perturbation_interval=50", "max_concurrent=2"]
+    whole, folder = tmp_path / "whole", tmp_path / "search"
+    search = command("tune", "mine.yaml", *words, "--run", str(folder))
+    for exploited in (0, 1):  # in the first interval, and in the second
+
+        def half_way(count=exploited):
+            record = folder / "trials.jsonl"
+            begun = record.exists() and record.read_text().count('"interval"') > 3 * count
+            return begun and len(exploits(folder)) == count
+
+        wait_for(half_way, search, seconds=240)
+        search.kill()
+        search.wait()
+        search = command("tune", "--resume", str(folder))
+    out, err = search.communicate(timeout=300)
+    assert search.returncode == 0 and "Traceback" not in err
+    other = command("tune", "mine.yaml", *words, "--run", str(whole))
+    other.communicate(timeout=400)
+    assert exploits(folder) == exploits(whole) and len(exploits(whole)) == 2
+    names = sorted(path.name for path in (whole / "trials").iterdir())
+    assert names == sorted(path.name for path in (folder / "trials").iterdir()) and len(names) == 5
+    for name in names:
+        here, there = (Run.open(each / "trials" / name) for each in (folder, whole))
+        for key, value in there.weights("last")[0].items():
+            assert torch.equal(value, here.weights("last")[0][key])
+    best = [(each / "best.yaml").read_text().replace(str(each), "") for each in (folder, whole)]
+    assert best[0] == best[1]
 
 
 def wait_for(condition, process, *, seconds=90):

@@ -21,7 +21,8 @@ import maml_dist
 from maml_dist.config.compose import build, compose, override
 from maml_dist.config.dotted_keys import candidates, flatten_keys
 from maml_dist.config.recipe import recipes
-from maml_dist.tuning.search_space import read, tried
+from maml_dist.tuning.search_space import read
+from maml_dist.tuning.tried import tried
 from maml_dist.tuning.tuner import parted
 
 ROOT = Path(__file__).parents[2]

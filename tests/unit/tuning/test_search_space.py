@@ -4,7 +4,8 @@ import pytest
 import yaml
 
 from maml_dist.config.recipe import parse_overrides
-from maml_dist.tuning.search_space import Search, read, tried
+from maml_dist.tuning.search_space import Search, read
+from maml_dist.tuning.tried import tried
 
 ALPHA = {"alpha": {"loguniform": [0.001, 1]}}
 

@@ -1,6 +1,7 @@
 """The rows of a search: recorded as they come, ranked, written whole."""
 
 import csv
+import json
 import math
 
 import pytest
@@ -9,7 +10,8 @@ import yaml
 from maml_dist.config.compose import compose
 from maml_dist.tuning.draws import Draw
 from maml_dist.tuning.judge import Judge
-from maml_dist.tuning.trials import BEST, RECORD, TABLE, Trials, read_record
+from maml_dist.tuning.record import RECORD, read_record
+from maml_dist.tuning.trials import BEST, TABLE, Trials
 
 BASE = compose("sinusoid")
 JUDGE = Judge(("val/mse/path",), (False,))
@@ -69,6 +71,12 @@ def test_the_record_gives_the_same_trials(trials):
     assert third.all == again.all and third.best.number == 3
 
 
+def takeover(trial, source, values):
+    """A line of an exploit."""
+    taken = {"trial": trial, "source": source, "before": {}, "values": values}
+    return json.dumps({"exploit": {"iteration": 5, "takeovers": [taken]}})
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [
@@ -82,6 +90,10 @@ def test_the_record_gives_the_same_trials(trials):
         ('{"trial": 7, "end": {"status": "finished"}}', "line 2: trial 7 is not one"),
         ('{"trial": 0, "values": {}, "kept": {}}', "line 2: trial 0 is not one"),
         ('{"trial": 1, "values": {"alpha": 1}}', "line 2: trial 1 is not one"),
+        ('{"trial": 1, "interval": {"iteration": 5}}', "line 2"),
+        (takeover(1, 0, {"alpha": 1}), "line 2: trial None is not one"),
+        (takeover(0, 1, {"alpha": 1}), "line 2: trial None is not one"),
+        (takeover(0, 0, {"beta": 1}), "line 2: trial None is not one"),
     ],
 )
 def test_a_damaged_record_is_one_clear_line(trials, line, said):

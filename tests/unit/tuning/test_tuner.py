@@ -8,7 +8,8 @@ import pytest
 from maml_dist.cli import guarded
 from maml_dist.config.compose import compose, override
 from maml_dist.tune import main
-from maml_dist.tuning.search_space import Search, read, tried
+from maml_dist.tuning.search_space import Search, read
+from maml_dist.tuning.tried import tried
 from maml_dist.tuning.tuner import parted
 
 CONFIGS = sorted((Path(__file__).parents[3] / "tune_configs").glob("*.yaml"))
