@@ -58,7 +58,7 @@ def test_plain_lines_in_a_pipe(trials, clock, capsys):
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "trial 0 starts  learner.alpha=0.1"
     assert lines[1] == "1/4  trial 0  learner.alpha=0.1  score=0.5 at 100  finished"
-    assert lines[2] == "0 running, 3 waiting, 1 finished, best 0.5 by trial 0, 3 min left"
+    assert lines[2] == "0 running, 3 waiting, 1 finished, best 0.5 by trial 0, 2 min left"
     assert "score=- at 100  diverged" in lines[4]
     # 2.5 of 4 trials in 200 s
     assert lines[-1] == (
