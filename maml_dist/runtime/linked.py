@@ -37,6 +37,7 @@ class Linked(RayActor):
     _door: Door | None = None
     _peer: Peer | None = None
     _spared = False
+    _left = False  # its last group
     _seldom = Seldom()
 
     def open_door(self, *, together: bool) -> Address:
@@ -57,6 +58,7 @@ class Linked(RayActor):
         """
         assert self._door is not None
         links = self._door.meet(rank, meeting.addresses, meeting.key)
+        self._left = False
         links.traffic = self._traffic
         shard = self if isinstance(self, TaskShard) else None
         slices, learned, outer = self._slices, self._learned, meeting.outer
@@ -121,9 +123,11 @@ class Linked(RayActor):
             self._door.close()
         if self._peer:
             self._peer.leave()
+        if self._peer and not self._left:
             say("has left its group, which breaks up", clock=True)
+        self._left = True
 
     def _gradient(self) -> Tensor | None:
         """The part that this actor answers for of the last meta-gradient."""
-        server = self._peer.server if self._peer else None
+        server = self._peer.server if self._peer and not self._left else None
         return server.gradient if server else None

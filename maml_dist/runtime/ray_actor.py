@@ -75,12 +75,12 @@ class RayActor:
         return found
 
 
-def paced(method: Any, *, work: str = "") -> Any:
-    """A method of an actor whose pulse says that it runs, by its own name or as `work`."""
+def paced(method: Any) -> Any:
+    """A method of an actor whose pulse says that it runs."""
 
     @wraps(method)
     def run(actor: RayActor, *given: Any, **options: Any) -> Any:
-        with actor._pace.of(work or method.__name__):
+        with actor._pace.of(method.__name__):
             return method(actor, *given, **options)
 
     return run

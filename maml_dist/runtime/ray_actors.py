@@ -9,6 +9,7 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import wraps
 from types import MappingProxyType
 from typing import Any
 
@@ -68,8 +69,23 @@ class RayServer(RayActor, ParameterServer):
         self._count(SENT, meta.nbytes)
         return meta, metrics
 
-    next_request = paced(ParameterServer.next_request, work="update")
-    finish_update = paced(ParameterServer.finish_update, work="update")
+    @remote_pair
+    def next_request(
+        self, *contributions: Contribution
+    ) -> tuple[tuple[str, dict[str, Any]], np.ndarray]:
+        """As in this process."""
+        with self._pace.of("update"):
+            request, at = super().next_request(*contributions)
+        self._count(SENT, at.nbytes)
+        return request, at
+
+    @remote_pair
+    def finish_update(self) -> tuple[np.ndarray, dict[str, Any]]:
+        """As in this process."""
+        with self._pace.of("update"):
+            meta, metrics = super().finish_update()
+        self._count(SENT, meta.nbytes)
+        return meta, metrics
 
     @remote
     def state(self) -> Saved:
@@ -87,6 +103,17 @@ class RayServer(RayActor, ParameterServer):
     def _gradient(self) -> Tensor | None:
         """The last meta-gradient of which it has made the update."""
         return self.gradient
+
+
+def _asked(method: Any) -> Any:
+    """A method of a shard by which an update asks back."""
+    answer = paced(method)
+
+    @wraps(method)
+    def counted(shard: "RayShard", *given: Any, **options: Any) -> Contribution:
+        return shard._counted_in(answer(shard, *given, **options), tasks=False)
+
+    return counted
 
 
 class RayShard(Linked, TaskShard):
@@ -145,13 +172,13 @@ class RayShard(Linked, TaskShard):
         self._warned.update(new)
         return contribution._replace(warnings=new)
 
-    objective = paced(TaskShard.objective)
-    curvature = paced(TaskShard.curvature)
+    objective = _asked(TaskShard.objective)
+    curvature = _asked(TaskShard.curvature)
     scores = paced(TaskShard.scores)
 
     def _counted_in(self, given: Contribution, *, tasks: bool = True) -> Contribution:
         """What a slice contributes, once it is counted; with its `tasks`, or they were before."""
-        if self._peer is None:  # else its links count
+        if self._peer is None or self._left:  # else its links count
             self._count(SENT, given.gradient.nbytes)
         if tasks:
             self._count(TASKS, given.tasks)

@@ -171,5 +171,5 @@ class ParameterServer:
         self._it, meta, state = saved
         self._meta = torch.tensor(meta)
         self._state = {name: torch.tensor(value) for name, value in state.items()}
-        self._rounds = self._result = None
+        self._rounds = self._result = self.gradient = None
         self._kept = self._meta[self._learned :]
