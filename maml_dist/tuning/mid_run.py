@@ -21,7 +21,7 @@ from maml_dist.tuning.trial_run import UNWRITTEN
 from maml_dist.tuning.tried import tried
 
 CHANGEABLE = {int, float, bool, type(None)}
-CAN = "numbers of the learner and of the outer optimizer can, such as learner.alpha or outer.beta"
+CAN = "other numbers of the learner and of the outer optimizer can, such as outer.beta"
 
 
 def refuse_fixed(plan: Search, config: Config) -> None:
