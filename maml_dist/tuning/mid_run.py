@@ -46,7 +46,8 @@ def refuse_fixed(plan: Search, config: Config) -> None:
         kinds = {type(value) for value in values}
         if not known.startswith(("learner.", "outer.")) or not kinds <= CHANGEABLE:
             raise _fixed(key, "it is no number of those that can")
-        first, *others = [_start(plan, config, {key: value}) for value in values]
+        ends = distributions.choices(plan.search[key]) or values[:2]
+        first, *others = [_start(plan, config, {key: value}) for value in ends]
         for other in others:
             if {n: t.shape for n, t in first.items()} != {n: t.shape for n, t in other.items()}:
                 raise _fixed(key, "it decides which parameters, or moments of them, there are")

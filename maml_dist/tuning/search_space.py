@@ -17,7 +17,7 @@ from maml_dist.config.errors import config_errors
 from maml_dist.config.plain_yaml import check
 from maml_dist.config.recipe import nearest, read_yaml
 from maml_dist.config.trust import Names
-from maml_dist.core.validation import check_minimum, check_range
+from maml_dist.core.validation import check_minimum, check_range, check_share
 from maml_dist.tuning import distributions
 from maml_dist.tuning.distributions import WHEN
 
@@ -141,7 +141,8 @@ class Search:
 
     def _check_population(self) -> None:
         check_minimum(self, "", perturbation_interval=1)
-        check_range(self, "", quantile_fraction=(0, 0.5), resample_probability=(0, 1))
+        check_share(self, "", "quantile_fraction", most=0.5)
+        check_range(self, "", resample_probability=(0, 1))
         low, high = sorted(self.perturbation_factors)
         if not 0 < low < 1 < high < math.inf:
             raise ValueError(

@@ -126,7 +126,10 @@ def test_a_wrong_distribution_is_one_clear_line(distribution, said):
         ({"metric": []}, "metric=.*must be one name, or several"),
         ({"metric": ["val/mse", "val/mse"]}, "several different ones"),
         ({"metric": ["val/mse", "seconds"], "mode": ["min"]}, "one for each of 2 metrics"),
-        ({"metric": ["val/mse", "seconds"], "scheduler": "asha"}, "scheduler=asha: stops trials"),
+        (
+            {"metric": ["val/mse", "seconds"], "scheduler": "asha"},
+            "scheduler=asha: compares trials",
+        ),
         ({"metric": ["val/mse", "seconds"], "algorithm": "cmaes"}, "use nsga2 or tpe"),
         ({"mode": "less"}, "mode"),
         ({"mode": []}, r"mode=\[\]: must be one for each"),
