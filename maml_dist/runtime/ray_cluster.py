@@ -48,6 +48,7 @@ def join(address: str) -> None:
         token.ensure_token_if_auth_enabled(create_token_if_missing=False)
         _call(found)
         mute()
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else it says what it recovers
         init(f"the Ray cluster at {address}", address=address, **options())
         watch_head(found)
     except ray.exceptions.AuthenticationError as error:
