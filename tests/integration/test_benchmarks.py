@@ -62,6 +62,7 @@ def test_ours_and_the_loop_by_hand_agree(name, monkeypatch):
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_ours_on_ray_goes_on_as_ours_does(monkeypatch):
     """Also while it is timed: the losses after that are those of as many iterations."""
     traced = Engine(running="traced")
@@ -171,6 +172,7 @@ def test_the_command_prints_its_rows_and_draws_them(tmp_path):
     assert (tmp_path / "peers.png").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_learners_are_compared_at_equal_time_and_not_twice(tmp_path, monkeypatch, capfd):
     words = ["sinusoid", "iterations=3", "meta_batch=2", "validation_tasks=2", "test_tasks=5"]
     words += ["engine.running=eager"]

@@ -52,7 +52,7 @@ def occupy(ray, *, cpus):
     return occupant
 
 
-@pytest.mark.parametrize("server", ["spread", "one"])
+@pytest.mark.parametrize("server", ["spread", pytest.param("one", marks=pytest.mark.slow)])
 def test_whatever_is_lost_the_bits_are_the_same(server, tmp_path, ray_here, local, groups, capfd):
     done = []
 
@@ -154,6 +154,7 @@ def test_shards_that_come_later_take_slices(tmp_path, ray_here, local, groups):
     assert np.array_equal(weights(run), weights(local))
 
 
+@pytest.mark.slow
 def test_no_shard_takes_the_room_of_rollout_workers(tmp_path, ray_here, groups):
     """Three shards of three would fit into three CPUs, and no worker beside them."""
     occupant = occupy(ray_here, cpus=5)

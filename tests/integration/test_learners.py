@@ -81,7 +81,7 @@ def test_killed_and_resumed_is_undisturbed(tmp_path, monkeypatch, recipe):
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("recipe", recipes("sinusoid", "sinusoid-maml-plus-plus"))
+@pytest.mark.parametrize("recipe", recipes("sinusoid"))
 def test_ray_and_this_process_give_the_same_bits(tmp_path, ray_here, recipe):
     small = {**SMALL, **LEARNERS[recipe], "shards": 2, "iterations": 3}
     if recipe == "sinusoid":

@@ -72,7 +72,9 @@ def test_whoever_makes_the_updates_the_bits_are_the_same(
     assert np.array_equal(weights(run), local[2])
 
 
-@pytest.mark.parametrize("keys", [{"max_staleness": 2}, {"backup": 1}])
+@pytest.mark.parametrize(
+    "keys", [{"max_staleness": 2}, pytest.param({"backup": 1}, marks=pytest.mark.slow)]
+)
 def test_updates_that_do_not_wait_learn_too_and_say_what_was_stale(tmp_path, ray_here, keys):
     run = maml_dist.meta_train("sinusoid", run=tmp_path / "run", shards=2, **keys, **SMALL)
     assert run.finished and [row["iteration"] for row in run.metrics] == [10, 20, 30]
@@ -87,6 +89,7 @@ def test_any_number_of_shards_agrees_to_rounding(local, shards):
     assert difference <= 1e-5 * np.linalg.norm(local[1])
 
 
+@pytest.mark.slow  # test_faults.py loses more
 def test_a_killed_shard_is_restarted_and_nothing_changes(tmp_path, ray_here, local, groups):
     def kill_a_shard(row):
         if row["iteration"] == 20:
@@ -172,6 +175,7 @@ class Deadly(Sinusoid):
         return super().sample(key)
 
 
+@pytest.mark.slow
 def test_a_task_that_kills_its_process_ends_the_run(tmp_path, ray_here, monkeypatch):
     run = prepare("sinusoid", {**RECIPE, "shards": 1}, run=tmp_path / "run")
     deadly = replace(run.experiment, task=Deadly(driver=os.getpid()))

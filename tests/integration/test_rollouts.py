@@ -44,9 +44,8 @@ def evolved(tmp_path_factory):
     return weights(maml_dist.meta_train("navigation-es", run=folder / "run", local=True, **EVOLVED))
 
 
-@pytest.mark.parametrize(
-    ("shards", "workers"), [pytest.param(1, 1, marks=pytest.mark.slow), (1, 3)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("shards", "workers"), [(1, 1), (1, 3)])
 def test_evolution_spreads_its_candidates_to_the_same_bits(
     tmp_path, ray_here, evolved, shards, workers
 ):
