@@ -6,11 +6,13 @@
 import json
 import math
 import sys
+import threading
 import time
 import warnings
 from datetime import UTC, datetime
 from typing import Any, Literal, TextIO
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -20,6 +22,7 @@ MINUTE = 60.0  # seconds
 Level = Literal["info", "warning", "error"]
 
 _format = "text"  # of this process
+_one_at_a_time = threading.Lock()
 _show_warning = warnings.showwarning  # Python's own
 
 
@@ -49,7 +52,8 @@ def say(
         message: the text.
         level: how bad it is.
         clock: whether the text begins with the time; an object always has it.
-        fields: what an object says besides: numbers, texts, lists and dicts of these.
+        fields: what an object says besides: numbers, texts, lists and dicts of these. What has
+            names of a user's is one of them.
     """
     stream = sys.stdout if out else sys.stderr
     if stream is None:  # closed
@@ -57,10 +61,12 @@ def say(
     if is_json():
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         line = {"time": now, "level": level, "message": message, **_sound(fields)}
-        print(json.dumps(line, ensure_ascii=False, default=str), file=stream, flush=True)
+        said = json.dumps(line, default=str)
     else:
         said = f"{time.strftime('%H:%M:%S')} {message}" if clock else message
-        print(said, file=stream, flush=True)
+    with _one_at_a_time:  # and each in one piece
+        stream.write(f"{said}\n")
+        stream.flush()
 
 
 def show_table(table: Table) -> None:
@@ -96,6 +102,8 @@ def _sound(value: Any) -> Any:
         return {str(name): _sound(each) for name, each in value.items()}
     if isinstance(value, list | tuple):
         return [_sound(each) for each in value]
+    if isinstance(value, np.generic):
+        value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

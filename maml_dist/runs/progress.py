@@ -75,9 +75,11 @@ class _Lines:
     def show(self, row: dict[str, Any]) -> None:
         now = time.monotonic()
         if now >= self._next or row["iteration"] == self._total:
-            left = (self._total - row["iteration"]) / row["it_per_s"] if row.get("it_per_s") else 0
-            said = f"{row['iteration']}/{self._total}  {_text(row)}  {left:.0f} s left"
-            say(said, iterations=self._total, seconds_left=left, **row)
+            at, pace = row["iteration"], row.get("it_per_s")
+            left = (self._total - at) / pace if pace else None  # none: before the first is known
+            said = f"{at}/{self._total}  {_text(row)}"
+            said += "" if left is None else f"  {left:.0f} s left"
+            say(said, iteration=at, iterations=self._total, seconds_left=left, row=row)
             self._next = now + 10
 
     def close(self) -> None: ...

@@ -300,7 +300,7 @@ class Run:
             max_parallel_envs=experiment.max_parallel_envs,
             slices=experiment.slices or 1,
             tables=self.seeded.tables,
-            labels=labels(self.path.name, self.config["name"]) if watched else {},
+            labels=labels(self.path, self.config["name"]) if watched else {},
         )
 
     def write(self, name: str, text: str, *, new: bool = False) -> None:

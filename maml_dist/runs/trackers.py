@@ -5,6 +5,7 @@ One that fails says so once, and is told nothing more: a run never ends by it.
 
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from queue import SimpleQueue
@@ -104,6 +105,7 @@ class _Told:
 
     def _work(self) -> None:
         kind, folder, config, start = self._given
+        logger = None
         try:
             logger = kind(folder, config, start=start)
             method = ""
@@ -114,6 +116,9 @@ class _Told:
         except Exception as error:  # whatever it is, training goes on
             line = str(error).strip().splitlines()[:1]
             self._say(f"{type(error).__name__}: {line[0] if line else 'no reason is given'}")
+            if logger is not None:
+                with suppress(Exception):
+                    logger.close()
 
     def _say(self, what: str) -> None:
         say(f"loggers={self._name}: {what}: it is told nothing more", level="warning")

@@ -9,8 +9,10 @@ from maml_dist.runtime.meter import Meter, Metric, Reading
 from maml_dist.runtime.private_ray import is_own
 
 
-def labels(run: str, recipe: str) -> dict[str, str]:
-    """What all metrics of a run have."""
+def labels(folder: Path, recipe: str) -> dict[str, str]:
+    """What all metrics of a run have: its folder's name, of a trial also the search's."""
+    trial = folder.parent.name == "trials"
+    run = "/".join(folder.parts[-3:]) if trial else folder.name
     return {"run": run, "recipe": recipe}
 
 
@@ -31,7 +33,7 @@ class Prometheus(Logger):
                 "run, or none, shows them to nobody"
             )
         self._last: Reading = {}
-        self._meter = Meter(labels(folder.name, str(config["name"])), lambda: self._last)
+        self._meter = Meter(labels(folder, str(config["name"])), lambda: self._last)
 
     def log(self, row: dict[str, Any]) -> None:
         """The numbers of a row."""

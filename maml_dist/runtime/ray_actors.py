@@ -22,7 +22,7 @@ from maml_dist.core.outer.optimizers import Gather, OuterOptimizer
 from maml_dist.loggers.lines import Seldom, say
 from maml_dist.runtime.linked import Linked
 from maml_dist.runtime.messages import Contribution, RowValues, ShardSpec
-from maml_dist.runtime.meter import SENT, STEPS, TASKS
+from maml_dist.runtime.meter import SENT, STEPS, TASKS, Reading
 from maml_dist.runtime.ray_actor import RayActor, paced
 from maml_dist.runtime.remote import remote, remote_pair
 from maml_dist.runtime.rollout_worker import RolloutWorker, Weights
@@ -127,11 +127,11 @@ class RayShard(Linked, TaskShard):
                 "Ray was told of one"
             )
         given = _spec_of(namespace)
-        pool = None
+        pool = self._alone = None
         if workers:
             most = given.max_parallel_envs
-            alone = RolloutWorker(given.source, given.model, max_parallel_envs=most)
-            pool = WorkerPool(workers, namespace=namespace, alone=alone)
+            self._alone = RolloutWorker(given.source, given.model, max_parallel_envs=most)
+            pool = WorkerPool(workers, namespace=namespace, alone=self._alone)
         super().__init__(
             given,
             device=device,
@@ -141,7 +141,6 @@ class RayShard(Linked, TaskShard):
         self._slices, self._learned, self._tables = given.slices, given.learned, given.tables
         self._begun: set[int] = set()  # slices whose gradient has been taken here
         self._warned: set[str] = set()
-        self._acts = not workers
         acting = f", whose rollout workers are {len(workers)}" if workers else ""
         self._started(given.labels, f"computes on {device}, in {given.slices} slices{acting}")
 
@@ -182,9 +181,13 @@ class RayShard(Linked, TaskShard):
             self._count(SENT, given.gradient.nbytes)
         if tasks:
             self._count(TASKS, given.tasks)
-        if tasks and self._acts and (steps := given.metrics.get("steps/after")):
+        if tasks and self._alone is None and (steps := given.metrics.get("steps/after")):
             self._count(STEPS, steps)
         return given
+
+    def _reading(self) -> Reading:
+        alone = {(STEPS, self._whose): self._alone.steps} if self._alone else {}
+        return super()._reading() | alone
 
 
 class RayServerPart(Linked):
@@ -209,17 +212,15 @@ class RayWorker(RayActor, RolloutWorker):
     def roll(self, weights: Weights, tasks: Sequence[Any], *, stage: int) -> Trajectories:
         """As in this process."""
         with self._pace.of("roll"):
-            rolled = super().roll(weights, tasks, stage=stage)
-        if self._watched:
-            self._count(STEPS, float(rolled.mask.sum()))
-        return rolled
+            return super().roll(weights, tasks, stage=stage)
 
     def returns(self, weights: Weights, tasks: Sequence[Any], *, stage: int) -> np.ndarray:
         """As in this process."""
         with self._pace.of("roll"):
-            found = super().returns(weights, tasks, stage=stage)
-        self._count(STEPS, float(found[1].sum()) * self._each)
-        return found
+            return super().returns(weights, tasks, stage=stage)
+
+    def _reading(self) -> Reading:
+        return super()._reading() | {(STEPS, self._whose): self.steps}
 
 
 def _spec_of(namespace: str) -> ShardSpec:

@@ -43,7 +43,6 @@ class RayGroup(ActorGroup):
         self._roster = Roster(self._maker, resources, grows=grows, on_loss=self._lost)
         roster = self._roster
         self.shards, self.workers, self.parts = roster.shards, roster.workers, roster.parts
-        self._meter = Meter(given.shard.labels, roster.reading)
         self._server = LosableServer(self._maker, given)
         self.server = self._server.actor
         self._peers, self._tables = Peers(given), given.shard.tables
@@ -58,6 +57,7 @@ class RayGroup(ActorGroup):
             meta_batch=given.shard.meta_batch,
             slices=self.slices,
         )
+        self._meter = Meter(given.shard.labels, roster.reading)  # last: `close` ends it
 
     def open(self) -> None:
         """Wait until the shards are up.

@@ -38,6 +38,7 @@ class RolloutWorker:
         self._at_once = (
             None if max_parallel_envs is None else max(1, max_parallel_envs // self._each)
         )
+        self.steps = 0.0  # of environments that it has simulated
         objective = Objective(model, source)
         self._names: tuple[str, ...] = ()
 
@@ -88,4 +89,5 @@ class RolloutWorker:
                 return outputs
 
             rolled: Trajectories = self._source.roll(policy, tasks[some], stage=stage)
+            self.steps += float(rolled.mask.sum())
             yield rolled

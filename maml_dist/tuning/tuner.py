@@ -223,11 +223,13 @@ def _conclude(plan: Search, trials: Trials, *, interrupted: bool) -> int:
 
 def _show(trials: Trials) -> None:
     """Print the table, shorter, the errors below it; or a line of JSON a trial."""
-    columns, rows = trials.table()
     if is_json():
-        for row in rows:
-            say(f"trial {row[0]} of the table", out=True, **dict(zip(columns, row, strict=True)))
+        for trial in trials.ranked:
+            scores = dict(zip(trials.judge.metrics, trial.end.scores or [], strict=False))
+            known = {**asdict(trial.end), "scores": scores, "status": trial.status}
+            say(f"trial {trial.number}", out=True, trial=trial.number, values=trial.values, **known)
         return
+    columns, rows = trials.table()
     table = Table(title=f"score: the {trials.judge.title} of a trial")
     for column in columns[:-1]:
         table.add_column(column.rpartition(".")[2], overflow="fold")

@@ -37,6 +37,9 @@ class Fails(Told):
     def log(self, row):
         raise RuntimeError("the tracker is away\\nand more")
 
+    def close(self):
+        print("closed", file=__import__("sys").stderr)
+
 class NoLogger:
     pass
 """
@@ -91,6 +94,7 @@ def test_one_that_fails_says_so_once_and_the_run_goes_on(tmp_path, mine, capfd):
     assert run.finished and len(run.metrics) == 4 and len(told(run)) > 4
     err = capfd.readouterr().err
     assert err.count("RuntimeError: the tracker is away: it is told nothing more") == 1
+    assert err.count("closed") == 1
     assert "and more" not in err and "Traceback" not in err
 
 

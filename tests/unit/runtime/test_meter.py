@@ -1,6 +1,7 @@
 """Metrics of a process: what is told to Ray, which here is a list, and how time is parted."""
 
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from maml_dist.runtime import meter, pulse
 from maml_dist.runtime.links import Message
 from maml_dist.runtime.messages import Contribution
 from maml_dist.runtime.meter import RESTARTS, UP, Meter
+from maml_dist.runtime.prometheus import labels
 from maml_dist.runtime.pulse import Pace
 from maml_dist.runtime.server import ParameterServer
 from tests.linked import at_once, linked
@@ -51,6 +53,12 @@ def test_what_counts_is_told_by_what_has_come_since_and_the_rest_each_time(told)
         ("restarts", 3.0, labels),
         ("restarts", 1.0, labels),
     ]
+
+
+def test_runs_are_told_apart_by_their_folders():
+    assert labels(Path("/home/me/runs/mine"), "sinusoid") == RUN
+    trial = Path("/home/me/runs/tune-1/trials/3-750")
+    assert labels(trial, "sinusoid") == RUN | {"run": "tune-1/trials/3-750"}
 
 
 def test_one_that_fails_says_so_once_and_nothing_waits_for_it(monkeypatch, capsys):

@@ -164,9 +164,11 @@ def test_the_returns_of_candidates_do_not_depend_on_their_number_to_the_bit(
         start += count
     assert np.array_equal(np.concatenate(parts, 1), whole) and len(np.unique(whole[0])) == 11
     tensors = {name: torch.from_numpy(value) for name, value in weights.items()}
-    rolled = RolloutWorker(source, model).here(tensors, tasks, stage=1)
+    worker = RolloutWorker(source, model)
+    rolled = worker.here(tensors, tasks, stage=1)
     np.testing.assert_allclose(whole[0], rolled.rewards.sum(2).mean(1), rtol=1e-5)
     np.testing.assert_array_equal(whole[1], rolled.mask.sum((1, 2)))
+    assert worker.steps == whole[1].sum() > 0  # those of all episodes, once
 
 
 def test_a_policy_that_walks_to_where_its_bias_says_finds_the_goal():
