@@ -10,11 +10,10 @@ import threading
 import time
 import warnings
 from datetime import UTC, datetime
-from typing import Any, Literal, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
-import numpy as np
-from rich.console import Console
-from rich.table import Table
+if TYPE_CHECKING:
+    from rich.table import Table
 
 FORMATS = ("text", "json")
 WIDE = 200  # columns of a table that no terminal shows
@@ -69,8 +68,10 @@ def say(
         stream.flush()
 
 
-def show_table(table: Table) -> None:
+def show_table(table: "Table") -> None:
     """Print a table on stdout: as wide as the terminal, or where there is none as it needs."""
+    from rich.console import Console
+
     if sys.stdout is not None:
         Console(width=None if sys.stdout.isatty() else WIDE).print(table)
 
@@ -102,7 +103,7 @@ def _sound(value: Any) -> Any:
         return {str(name): _sound(each) for name, each in value.items()}
     if isinstance(value, list | tuple):
         return [_sound(each) for each in value]
-    if isinstance(value, np.generic):
+    if getattr(value, "ndim", None) == 0:  # a scalar of numpy's
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
 

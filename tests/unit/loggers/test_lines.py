@@ -24,12 +24,6 @@ SMALL = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def text_again():
-    yield
-    use_format("text")
-
-
 def told(text: str) -> list[dict]:
     return [json.loads(line) for line in text.splitlines()]
 

@@ -91,11 +91,8 @@ def test_what_an_earlier_process_did_is_not_counted_for_the_time_left(trials, cl
 
 def test_lines_of_json_have_what_is_known_of_a_trial(trials, clock, capsys):
     use_format("json")
-    try:
-        with Live(trials, total=4, iterations=100) as view:
-            run(view, trials, clock)
-    finally:
-        use_format("text")
+    with Live(trials, total=4, iterations=100) as view:
+        run(view, trials, clock)
     lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
     assert lines[0]["values"] == {"learner.alpha": 0.1} and lines[0]["trial"] == 0
     assert (lines[1]["status"], lines[1]["scores"], lines[1]["iteration"]) == (
