@@ -10,7 +10,7 @@ from maml_dist.runtime.private_ray import own_ray
 from maml_dist.runtime.ray_backend import RayBackend
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def ray_here():
     """Ray in this process, with more CPUs declared than there are cores."""
     import ray
