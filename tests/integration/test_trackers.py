@@ -4,6 +4,7 @@
 """
 
 import os
+import time
 
 import pytest
 
@@ -82,6 +83,17 @@ def leveldb_records(content):
             whole = b""
 
 
+def written(path, kind):
+    """The records of a file of W&B's, whose own process writes the last after its run is ended."""
+    deadline = time.monotonic() + 30
+    while True:
+        records = [*map(kind.FromString, leveldb_records(path.read_bytes()))]
+        if records and records[-1].WhichOneof("record_type") == "exit":
+            return records
+        assert time.monotonic() < deadline, f"{path} has no end"
+        time.sleep(0.1)
+
+
 @pytest.mark.slow
 def test_wandb_has_all_rows_and_the_test_score(tmp_path, monkeypatch, capfd):
     pytest.importorskip("wandb")
@@ -94,7 +106,7 @@ def test_wandb_has_all_rows_and_the_test_score(tmp_path, monkeypatch, capfd):
     assert len(files) == 3 and len({path.name for path in files}) == 1  # one run's id
     rows, configured = [], []
     for path in files:
-        for record in map(Record.FromString, leveldb_records(path.read_bytes())):
+        for record in written(path, Record):
             if record.WhichOneof("record_type") == "history":
                 items = record.history.item
                 rows.append({".".join(i.nested_key) or i.key: i.value_json for i in items})
