@@ -31,13 +31,13 @@ from maml_dist.runtime.backend import Resources
 from maml_dist.runtime.ray_backend import RayBackend
 from maml_dist.training.interruption import interruptible, status
 from maml_dist.tuning.draws import Draws
-from maml_dist.tuning.finishing import FOLDER, Seeds, crown, plan_of, promote, ranked
+from maml_dist.tuning.finishing import FOLDER, Seeds, crown, plan_of, promote, ranked, space_of
 from maml_dist.tuning.fitting import fit, stop
 from maml_dist.tuning.judge import Judge, judge
 from maml_dist.tuning.live import Live
 from maml_dist.tuning.mid_run import refuse_fixed
 from maml_dist.tuning.opened import BASE, PLAN, folder_of, judge_of, plan_and_base
-from maml_dist.tuning.record import read_record
+from maml_dist.tuning.recorded import read_record
 from maml_dist.tuning.search_space import Finish, Mode, Search
 from maml_dist.tuning.trial_run import TRIALS, UNWRITTEN
 from maml_dist.tuning.trials import BEST, TABLE, Trials, draw_again, text
@@ -126,7 +126,7 @@ def _conduct(
     with RayBackend(address) as backend:
         resources = resources_of(backend, experiment)
         with locked(Folder(folder)):
-            lines = [] if new else read_record(folder)
+            lines = [] if new else read_record(folder, plan)
             storage = plan.study or f"sqlite:///{folder / STUDY}"
             draws = Draws(plan, maximize=judged.maximize, study=str(folder), storage=storage)
             write(folder / BASE, yaml.safe_dump(base, sort_keys=False).encode())
@@ -152,7 +152,7 @@ def _finish(
     seeds = [base["seed"] + 1 + number for number in range(finish.seeds or 3)]
     folder = trials.folder / FOLDER
     folder.mkdir(exist_ok=True)
-    runs = Trials(folder, trials.judge, base, read_record(folder))
+    runs = Trials(folder, trials.judge, base, read_record(folder, space_of(plan, seeds)))
     units = Seeds(best, seeds, runs)
     longer: dict[str, Any] = {} if finish.iterations is None else {"iterations": finish.iterations}
     if place := plan.overrides.get("checkpoints") or base["checkpoints"]:

@@ -41,7 +41,11 @@ BEGIN, ARE = (
         ({"hidden": {"choice": [[3], [4]]}}, {}, "search.hidden: cannot change in mid-run"),
         ({"shots": {"randint": [3, 6]}}, {}, "search.shots: cannot change in mid-run"),
         ({"seed": {"randint": [3, 6]}}, {}, "search.seed: cannot change in mid-run"),
-        ({"decays": {"choice": [[0.9, 0.99]]}}, {}, "search.decays: cannot change in mid-run"),
+        (
+            {"decays": {"choice": [[0.9, 0.9], [0.9, 1]]}},
+            {},
+            "search.decays: cannot change in mid-run",
+        ),
         (ALPHA, {"learner": "MetaSGD"}, BEGIN),
         ({"initial": {"uniform": [0.0, 1.0]}}, {"outer": "Adagrad"}, BEGIN),
         ({"momentum": {"quniform": [0, 0.9, 0.1]}}, {"outer": "SGD"}, ARE),
@@ -59,6 +63,7 @@ def test_what_is_fixed_is_refused_in_one_line(search, overrides, said):
     ("keys", "said"),
     [
         ({"num_samples": 1}, "num_samples=1: a population has 2"),
+        ({"search": {"first_order": {"choice": [True]}}}, "search.first_order: has one value"),
         ({"algorithm": "tpe"}, "algorithm=tpe: has an effect not with scheduler=pbt"),
         ({"grace_period": 5}, "grace_period=5: has an effect not with"),
         ({"scheduler": "asha", "perturbation_interval": 5}, "with scheduler=pbt alone"),
