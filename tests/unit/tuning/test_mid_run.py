@@ -63,7 +63,6 @@ def test_what_is_fixed_is_refused_in_one_line(search, overrides, said):
     ("keys", "said"),
     [
         ({"num_samples": 1}, "num_samples=1: a population has 2"),
-        ({"search": {"first_order": {"choice": [True]}}}, "search.first_order: has one value"),
         ({"algorithm": "tpe"}, "algorithm=tpe: has an effect not with scheduler=pbt"),
         ({"grace_period": 5}, "grace_period=5: has an effect not with"),
         ({"scheduler": "asha", "perturbation_interval": 5}, "with scheduler=pbt alone"),
@@ -79,6 +78,12 @@ def test_keys_that_do_not_go_together_are_refused(keys, said):
     with pytest.raises(ValueError) as caught:
         plan(ALPHA, **keys)
     assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_key_that_cannot_change_is_refused():
+    for one in ({"choice": [2]}, {"randint": [2, 3]}):
+        with pytest.raises(ValueError, match="search.steps: has one value"):
+            plan(ALPHA | {"steps": one})
 
 
 def test_conditions_are_refused():
