@@ -6,7 +6,7 @@ it is moved, and never written through a link that somebody has put in its place
 
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -226,9 +226,24 @@ def make_within(folder: Path) -> None:
 
 
 def refuse_link(folder: Path) -> None:
-    """Raise ValueError where a folder of a run's own is a link, by which others are written to."""
+    """Raise ValueError where what is a run's own is a link, by which others are written to."""
     if folder.is_symlink():
-        raise ValueError(f"{folder} is a link to {folder.resolve()}: must be a folder, or not be")
+        raise ValueError(
+            f"{folder} is a link to {folder.resolve()}: must be there itself, or not be"
+        )
+
+
+def refuse_links_to_run(path: Path) -> None:
+    """Raise ValueError where a run within another's folder is reached, or writes, by a link."""
+    for folder in (path.parent, path, path / "checkpoints"):
+        refuse_link(folder)
+
+
+def refuse_links_in(folders: Iterable[Path]) -> None:
+    """Raise ValueError where any of what lies in these folders is a link."""
+    for folder in folders:
+        for each in sorted(folder.iterdir()) if folder.is_dir() else ():
+            refuse_link(each)
 
 
 def _file_system(where: str) -> tuple[fs.FileSystem, str]:

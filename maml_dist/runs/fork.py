@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from maml_dist.config.compose import override
-from maml_dist.runs.folder import replace
+from maml_dist.runs.folder import refuse_links_to_run, replace
 from maml_dist.runs.run import Run
 
 FORKED = "forked/from"  # in that row: the folder of the other run
@@ -27,9 +27,11 @@ def fork(source: Run, path: Path, changes: Mapping[str, Any]) -> Run:
         changes: keys of the recipe that keep the model and what the outer optimizer remembers.
 
     Raises:
-        ValueError: the checkpoint does not fit these values, or is damaged.
+        ValueError: the checkpoint does not fit these values, or is damaged; a link leads there, or
+            the place is another run's.
         OSError: the run cannot be written.
     """
+    refuse_links_to_run(path)
     if (path / "recipe.yaml").exists():  # written last
         return Run.open(path)
     saved = source.saved()
@@ -38,11 +40,12 @@ def fork(source: Run, path: Path, changes: Mapping[str, Any]) -> Run:
     new = Run(path, override(source.config, {"checkpoints": None, "init": None, **changes}))
     if new.layout != source.layout:
         raise ValueError(f"{source.path} does not fit these values: its parameters are others")
-    if fixed := source.fixed:
-        new.checkpoints.save_fixed(fixed)
-    new.save(saved)
-    Run(path, new.config).saved()  # what does not fit is said here
-    row = {"iteration": saved[0], FORKED: str(source.path)}
-    replace(path / "metrics.jsonl", f"{json.dumps(row)}\n".encode())
-    new.write_recipe(new=True)
+    with new.locked():
+        if fixed := source.fixed:
+            new.checkpoints.save_fixed(fixed)
+        new.save(saved)
+        Run(path, new.config).saved()  # what does not fit is said here
+        row = {"iteration": saved[0], FORKED: str(source.path)}
+        replace(path / "metrics.jsonl", f"{json.dumps(row)}\n".encode())
+        new.write_recipe(new=True)
     return new

@@ -5,6 +5,7 @@ Draws are Optuna's, which knows numbers and choices; a normal one is drawn by it
 
 import json
 import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -17,6 +18,7 @@ WHEN = "when"  # beside a distribution: the values of other keys with which it i
 _INSIDE = 0.382  # a share of the way that is no round number
 LOGARITHM = 700  # of a number that there is, at the most
 _TAIL = 3  # standard deviations that are tried of a normal distribution
+_FARTHEST = 6  # those beyond which none is drawn
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class _Kind:
     check: Callable[[list[Any]], str]  # what is wrong with the arguments; "" where nothing is
     suggest: Callable[[Any, str, list[Any]], Any]  # optuna.Trial, name, arguments -> the value
     tried: Callable[[list[Any]], list[Any]]  # the ends, and a value inside
+    gives: Callable[[Any, list[Any]], bool]  # whether a value may be drawn, or perturbed to be
 
 
 def check(key: str, distribution: Mapping[str, Any]) -> None:
@@ -49,6 +52,19 @@ def suggest(trial: Any, key: str, distribution: Mapping[str, Any]) -> Any:
     """The value that an `optuna.Trial` draws of a key."""
     name, arguments = _named(distribution)
     return DISTRIBUTIONS[name].suggest(trial, key, arguments)
+
+
+def gives(distribution: Mapping[str, Any], value: Any) -> bool:
+    """Whether a distribution can give a value, of plain JSON."""
+    name, arguments = _named(distribution)
+    return DISTRIBUTIONS[name].gives(value, arguments)
+
+
+def same(value: Any, other: Any) -> bool:
+    """Whether two values of a distribution are one, but for what is rounded."""
+    if type(value) is float and type(other) is float:
+        return math.isclose(value, other)
+    return _is_listed(value, [other])
 
 
 def tried(distribution: Mapping[str, Any]) -> list[Any]:
@@ -76,7 +92,8 @@ def finite(distribution: Mapping[str, Any]) -> dict[Any, Any] | None:
 def perturbed(distribution: Mapping[str, Any], value: Any, factor: float) -> Any:
     """`value` times `factor`, as near as the distribution has it, its ends included.
 
-    Where its values are stepped the next one at least; where they are listed the next one.
+    Where its values are stepped the next one at least; where they are listed the next one. A normal
+    one ends where it was tried.
     """
     name, arguments = _named(distribution)
     if name in ("choice", "grid"):
@@ -85,7 +102,8 @@ def perturbed(distribution: Mapping[str, Any], value: Any, factor: float) -> Any
         return arguments[min(max(place, 0), len(arguments) - 1)]
     moved = value * factor
     if name in ("normal", "lognormal"):
-        return moved
+        low, high, _ = tried(distribution)
+        return float(min(max(moved, low), high))
     ahead = 1 if (moved - value or factor - 1) > 0 else -1
     if name in ("randint", "lograndint"):
         low, beyond = arguments
@@ -190,6 +208,36 @@ def _tails(mean: float, deviation: float) -> list[float]:
     return [float(mean + share * deviation) for share in (-_TAIL, _TAIL, _INSIDE)]
 
 
+def _within(value: Any, low: float, high: float) -> bool:
+    """Whether it is a number between these, but for what is rounded."""
+    if type(value) not in (int, float) or not abs(value) <= sys.float_info.max:
+        return False
+    ends = (math.isclose(value, end) for end in (low, high))
+    return low <= value <= high or any(ends)
+
+
+def _is_normal(value: Any, mean: float, deviation: float) -> bool:
+    return _within(value, mean - _FARTHEST * deviation, mean + _FARTHEST * deviation)
+
+
+def _is_lognormal(value: Any, mean: float, deviation: float) -> bool:
+    positive = _within(value, sys.float_info.min, sys.float_info.max)
+    return positive and _is_normal(math.log(value), mean, deviation)
+
+
+def _is_stepped(value: Any, low: float, high: float, step: float) -> bool:
+    return _within(value, low, high) and math.isclose(value, _stepped(value, low, high, step))
+
+
+def _is_whole(value: Any, low: int, beyond: int) -> bool:
+    return type(value) is int and low <= value < beyond
+
+
+def _is_listed(value: Any, listed: list[Any]) -> bool:
+    text = json.dumps(value, sort_keys=True)
+    return any(json.dumps(each, sort_keys=True) == text for each in listed)
+
+
 def _chosen(trial: Any, key: str, listed: list[Any]) -> Any:
     by_label = labels(listed)
     return by_label[trial.suggest_categorical(key, list(by_label))]
@@ -201,49 +249,57 @@ DISTRIBUTIONS = {
         _bounds(),
         lambda trial, key, at: trial.suggest_float(key, *at),
         lambda at: _between(*at),
+        lambda value, at: _within(value, *at),
     ),
     "quniform": _Kind(
         "[low, high, step]",
         _bounds(count=3),
         lambda trial, key, at: _stepped(trial.suggest_float(key, *at[:2], step=at[2]), *at),
         lambda at: _stepped_all(_between(*at[:2]), at),
+        lambda value, at: _is_stepped(value, *at),
     ),
     "loguniform": _Kind(
         "[low, high]",
         _bounds(log=True),
         lambda trial, key, at: trial.suggest_float(key, *at, log=True),
         lambda at: _between_logs(*at),
+        lambda value, at: _within(value, *at),
     ),
     "qloguniform": _Kind(
         "[low, high, step]",
         _bounds(count=3, log=True),
         lambda trial, key, at: _stepped(trial.suggest_float(key, *at[:2], log=True), *at),
         lambda at: _stepped_all(_between_logs(*at[:2]), at),
+        lambda value, at: _is_stepped(value, *at),
     ),
     "normal": _Kind(
         "[mean, deviation]",
         _spread,
         lambda trial, key, at: _normal(trial, key, *at),
         lambda at: _tails(*at),
+        lambda value, at: _is_normal(value, *at),
     ),
     "lognormal": _Kind(
         "[mean, deviation] of the logarithm",
         lambda at: _spread(at, log=True),
         lambda trial, key, at: math.exp(_normal(trial, key, *at)),
         lambda at: [math.exp(each) for each in _tails(*at)],
+        lambda value, at: _is_lognormal(value, *at),
     ),
     "randint": _Kind(
         "[low, high]",
         _bounds(whole=True),
         lambda trial, key, at: trial.suggest_int(key, at[0], at[1] - 1),
         lambda at: _whole_between(*at),
+        lambda value, at: _is_whole(value, *at),
     ),
     "lograndint": _Kind(
         "[low, high]",
         _bounds(whole=True, log=True),
         lambda trial, key, at: trial.suggest_int(key, at[0], at[1] - 1, log=True),
         lambda at: _whole_between(*at),
+        lambda value, at: _is_whole(value, *at),
     ),
-    "choice": _Kind("[value, …]", _listed, _chosen, list),
-    "grid": _Kind("[value, …]", _listed, _chosen, list),
+    "choice": _Kind("[value, …]", _listed, _chosen, list, _is_listed),
+    "grid": _Kind("[value, …]", _listed, _chosen, list, _is_listed),
 }

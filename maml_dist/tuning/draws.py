@@ -65,6 +65,7 @@ class Draws:
     def draw(self, number: int) -> Draw | None:
         """What a trial tries; None where all that there is has been drawn.
 
+        In a population equal ones stand: exploring parts them.
         The grid's points come in turn; one at which nothing is left is passed over.
         """
         points = len(self._points)
@@ -74,7 +75,7 @@ class Draws:
     def _at(self, number: int, point: Values) -> Draw | None:
         for again in range(AGAIN):
             asked, values = self._ask(number, again, point)
-            if _text(values) not in self._drawn:
+            if self._plan.stops == "pbt" or _text(values) not in self._drawn:
                 return self._keep(number, asked, values)
             self._study.tell(asked, state=TrialState.FAIL)
         left = (
@@ -141,6 +142,22 @@ class Draws:
         self._drawn.add(_text(values))
         asked.set_user_attr("trial", number)
         return Draw(values, asked.params)
+
+
+def keeps(plan: Search, draw: Draw) -> bool:
+    """Whether what Optuna keeps of a draw gives its values."""
+    fixed = optuna.trial.FixedTrial(draw.kept)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of steps
+        try:
+            again = {
+                key: distributions.suggest(fixed, key, plan.search[key]) for key in draw.values
+            }
+        except ValueError:  # not kept, or not to be drawn
+            return False
+    return draw.kept.keys() == again.keys() and all(
+        distributions.same(again[key], value) for key, value in draw.values.items()
+    )
 
 
 def drawn_anew(key: str, distribution: dict[str, Any], seed: int) -> Any:

@@ -23,7 +23,7 @@ from maml_dist.runs.run import Run
 from maml_dist.tuning.draws import Draw
 from maml_dist.tuning.search_space import Search
 from maml_dist.tuning.trial_run import TRIALS
-from maml_dist.tuning.trials import BEST, Trial, Trials, text
+from maml_dist.tuning.trials import BEST, Trial, Trials, comment, text
 
 FOLDER = "finish"
 SURE = 0.95  # of an interval
@@ -95,6 +95,13 @@ def plan_of(plan: Search, total: int) -> Search:
     )
 
 
+def space_of(plan: Search, seeds: list[int]) -> Search:
+    """The plan by which the record of these runs is read: the search's keys, and a seed."""
+    return replace(
+        plan, search={**plan.search, "seed": {"choice": seeds}}, overrides={}, finish=None
+    )
+
+
 def ranked(best: list[Trial], seeds: list[int], runs: Trials) -> list[Finished]:
     """The best trials by their mean over seeds; one that has failed with a seed comes last."""
     finished = [
@@ -128,8 +135,9 @@ def promote(search: Trials) -> None:
         ]
         for line in lines:
             say(line, out=True)
-        content = "".join(f"# {line}\n" for line in lines)
-        write(search.folder / BEST, f"{content}{(search.folder / BEST).read_text()}".encode())
+        write(
+            search.folder / BEST, f"{comment(lines)}{(search.folder / BEST).read_text()}".encode()
+        )
 
 
 def crown(winner: Finished, runs: Trials, base: Config, search: Trials) -> list[str]:
@@ -146,7 +154,6 @@ def crown(winner: Finished, runs: Trials, base: Config, search: Trials) -> list[
     for step, by_seed in enumerate(zip(*paths, strict=True)):
         score = interval([each["mean"] for each in by_seed])
         lines.append(f"{tested[0]['metric']} on test after {step} steps: {score}")
-    comment = "".join(f"# {line}\n" for line in lines)
     recipe = yaml.safe_dump(override(base, winner.trial.values), sort_keys=False)
-    write(search.folder / BEST, f"{comment}{recipe}".encode())
+    write(search.folder / BEST, f"{comment(lines)}{recipe}".encode())
     return lines

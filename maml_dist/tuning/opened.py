@@ -10,7 +10,7 @@ from maml_dist.config.recipe import Config, read_yaml
 from maml_dist.runs.identity import complete
 from maml_dist.tuning.draws import Draws
 from maml_dist.tuning.judge import Judge
-from maml_dist.tuning.record import read_record
+from maml_dist.tuning.recorded import read_record
 from maml_dist.tuning.search_space import Search, read
 from maml_dist.tuning.trials import Trials, draw_again
 
@@ -35,7 +35,7 @@ def opened(path: str | Path) -> Opened:
     folder = folder_of(path)
     plan, base = plan_and_base(folder)
     judge = judge_of(plan)
-    lines = read_record(folder)
+    lines = read_record(folder, plan)
     trials = Trials(folder, judge, base, lines)
     draws = Draws(plan, maximize=judge.maximize, study=folder.name)
     draw_again(draws, trials, lines)

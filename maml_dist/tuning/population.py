@@ -7,6 +7,7 @@ goes on from whose checkpoint, in a run of its own: trials/3-2000 is that of tri
 
 from maml_dist.config.recipe import Config
 from maml_dist.runs.fork import fork
+from maml_dist.runs.lock import Locked, LockLost
 from maml_dist.tuning.draws import Draws
 from maml_dist.tuning.exploiting import exploit
 from maml_dist.tuning.finishing import Seeds
@@ -25,9 +26,9 @@ class Population:
         self._given: set[tuple[int, int]] = set()  # by number and iterations before
         while len(trials.all) < plan.num_trials:
             draw = draws.draw(len(trials.all))
-            if draw is None:
-                break
+            assert draw is not None  # equal ones stand
             trials.drawn(len(trials.all), draw)
+        self._end()  # those of whom a kill has kept it
 
     @property
     def over(self) -> bool:
@@ -62,11 +63,24 @@ class Population:
         trials, maximize = self._trials, self._trials.judge.maximize[0]
         found = exploit(self._plan, self._live, self._before, maximize=maximize)
         for each in found.takeovers:
-            self._fork(each, found.iteration)
+            try:
+                self._fork(each, found.iteration)
+            except (Locked, LockLost):  # of another process of this search
+                raise
+            except ValueError as error:  # again it would be the same
+                each.error = str(error)
         trials.exploited(found)  # only now: made again, a fork that is there stays
+        self._end()
+
+    def _end(self) -> None:
+        """End those that the last exploit has left without a way on."""
         for trial in self._live:
-            if trial.diverged:  # as all others have
-                trials.ended(trial, "diverged")
+            if trial.reached > self._trials.exploited_at:
+                continue
+            if trial.end.error:  # it could not take over
+                self._trials.ended(trial, "failed")
+            elif trial.diverged:  # as all others have
+                self._trials.ended(trial, "diverged")
 
     def _fork(self, takeover: Takeover, iteration: int) -> None:
         source, folder = self._trials.all[takeover.source], self._trials.path

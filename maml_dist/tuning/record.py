@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from maml_dist.core.schema import from_json
 from maml_dist.runs.folder import read_bounded
 from maml_dist.runs.growing_file import GrowingFile
 
@@ -48,6 +47,7 @@ class Takeover:
     source: int  # the other
     before: dict[str, Any]  # its own values until then
     values: dict[str, Any]  # and from then on
+    error: str = ""  # the line that says why it could not: the trial has failed
 
 
 @dataclass
@@ -86,45 +86,3 @@ class Record:
         self._file.write()
         with self._path.open("rb") as written:
             os.fsync(written.fileno())
-
-
-def read_record(folder: Path) -> list[Line]:
-    """What was recorded of a search; a last line that a kill has cut is left out.
-
-    Raises:
-        ValueError: the file is none of a search; names the line.
-    """
-    path = folder / RECORD
-    if not path.exists():
-        return []
-    *texts, _ = read_bounded(path, most=BYTES).split(b"\n")
-    lines: list[Line] = []
-    drawn: dict[int, set[str]] = {}  # the searched keys of each
-    ended: set[int] = set()
-    for number, each in enumerate(texts, 1):
-        where = f"{path}, line {number}"
-        line: Line = from_json(each, Line, where)
-        if not _possible(line, drawn, ended):
-            raise ValueError(f"{where}: trial {line.trial} is not one that can be there")
-        if line.trial is not None and line.values is not None:
-            drawn[line.trial] = set(line.values)
-        if line.trial is not None and line.end:
-            ended.add(line.trial)
-        lines.append(line)
-    return lines
-
-
-def _possible(line: Line, drawn: dict[int, set[str]], ended: set[int]) -> bool:
-    """Whether a line can follow others, by which these trials were drawn, and have ended."""
-    live = drawn.keys() - ended
-    kinds = [line.values, line.interval, line.end, line.exploit]
-    if sum(kind is not None for kind in kinds) != 1:
-        return False
-    if line.exploit:
-        return line.trial is None and all(
-            {each.trial, each.source} <= live and each.values.keys() == drawn[each.trial]
-            for each in line.exploit.takeovers
-        )
-    new = line.values is not None
-    known = line.trial in drawn
-    return line.trial not in {None, *ended} and new != known and new == (line.kept is not None)

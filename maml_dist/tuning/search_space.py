@@ -165,6 +165,11 @@ class Search:
                 "scores the best trial's checkpoint on test"
             )
         for key in self.search:
+            if len(distributions.tried(self.search[key])) < 2:
+                raise ValueError(
+                    f"search.{key}: has one value, and with scheduler=pbt all change in mid-run; "
+                    "give it among the overrides"
+                )
             if self.conditions(key):
                 raise ValueError(
                     f"search.{key}.when: with scheduler=pbt all values change in mid-run, so that "

@@ -14,6 +14,7 @@ from typing import Any
 from maml_dist.config.compose import override
 from maml_dist.config.recipe import Config
 from maml_dist.config.trust import own, trusted
+from maml_dist.runs.folder import refuse_links_to_run
 from maml_dist.runs.fork import FORKED
 from maml_dist.runs.lock import Locked, LockLost
 from maml_dist.runs.owner import STALE
@@ -147,8 +148,9 @@ def begun(path: Path, config: Config) -> Run:
     """The run of a trial: a new one, or the one that was begun.
 
     Raises:
-        ValueError: there is one of other values.
+        ValueError: there is one of other values, or a link leads there.
     """
+    refuse_links_to_run(path)
     kept = {key: config[key] for key in ("iterations", "shards", "gpus_per_shard")}
     if (path / "recipe.yaml").exists():
         found = prepare("", kept, resume=path)

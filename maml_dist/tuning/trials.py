@@ -7,6 +7,7 @@ best.yaml       the recipe of the best so far, to be trained as long as the reci
 
 import csv
 import io
+import json
 import math
 import shlex
 from collections import Counter
@@ -78,7 +79,9 @@ class Trial:
     @property
     def counts(self) -> bool:
         """Whether it may be the best."""
-        return self.end.scores is not None and self.status not in ("failed", "diverged")
+        if self.end.scores is None or self.diverged:
+            return False
+        return self.status not in ("failed", "diverged")
 
     def __str__(self) -> str:
         values = "  ".join(f"{key}={text(value)}" for key, value in self.values.items())
@@ -127,8 +130,7 @@ class Trials:
         replace(self.folder / TABLE, content.getvalue().encode())
         if best := self.best:
             recipe = yaml.safe_dump(override(self._base, best.values), sort_keys=False)
-            comment = "".join(f"# {line}\n" for line in self._about(best))
-            replace(self.folder / BEST, f"{comment}{recipe}".encode())
+            replace(self.folder / BEST, f"{comment(self._about(best))}{recipe}".encode())
 
     def _about(self, best: Trial) -> list[str]:
         """What best.yaml says of the best trial."""
@@ -232,6 +234,9 @@ class Trials:
 
     def _take_over(self, takeover: Takeover, iteration: int) -> None:
         trial, source = self.all[takeover.trial], self.all[takeover.source]
+        if takeover.error:
+            trial.end.error = takeover.error
+            return
         trial.schedule = [*source.schedule, Stretch(iteration, trial.number, takeover.values)]
         trial.runs.append(f"{trial.number}-{iteration}")
         trial.end.scores = trial.latest = None
@@ -269,8 +274,18 @@ def text(value: Any) -> str:
         if value is None or value != value
         else f"{value:.4g}"
         if isinstance(value, float)
-        else str(value)
+        else _printable(str(value))
     )
+
+
+def comment(lines: list[str]) -> str:
+    """Lines as a comment of YAML, which none of them can end."""
+    return "".join(f"# {_printable(line)}\n" for line in lines)
+
+
+def _printable(line: str) -> str:
+    """A text as it is; one with control characters as JSON."""
+    return line if line.isprintable() else json.dumps(line)
 
 
 def _lineage(trial: Trial) -> str:

@@ -22,7 +22,7 @@ from maml_dist.config.plain_yaml import check_path
 from maml_dist.config.recipe import Config
 from maml_dist.loggers.lines import is_json, say, show_table
 from maml_dist.preflight.check import check
-from maml_dist.runs.folder import Folder
+from maml_dist.runs.folder import Folder, refuse_links_in
 from maml_dist.runs.folder import replace as write
 from maml_dist.runs.lock import locked
 from maml_dist.runs.run import Run
@@ -31,13 +31,13 @@ from maml_dist.runtime.backend import Resources
 from maml_dist.runtime.ray_backend import RayBackend
 from maml_dist.training.interruption import interruptible, status
 from maml_dist.tuning.draws import Draws
-from maml_dist.tuning.finishing import FOLDER, Seeds, crown, plan_of, promote, ranked
+from maml_dist.tuning.finishing import FOLDER, Seeds, crown, plan_of, promote, ranked, space_of
 from maml_dist.tuning.fitting import fit, stop
 from maml_dist.tuning.judge import Judge, judge
 from maml_dist.tuning.live import Live
 from maml_dist.tuning.mid_run import refuse_fixed
 from maml_dist.tuning.opened import BASE, PLAN, folder_of, judge_of, plan_and_base
-from maml_dist.tuning.record import read_record
+from maml_dist.tuning.recorded import read_record
 from maml_dist.tuning.search_space import Finish, Mode, Search
 from maml_dist.tuning.trial_run import TRIALS, UNWRITTEN
 from maml_dist.tuning.trials import BEST, TABLE, Trials, draw_again, text
@@ -52,6 +52,8 @@ BUDGET = (
 RESUMABLE = ("num_samples", "max_concurrent", "max_failures", "time_budget", "study")
 
 STUDY = "study.db"  # in its folder
+# The folders in it to which a search writes, and it itself.
+WRITTEN = (".", TRIALS, FOLDER, f"{FOLDER}/{TRIALS}", "tune")
 
 
 def search(plan: Search, *, run: str | Path | None = None, address: str | None = None) -> int:
@@ -89,8 +91,10 @@ def resume(run: str | Path, changes: Mapping[str, Any], *, address: str | None =
         raise ValueError(
             f"a search that goes on keeps its {fixed[0]!r}; {', '.join(RESUMABLE)} can change"
         )
-    plan, base = plan_and_base(folder_of(run), changes)
-    there = plan_and_base(folder_of(run))[0].num_trials
+    folder = folder_of(run)
+    refuse_links_in(folder / place for place in WRITTEN)
+    plan, base = plan_and_base(folder, changes)
+    there = plan_and_base(folder)[0].num_trials
     if plan.stops == "pbt" and plan.num_trials != there:
         raise ValueError(
             f"num_samples={plan.num_samples}: a population stays as large as it began, {there}"
@@ -98,7 +102,7 @@ def resume(run: str | Path, changes: Mapping[str, Any], *, address: str | None =
     plan = replace(plan, study=changes.get("study"))  # not where a stranger's file says
     budget = {key: value for key, value in plan.overrides.items() if key in BUDGET}
     config = override(base, budget)
-    return _conduct(plan, config, base, folder_of(run), address=address, new=False)
+    return _conduct(plan, config, base, folder, address=address, new=False)
 
 
 def parted(plan: Search) -> tuple[Config, dict[str, Any]]:
@@ -122,7 +126,7 @@ def _conduct(
     with RayBackend(address) as backend:
         resources = resources_of(backend, experiment)
         with locked(Folder(folder)):
-            lines = [] if new else read_record(folder)
+            lines = [] if new else read_record(folder, plan)
             storage = plan.study or f"sqlite:///{folder / STUDY}"
             draws = Draws(plan, maximize=judged.maximize, study=str(folder), storage=storage)
             write(folder / BASE, yaml.safe_dump(base, sort_keys=False).encode())
@@ -148,7 +152,7 @@ def _finish(
     seeds = [base["seed"] + 1 + number for number in range(finish.seeds or 3)]
     folder = trials.folder / FOLDER
     folder.mkdir(exist_ok=True)
-    runs = Trials(folder, trials.judge, base, read_record(folder))
+    runs = Trials(folder, trials.judge, base, read_record(folder, space_of(plan, seeds)))
     units = Seeds(best, seeds, runs)
     longer: dict[str, Any] = {} if finish.iterations is None else {"iterations": finish.iterations}
     if place := plan.overrides.get("checkpoints") or base["checkpoints"]:

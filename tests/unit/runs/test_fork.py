@@ -76,3 +76,38 @@ def test_what_does_not_fit_is_one_line_and_no_run(source, tmp_path, changes):
 def test_a_run_without_a_checkpoint_has_nothing_to_go_on_from(source, tmp_path):
     with pytest.raises(ValueError, match="no checkpoint in"):
         fork(Run(tmp_path / "none", source.config), tmp_path / "new", {})
+
+
+def names(folder):
+    return sorted(path.name for path in folder.rglob("*"))
+
+
+@pytest.mark.parametrize("linked", ["trials", "trials/2-4", "trials/2-4/checkpoints"])
+def test_nothing_is_written_through_a_link(source, tmp_path, linked):
+    mine = maml_dist.meta_train(
+        "sinusoid", run=tmp_path / "mine", local=True, progress=False, **SMALL, keep_checkpoints=1
+    )
+    before = names(mine.path)
+    link = tmp_path / "search" / linked
+    link.parent.mkdir(parents=True)
+    target = mine.path / "checkpoints" if linked.endswith("checkpoints") else mine.path
+    link.symlink_to(target)
+    with pytest.raises(ValueError, match=f"{link} is a link to {target}") as caught:
+        fork(source, tmp_path / "search/trials/2-4", {"keep_checkpoints": 1})
+    assert "\n" not in str(caught.value) and names(mine.path) == before
+    assert Run.open(mine.path).checkpoints.last.iteration == 4
+
+
+def test_the_place_of_another_runs_checkpoints_is_refused(source, tmp_path):
+    before = names(source.path)
+    with pytest.raises(ValueError, match="is the place of another run"):
+        fork(source, tmp_path / "new", {"checkpoints": str(source.path / "checkpoints")})
+    assert names(source.path) == before and not (tmp_path / "new").exists()
+
+
+def test_one_that_is_being_trained_is_refused(source, tmp_path):
+    with (
+        Run(tmp_path / "new", source.config).locked(),
+        pytest.raises(ValueError, match="is being trained"),
+    ):
+        fork(source, tmp_path / "new", {})

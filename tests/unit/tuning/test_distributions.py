@@ -7,7 +7,7 @@ import optuna
 import pytest
 from scipy import stats
 
-from maml_dist.tuning.distributions import DISTRIBUTIONS, labels, suggest, tried
+from maml_dist.tuning.distributions import DISTRIBUTIONS, gives, labels, perturbed, suggest, tried
 
 optuna.logging.set_verbosity(optuna.logging.CRITICAL)
 
@@ -70,6 +70,24 @@ def test_choices_are_what_was_given_not_what_is_kept_of_it():
     drawn = draws("choice")
     texts = {repr(each) for each in drawn}
     assert texts == {"3", "'a'", "None", "[40, 40]", "True", "1"}
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_it_gives_what_it_draws_and_what_that_is_perturbed_to(name):
+    distribution = {name: EXAMPLES[name]}
+    for value in draws(name):
+        near = [perturbed(distribution, value, factor) for factor in (1.2, 0.8)]
+        assert all(gives(distribution, each) for each in (value, *near))
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize(
+    "value", ["x\n", [1], {"a": 1}, False, math.inf, -math.inf, math.nan, -1e9, 10**400, 0.12345678]
+)
+def test_it_gives_nothing_else(name, value):
+    between = type(value) is float and name in {"uniform", "loguniform", "normal", "lognormal"}
+    within = between and EXACT[name].cdf(value) not in (0, 1) and not math.isnan(value)
+    assert gives({name: EXAMPLES[name]}, value) == within
 
 
 def test_what_optuna_keeps_is_plain_where_it_can_be():

@@ -41,7 +41,11 @@ BEGIN, ARE = (
         ({"hidden": {"choice": [[3], [4]]}}, {}, "search.hidden: cannot change in mid-run"),
         ({"shots": {"randint": [3, 6]}}, {}, "search.shots: cannot change in mid-run"),
         ({"seed": {"randint": [3, 6]}}, {}, "search.seed: cannot change in mid-run"),
-        ({"decays": {"choice": [[0.9, 0.99]]}}, {}, "search.decays: cannot change in mid-run"),
+        (
+            {"decays": {"choice": [[0.9, 0.9], [0.9, 1]]}},
+            {},
+            "search.decays: cannot change in mid-run",
+        ),
         (ALPHA, {"learner": "MetaSGD"}, BEGIN),
         ({"initial": {"uniform": [0.0, 1.0]}}, {"outer": "Adagrad"}, BEGIN),
         ({"momentum": {"quniform": [0, 0.9, 0.1]}}, {"outer": "SGD"}, ARE),
@@ -74,6 +78,12 @@ def test_keys_that_do_not_go_together_are_refused(keys, said):
     with pytest.raises(ValueError) as caught:
         plan(ALPHA, **keys)
     assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_key_that_cannot_change_is_refused():
+    for one in ({"choice": [2]}, {"randint": [2, 3]}):
+        with pytest.raises(ValueError, match="search.steps: has one value"):
+            plan(ALPHA | {"steps": one})
 
 
 def test_conditions_are_refused():

@@ -7,11 +7,13 @@ import pytest
 import yaml
 
 from maml_dist.config.compose import compose
+from maml_dist.runs.lock import Locked
 from maml_dist.tuning import population
 from maml_dist.tuning.draws import Draws
 from maml_dist.tuning.judge import Judge
 from maml_dist.tuning.population import Population
-from maml_dist.tuning.record import RECORD, read_record
+from maml_dist.tuning.record import RECORD
+from maml_dist.tuning.recorded import read_record
 from maml_dist.tuning.search_space import Search
 from maml_dist.tuning.trials import BEST, TABLE, Trials, draw_again
 
@@ -49,7 +51,7 @@ def score(trial, until):
 
 def opened(folder):
     """What a process begins with."""
-    lines = read_record(folder)
+    lines = read_record(folder, PLAN)
     trials = Trials(folder, Judge(("val/mse/path",), (False,)), compose("sinusoid"), lines)
     draws = Draws(PLAN, maximize=(False,), study="s")
     draw_again(draws, trials, lines)
@@ -78,7 +80,7 @@ def train(folder, *, steps=1000):
 def test_each_interval_is_trained_by_all_and_then_the_worst_take_over(tmp_path, forks):
     told, trials, upcoming = train(tmp_path)
     assert upcoming.over and [until for _, until in told] == [10] * 4 + [20] * 4 + [25] * 4
-    exploits = [line.exploit for line in read_record(tmp_path) if line.exploit]
+    exploits = [line.exploit for line in read_record(tmp_path, PLAN) if line.exploit]
     assert [each.iteration for each in exploits] == [10, 20]
     assert sum(len(each.takeovers) for each in exploits) == len(forks) >= 2
     for each in exploits:
@@ -119,6 +121,58 @@ def test_where_all_diverge_it_is_over(tmp_path, forks, monkeypatch):
     told, trials, upcoming = train(tmp_path)
     assert len(told) == 4 and upcoming.over and not forks
     assert {trial.status for trial in trials.all.values()} == {"diverged"}
+
+
+def test_where_a_takeover_fails_its_trial_has_failed_and_the_others_go_on(
+    tmp_path, forks, monkeypatch
+):
+    made = population.fork
+
+    def refused(source, path, changes):
+        if path.name.startswith("3-"):
+            raise ValueError("learner.alpha=9: must be less")
+        return made(source, path, changes)
+
+    monkeypatch.setattr(population, "fork", refused)
+    monkeypatch.setitem(globals(), "score", lambda trial, until: trial.number / 10)
+    _, trials, upcoming = train(tmp_path)
+    last = trials.all[3]
+    assert upcoming.over and [each.status for each in trials.all.values()][:3] == ["finished"] * 3
+    assert (last.status, last.end.error, last.runs) == (
+        *("failed", "learner.alpha=9: must be less"),
+        ["3"],
+    )
+    lines = (tmp_path / RECORD).read_bytes().splitlines(keepends=True)
+    place = next(number for number, line in enumerate(lines) if b"exploit" in line)
+    for cut in (place, place + 1):  # before it is decided, and before it has ended
+        (tmp_path / RECORD).write_bytes(b"".join(lines[:cut]))
+        train(tmp_path)
+        assert (tmp_path / RECORD).read_bytes() == b"".join(lines)
+    again = opened(tmp_path)[0].all[3]
+    assert (again.status, again.end, again.runs) == (last.status, last.end, last.runs)
+
+
+def test_a_run_that_another_process_holds_ends_the_search(tmp_path, forks, monkeypatch):
+    def held(source, path, changes):
+        raise Locked("held")
+
+    monkeypatch.setattr(population, "fork", held)
+    with pytest.raises(Locked):
+        train(tmp_path)
+
+
+def test_equal_first_draws_stand(tmp_path):
+    plan = Search("sinusoid", {"learner.steps": {"choice": [1, 2]}}, scheduler="pbt", num_samples=8)
+    judge = Judge(("val/mse/path",), (False,))
+    drawn = []
+    for _ in range(2):
+        lines = read_record(tmp_path, plan)
+        trials = Trials(tmp_path, judge, CONFIG, lines)
+        draws = Draws(plan, maximize=(False,), study="s")
+        draw_again(draws, trials, lines)
+        Population(plan, CONFIG, trials, draws)
+        drawn.append([trial.draw for trial in trials.all.values()])
+    assert len(drawn[0]) == 8 and drawn[0] == drawn[1]
 
 
 def test_one_that_fails_is_left_out(tmp_path, forks):

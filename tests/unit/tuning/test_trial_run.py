@@ -27,6 +27,16 @@ def test_a_run_that_was_begun_is_gone_on_with_and_no_other(tmp_path):
             begun(run.path, override(config, other))
 
 
+@pytest.mark.parametrize("linked", ["trials", "trials/0", "trials/0/checkpoints"])
+def test_a_run_to_which_a_link_leads_is_refused(tmp_path, linked):
+    (tmp_path / "mine").mkdir()
+    link = tmp_path / linked
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(tmp_path / "mine")
+    with pytest.raises(ValueError, match=f"{link} is a link to {tmp_path / 'mine'}"):
+        begun(tmp_path / "trials" / "0", compose("sinusoid", SMALL))
+
+
 def test_what_it_has_told_is_read_off_its_rows(tmp_path):
     judge = Judge(("val/mse/path",), (False,))
     assert told_before(tmp_path / "0", judge) == []

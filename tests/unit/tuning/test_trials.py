@@ -10,11 +10,14 @@ import yaml
 from maml_dist.config.compose import compose
 from maml_dist.tuning.draws import Draw
 from maml_dist.tuning.judge import Judge
-from maml_dist.tuning.record import RECORD, read_record
-from maml_dist.tuning.trials import BEST, TABLE, Trials
+from maml_dist.tuning.record import RECORD
+from maml_dist.tuning.recorded import read_record
+from maml_dist.tuning.search_space import Search
+from maml_dist.tuning.trials import BEST, TABLE, Stretch, Trials, text
 
 BASE = compose("sinusoid")
 JUDGE = Judge(("val/mse/path",), (False,))
+PLAN = Search("sinusoid", {"alpha": {"uniform": [0, 1]}})
 
 
 @pytest.fixture
@@ -51,6 +54,33 @@ def test_the_best_comes_first_and_what_has_failed_last(trials):
     assert yaml.safe_load(best) == compose("sinusoid", {"alpha": 0.02})
 
 
+def test_one_that_has_diverged_is_not_the_best_though_it_has_not_ended(trials):
+    for number, score in enumerate((0.1, 0.5)):
+        trials.drawn(number, Draw({"alpha": 0.1}, {"alpha": 0.1})).end.scores = [score]
+    trials.all[0].diverged = True
+    for status in ("waiting", "running", "interrupted"):
+        trials.all[0].status = status
+        assert trials.best.number == 1 and [each.number for each in trials.front] == [1]
+
+
+def test_no_value_ends_the_comment_of_the_best_recipe(tmp_path):
+    key = "learner.alpha"
+    judge = Judge(("val/mse\u2028path: 1",), (False,))
+    trials = Trials(tmp_path, judge, BASE, [])
+    for number in range(2):
+        trials.drawn(number, Draw({key: 1.0}, {}))
+    trials.all[0].end.scores = [0.5]
+    evil = "0.1\ncode: [/tmp/evil]\n#\x1b"
+    trials.all[1].schedule.append(Stretch(10, 1, {key: evil}))
+    trials.all[0].schedule += trials.all[1].schedule[1:]
+    trials.all[0].schedule.append(Stretch(20, 0, {key: 1.0}))
+    trials.write()
+    lines = (tmp_path / BEST).read_text().splitlines()
+    assert [line[0] for line in lines[:5]] == ["#"] * 5 and not lines[5].startswith("#")
+    assert yaml.safe_load((tmp_path / BEST).read_text())["code"] == BASE["code"]
+    assert text(evil) == json.dumps(evil) and text("plain ±") == "plain ±"
+
+
 def test_more_is_better_where_it_is(tmp_path):
     trials = Trials(tmp_path, Judge(("val/return/path",), (True,)), BASE, [])
     end(trials, 0, "finished", [-5.0])
@@ -64,45 +94,11 @@ def test_the_record_gives_the_same_trials(trials):
     trials.drawn(2, Draw({"alpha": 0.3}, {"alpha": 0.3}))
     with (trials.folder / RECORD).open("a") as file:
         file.write('{"trial": 3, "val')  # cut by a kill
-    again = Trials(trials.folder, JUDGE, BASE, read_record(trials.folder))
+    again = Trials(trials.folder, JUDGE, BASE, read_record(trials.folder, PLAN))
     assert again.all == trials.all
     end(again, 3, "finished", [0.2])
-    third = Trials(trials.folder, JUDGE, BASE, read_record(trials.folder))
+    third = Trials(trials.folder, JUDGE, BASE, read_record(trials.folder, PLAN))
     assert third.all == again.all and third.best.number == 3
-
-
-def takeover(trial, source, values):
-    """A line of an exploit."""
-    taken = {"trial": trial, "source": source, "before": {}, "values": values}
-    return json.dumps({"exploit": {"iteration": 5, "takeovers": [taken]}})
-
-
-@pytest.mark.parametrize(
-    ("line", "said"),
-    [
-        ("{}", "line 2"),
-        ("no", "line 2 is not JSON"),
-        ('{"trial": 1, "end": {"status": "won"}}', "line 2"),
-        (
-            '{"trial": 0, "end": {"status": "stopped"}}\n{"trial": 0, "end": {"status": "failed"}}',
-            "line 3: trial 0 is not one",
-        ),
-        ('{"trial": 7, "end": {"status": "finished"}}', "line 2: trial 7 is not one"),
-        ('{"trial": 0, "values": {}, "kept": {}}', "line 2: trial 0 is not one"),
-        ('{"trial": 1, "values": {"alpha": 1}}', "line 2: trial 1 is not one"),
-        ('{"trial": 1, "interval": {"iteration": 5}}', "line 2"),
-        (takeover(1, 0, {"alpha": 1}), "line 2: trial None is not one"),
-        (takeover(0, 1, {"alpha": 1}), "line 2: trial None is not one"),
-        (takeover(0, 0, {"beta": 1}), "line 2: trial None is not one"),
-    ],
-)
-def test_a_damaged_record_is_one_clear_line(trials, line, said):
-    trials.drawn(0, Draw({"alpha": 0.3}, {"alpha": 0.3}))
-    path = trials.folder / RECORD
-    path.write_text(f"{path.read_text()}{line}\n")
-    with pytest.raises(ValueError, match=said) as caught:
-        read_record(trials.folder)
-    assert "\n" not in str(caught.value) and str(path) in str(caught.value)
 
 
 def test_the_front_of_two_metrics(tmp_path):

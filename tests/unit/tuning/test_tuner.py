@@ -10,7 +10,7 @@ from maml_dist.config.compose import compose, override
 from maml_dist.tune import main
 from maml_dist.tuning.search_space import Search, read
 from maml_dist.tuning.tried import tried
-from maml_dist.tuning.tuner import parted
+from maml_dist.tuning.tuner import parted, resume
 
 CONFIGS = sorted((Path(__file__).parents[3] / "tune_configs").glob("*.yaml"))
 
@@ -65,3 +65,15 @@ def test_a_mistake_is_one_line_before_anything_starts(
     out, err = capsys.readouterr()
     assert said in err and err.count("\n") == 1 and not out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.yaml", "tune"]
+
+
+@pytest.mark.parametrize("linked", ["trials", "trials/3", "tune", "finish/trials/1", "study.db"])
+def test_a_search_in_which_a_link_leads_elsewhere_is_not_gone_on_with(tmp_path, linked):
+    link, mine = tmp_path / "search" / linked, tmp_path / "mine"
+    mine.mkdir()
+    link.parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "search" / "search.yaml").write_text("recipe: sinusoid\n")
+    link.symlink_to(mine)
+    with pytest.raises(ValueError, match=f"{link} is a link to {mine}") as caught:
+        resume(tmp_path / "search", {})
+    assert "\n" not in str(caught.value) and not [*mine.iterdir()]
