@@ -35,6 +35,8 @@ def main(arguments: list[str]) -> int:
     if options.resume is not None:
         if options.run is not None:
             raise ValueError("a search that goes on stays in its folder: --run and --resume")
+        if options.dry_run:
+            raise ValueError("--dry-run is for a search that has not begun: not with --resume")
         changes = parse_overrides(options.words)
         return resume(options.resume, changes, address=options.address)
     file, *words = options.words or [""]

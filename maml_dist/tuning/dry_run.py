@@ -48,7 +48,7 @@ def dry_run(plan: Search, *, address: str | None = None) -> int:
         resources = resources_of(backend, experiment)
         at_once = _at_once(resources)
     at_once = min(at_once, plan.max_concurrent or at_once, plan.num_trials)
-    does = "stops trials"
+    does = "stops no trial" if plan.stops == "fifo" else "stops trials"
     if plan.stops == "pbt":
         does = f"has the worst take over the best each {interval(plan, config)} iterations"
     say(f"judged by the {judged.title}; {plan.stops} {does}", out=True)
@@ -64,7 +64,7 @@ def dry_run(plan: Search, *, address: str | None = None) -> int:
         rounds = math.ceil(plan.num_trials / at_once)
         whole = rounds * experiment.iterations * seconds / resources.shards
         say(
-            f"an iteration: about {1e3 * seconds:.2g} ms on one core; all trials to their ends: "
+            f"an iteration: about {float(f'{1e3 * seconds:.2g}'):,g} ms on one core; all trials to their ends: "
             f"about {duration(whole)} beside starts and validations",
             out=True,
         )
