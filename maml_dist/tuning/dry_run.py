@@ -62,10 +62,11 @@ def dry_run(plan: Search, *, address: str | None = None) -> int:
     seconds = iteration_seconds(one, resources.request)
     if math.isfinite(seconds):
         rounds = math.ceil(plan.num_trials / at_once)
+        about = float(f"{1e3 * seconds:.2g}")
         whole = rounds * experiment.iterations * seconds / resources.shards
         say(
-            f"an iteration: about {float(f'{1e3 * seconds:.2g}'):,g} ms on one core; all trials to their ends: "
-            f"about {duration(whole)} beside starts and validations",
+            f"an iteration: about {about:,g} ms on one core; all trials to their ends: about "
+            f"{duration(whole)} beside starts and validations",
             out=True,
         )
     return 0
