@@ -10,11 +10,13 @@ trial fell behind a checkpoint that it had; and what was left running after a ki
 import argparse
 import csv
 import json
+import os
 import random
 import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ overrides: {iterations: 3000, checkpoint_every: 100, log_every: 100, validation_
 scheduler: fifo
 """
 LEAST, MOST = 10.0, 60.0  # seconds from a start to a kill
+MARK = "SEARCH_DRILL"  # in the environment of all that a search starts
 LINGER = 30.0  # seconds in which what a killed driver leaves must end
 
 
@@ -40,7 +43,7 @@ def main() -> int:
         (folder / "search.yaml").write_text(f"{SEARCH}num_samples: {options.trials}\n")
         first = ["search.yaml", "--run"]
         clock = time.monotonic()
-        finish(start(folder, *first, "undisturbed"))
+        finish(start(folder, *first, "undisturbed"), folder)
         print(f"undisturbed: {time.monotonic() - clock:.0f} s", flush=True)
         process, behind, left = start(folder, *first, "killed"), 0, 0
         for number in range(options.kills):
@@ -51,11 +54,12 @@ def main() -> int:
                 break
             process.kill()
             process.wait()
-            left += remaining(folder / "killed")
+            left += remaining(folder)
             at = {trial: rows[-1] for trial, rows in reached(folder / "killed").items() if rows}
             print(f"kill {number + 1} after {seconds:.0f} s: at {at}", flush=True)
-            process = start(folder, "--resume", "killed")
-        finish(process)
+            begun = (folder / "killed" / "search.yaml").exists()
+            process = start(folder, *(["--resume"] if begun else first), "killed")
+        finish(process, folder)
         ours, right = table(folder / "killed"), table(folder / "undisturbed")
         same = sum(mine == other for mine, other in zip(ours, right, strict=False))
         print(f"{same} of {len(right)} rows the same; the best the same: {ours[0] == right[0]}")
@@ -66,13 +70,15 @@ def main() -> int:
 def start(folder: Path, *words: str) -> "subprocess.Popen[bytes]":
     """Start the command."""
     command = [sys.executable, "-m", "maml_dist.tune", *words]
+    marked = os.environ | {MARK: str(folder)}
     with (folder / "log").open("ab") as log:
-        return subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
+        return subprocess.Popen(command, cwd=folder, env=marked, stdout=log, stderr=log)
 
 
-def finish(process: "subprocess.Popen[bytes]") -> None:
+def finish(process: "subprocess.Popen[bytes]", folder: Path) -> None:
     """Wait for its end."""
     if process.wait() != 0:
+        print((folder / "log").read_text()[-2000:], file=sys.stderr)
         raise SystemExit(f"the search ended with status {process.returncode}")
 
 
@@ -109,13 +115,20 @@ def checkpoint(folder: Path, trial: str) -> int:
 
 def remaining(folder: Path) -> int:
     """Processes that a killed driver has left, after some time."""
-    end = time.monotonic() + LINGER
-    while time.monotonic() < end:
-        found = subprocess.run(["pgrep", "-f", "raylet|gcs_server|ray::"], capture_output=True)
-        if not found.stdout:
-            return 0
+    end, mark = time.monotonic() + LINGER, f"{MARK}={folder}".encode()
+    while found := [*filter(partial(has, mark), Path("/proc").glob("[0-9]*/environ"))]:
+        if time.monotonic() > end:
+            break
         time.sleep(0.5)
-    return len(found.stdout.split())
+    return len(found)
+
+
+def has(mark: bytes, environment: Path) -> bool:
+    """Whether a process lives that was started with the mark in its environment."""
+    try:
+        return mark in environment.read_bytes().split(b"\0")
+    except OSError:  # it has ended, or is another user's
+        return False
 
 
 def table(folder: Path) -> list[dict[str, str]]:
