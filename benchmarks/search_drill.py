@@ -2,7 +2,8 @@
 
     python -m benchmarks.search_drill [--kills 10] [--trials 8] [--seed 0]
 
-The driver is killed (SIGKILL) some seconds after each start, `--resume` goes on. It is told whether
+The driver is killed (SIGKILL) some seconds after each start, or after the first row that a trial
+then writes, in turns; `--resume` goes on. It is told whether
 all trials have the values and scores of the undisturbed search and the best is the same; whether a
 trial fell behind a checkpoint that it had; and what was left running after a kill.
 """
@@ -10,6 +11,7 @@ trial fell behind a checkpoint that it had; and what was left running after a ki
 import argparse
 import csv
 import json
+import math
 import os
 import random
 import subprocess
@@ -48,7 +50,7 @@ def main() -> int:
         process, behind, left = start(folder, *first, "killed"), 0, 0
         for number in range(options.kills):
             seconds = draw.uniform(LEAST, MOST)
-            behind += watch(process, folder / "killed", seconds)
+            behind += watch(process, folder / "killed", seconds, trained=number % 2 == 0)
             if process.poll() is not None:
                 print(f"ended before kill {number + 1}", flush=True)
                 break
@@ -82,13 +84,22 @@ def finish(process: "subprocess.Popen[bytes]", folder: Path) -> None:
         raise SystemExit(f"the search ended with status {process.returncode}")
 
 
-def watch(process: "subprocess.Popen[bytes]", folder: Path, seconds: float) -> int:
-    """For so long; how many trials were seen behind what they had a checkpoint of before."""
-    had = {trial: checkpoint(folder, trial) for trial in reached(folder)}
+def watch(
+    process: "subprocess.Popen[bytes]", folder: Path, seconds: float, *, trained: bool
+) -> int:
+    """For so long; how many trials were seen behind what they had a checkpoint of before.
+
+    `trained`: so long from the first new row on.
+    """
+    before = reached(folder)
+    had = {trial: checkpoint(folder, trial) for trial in before}
     behind: set[str] = set()
-    end = time.monotonic() + seconds
+    end = math.inf if trained else time.monotonic() + seconds
     while time.monotonic() < end and process.poll() is None:
-        for trial, rows in reached(folder).items():
+        now = reached(folder)
+        if end == math.inf and now != before:
+            end = time.monotonic() + seconds
+        for trial, rows in now.items():
             if had.get(trial, 0) > (rows[-1] if rows else 0):
                 behind.add(trial)
         time.sleep(0.2)
