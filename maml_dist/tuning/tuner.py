@@ -192,7 +192,8 @@ def _fit(
     """Let Tune run what has not ended; whether it was interrupted."""
     shared = {"shards": resources.shards, "gpus_per_shard": resources.gpus}
     live = Live(trials, total=plan.num_trials, iterations=config["iterations"])
-    says = f"stops; --resume {trials.folder} goes on"
+    folder = trials.folder.parent if isinstance(draws, Seeds) else trials.folder
+    says = f"stops; --resume {folder} goes on"
     with live, interruptible(says=says, then=stop) as interrupted:
         fit(plan, override(config, shared), trials, draws, resources=resources, live=live)
         for trial in trials.all.values():
