@@ -193,7 +193,8 @@ def test_actors_tell_what_they_have_done(watched):
     assert sum(stale.of("tasks_total").values()) == 60 * 4  # each once
     assert sum(linked.of("tasks_total").values()) >= 20 * 4  # what was lost was done again
     steps = linked.of("environment_steps_total")
-    assert steps.keys() == workers and sum(steps.values()) >= 20 * 4 * 2 * 4
+    assert workers <= steps.keys() <= workers | shards  # which act until their workers are up
+    assert sum(steps.values()) >= 20 * 4 * 2 * 4
     assert linked.of("sent_bytes_total").keys() == shards  # over their links
     meta = stale.run.initial_vector.nbytes
     sent = stale.of("sent_bytes_total")
