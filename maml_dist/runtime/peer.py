@@ -38,7 +38,7 @@ class Peer(ABC):
 
     def __init__(self, links: Links, *, it: int) -> None:
         """`it`: iterations that have been made."""
-        self.links, self._it = links, it
+        self._links, self._it = links, it
         self.server: ParameterServer | None = None  # of what this peer owns
         self._rows: list[Row] = []  # of the last block
         self._former: list[Row] = []  # of the one before, which the driver may not have read
@@ -72,13 +72,13 @@ class Peer(ABC):
                 self.iterate(self._it)
                 self._it += 1
         except BaseException:
-            self.links.close()  # lest the others wait
+            self._links.close()  # lest the others wait
             raise
         return self._rows if count else []
 
     def leave(self) -> None:
         """Break the group up; from any thread."""
-        self.links.close()
+        self._links.close()
 
 
 class ReplicatedPeer(Peer):
@@ -116,7 +116,7 @@ class ReplicatedPeer(Peer):
 
     def gathered(self) -> tuple[Saved, np.ndarray] | None:
         """The state, and what is validated [size]: each has all of it."""
-        if self.links.rank:
+        if self._links.rank:
             return None
         return self.saved(), cast(np.ndarray, self._server.eval_parameters.remote())
 
@@ -129,7 +129,7 @@ class ReplicatedPeer(Peer):
         self, method: str, meta: np.ndarray, it: int, *given: Any, **options: Any
     ) -> list[Contribution]:
         """The sum of what all slices contribute."""
-        rank, size = self.links.rank, self.links.size
+        rank, size = self._links.rank, self._links.size
         answer = getattr(self._shard, method)
         mine = add_up(
             (
@@ -139,7 +139,7 @@ class ReplicatedPeer(Peer):
             self._slices,
         )
         if size > 1:
-            sent = self.links.all_gather(message(mine))
+            sent = self._links.all_gather(message(mine))
             every = (part for each in sent for part in received(each)[0])
             mine = add_up(every, self._slices)
         return [each.sum for each in mine]

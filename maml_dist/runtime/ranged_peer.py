@@ -124,7 +124,7 @@ class RangedPeer(Peer):
             owner: message(relayed[owner]) if owner in relayed else message(mine, [ranges[owner]])
             for owner in self._owners
         }
-        got = self.links.exchange(given, of=self._facing)
+        got = self._links.exchange(given, of=self._facing)
         of_rows = self._exchange.gathered(rows) if self._exchange else {}
         pieces = {}
         if own is not None:
@@ -141,7 +141,7 @@ class RangedPeer(Peer):
             self._rows.append(metrics)
             self._meta[own] = piece
             pieces = dict.fromkeys(self._facing, Message(b"", self._meta[own]))
-        self.links.exchange(pieces, of=self._places, into=self._places)
+        self._links.exchange(pieces, of=self._places, into=self._places)
         self._hand_on()
 
     def _added_up_here(self, mine: list[PartialSum]) -> dict[int, list[PartialSum]]:
@@ -152,8 +152,8 @@ class RangedPeer(Peer):
             for mate in self._mates
             if mine and self._relayed[mate]
         }
-        own = self._relayed[self.links.rank]
-        got = self.links.exchange(given, of=self._mates if own else ())
+        own = self._relayed[self._links.rank]
+        got = self._links.exchange(given, of=self._mates if own else ())
         theirs = [received(each) for each in got.values()]
         return {
             owner: add_up(
@@ -170,12 +170,12 @@ class RangedPeer(Peer):
         def vectors(owners: list[int]) -> list[np.ndarray]:
             return [self._meta[ranges[owner]] for owner in owners]
 
-        own = self._relayed[self.links.rank]
+        own = self._relayed[self._links.rank]
         given = {}
         if own:
             given = dict.fromkeys(self._mates, Message(b"", np.concatenate(vectors(own))))
         others = [mate for mate in self._mates if self._share and self._relayed[mate]]
-        for mate, sent in self.links.exchange(given, of=others).items():
+        for mate, sent in self._links.exchange(given, of=others).items():
             body, start = np.frombuffer(sent.body, self._meta.dtype), 0
             for vector in vectors(self._relayed[mate]):
                 vector[:] = body[start : start + len(vector)]
@@ -188,13 +188,13 @@ class RangedPeer(Peer):
 
     def gathered(self) -> tuple[Saved, np.ndarray] | None:
         """All of the state at the first peer, which owns the first range."""
-        rank, owners = self.links.rank, self._roles.owners
+        rank, owners = self._links.rank, self._roles.owners
         if rank and self._range is not None:
             it, meta, state = self._with_rows(self._server.state())
-            self.links.exchange({0: Message(json.dumps([it, [*state]]).encode(), meta)}, of=())
+            self._links.exchange({0: Message(json.dumps([it, [*state]]).encode(), meta)}, of=())
             for value in state.values():
                 kind = json.dumps([value.dtype.str, value.shape]).encode()
-                self.links.exchange({0: Message(kind, np.ascontiguousarray(value))}, of=())
+                self._links.exchange({0: Message(kind, np.ascontiguousarray(value))}, of=())
         if rank:
             return None
         own = self._with_rows(self._server.state())
@@ -232,20 +232,20 @@ class RangedPeer(Peer):
 
     def _sent(self, owner: int) -> Saved:
         """The state that an owner sends."""
-        first = self.links.exchange({}, of=[owner])[owner]
+        first = self._links.exchange({}, of=[owner])[owner]
         it, names = json.loads(first.head)
         state = {}
         for name in names:
-            sent = self.links.exchange({}, of=[owner])[owner]
+            sent = self._links.exchange({}, of=[owner])[owner]
             kind, shape = json.loads(sent.head)
             state[name] = np.frombuffer(sent.body, np.dtype(kind)).reshape(shape)
         return it, np.frombuffer(first.body, self._meta.dtype), state
 
     def _squares(self, squares: Tensor) -> Tensor:
         """Those of all owners, in the order of ranges."""
-        others = [rank for rank in self._roles.owners if rank != self.links.rank]
+        others = [rank for rank in self._roles.owners if rank != self._links.rank]
         given = dict.fromkeys(others, Message(b"", squares.numpy()))
-        got = self.links.exchange(given, of=others)
+        got = self._links.exchange(given, of=others)
         return torch.cat(
             [
                 squares if rank not in got else torch.from_numpy(np.frombuffer(got[rank].body))
