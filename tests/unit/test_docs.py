@@ -76,21 +76,21 @@ def test_the_readme_fits_on_two_screens():
     assert len(PAGES["README.md"].splitlines()) <= 150
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/your-own.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/bring-your-own.md"])
 def test_a_snippet_is_short(page):
     assert all(len(block.splitlines()) < 25 for block in files(page).values())
 
 
 def test_the_readmes_task_is_that_of_the_docs(tmp_path):
     assert files("README.md").keys() == {"lines.py", "mine.yaml"}
-    assert files("README.md")["lines.py"] == files("docs/your-own.md")["lines.py"]  # trained below
+    assert files("README.md")["lines.py"] == files("docs/bring-your-own.md")["lines.py"]  # trained below
     experiment = build(compose(write(tmp_path, "README.md") / "mine.yaml"))
     assert (type(experiment.task).__name__, experiment.iterations) == ("Lines", 2000)
 
 
 @pytest.mark.parametrize("running", ["eager", pytest.param("auto", marks=pytest.mark.slow)])
 def test_a_task_model_and_learner_of_ones_own_run_as_they_stand(tmp_path, running):
-    write(tmp_path, "docs/your-own.md")
+    write(tmp_path, "docs/bring-your-own.md")
     small = TRAINED | {"iterations": 60, "beta": 0.01, "engine.running": running}
     small |= {"test_steps": 2, "validation_tasks": 20}
     run = maml_dist.meta_train(tmp_path / "mine.yaml", run=tmp_path / "run", **small)
@@ -106,7 +106,7 @@ def test_a_task_model_and_learner_of_ones_own_run_as_they_stand(tmp_path, runnin
 
 
 def test_the_environment_of_ones_own_is_learned(tmp_path, monkeypatch):
-    write(tmp_path, "docs/your-own.md")
+    write(tmp_path, "docs/bring-your-own.md")
     small = {"iterations": 2, "meta_batch": 3, "task.episodes": 3, "task.horizon": 5}
     small |= {"test_steps": 1, "validation_tasks": 2} | TRAINED
     run = maml_dist.meta_train(tmp_path / "reach.yaml", run=tmp_path / "run", **small)
@@ -128,7 +128,7 @@ def test_data_of_ones_own_are_read(tmp_path, monkeypatch):
             for number in range(2):
                 pixels = rng.integers(0, 256, (9, 9, 3), np.uint8)
                 Image.fromarray(pixels).save(folder / f"{number}.png")
-    write(tmp_path, "docs/your-own.md")
+    write(tmp_path, "docs/bring-your-own.md")
     monkeypatch.chdir(tmp_path)
     sizes = {
         "users.yaml": {},
@@ -159,7 +159,7 @@ def test_the_example_of_a_policy_runs_as_it_stands(tmp_path):
     small = TRAINED | {"iterations": 0, "validation_tasks": 2, "horizon": 3, "episodes": 2}
     run = maml_dist.meta_train("navigation", run=tmp_path / "run", test_steps=1, **small)
     (example,) = fenced("docs/reinforcement-learning.md", "python")
-    write(tmp_path, "docs/your-own.md")
+    write(tmp_path, "docs/bring-your-own.md")
     found: dict[str, Any] = {}
     exec((tmp_path / "reach.py").read_text(), found)
     found["env"] = found["Reach"]()
@@ -198,7 +198,7 @@ def test_a_command_is_one(line, tmp_path, monkeypatch, capsys):
     assert {word for word in words if word.startswith("--")} <= set(re.findall(r"--[a-z-]+", told))
     if not words or any(re.search("…|RECIPE", word) for word in words):
         return
-    write(tmp_path, "README.md" if commands()[line] == "README.md" else "docs/your-own.md")
+    write(tmp_path, "README.md" if commands()[line] == "README.md" else "docs/bring-your-own.md")
     monkeypatch.chdir(tmp_path)
     if command == "train" and {*words} - {"--local"} <= recipe_names():
         return  # each has tests of its own
