@@ -10,22 +10,16 @@ import os
 import re
 import select
 import sys
-import sysconfig
-import traceback
 from collections.abc import Callable
 from itertools import pairwise
-from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn
 
+from maml_dist.core.users_line import users_line, whole_traceback
 from maml_dist.loggers.lines import FORMATS, is_json, say, use_format
 
 SHOWN = 1000  # characters of a message at the most
 WORD = 200  # and of one word of it
 LOG_FORMAT = "--log-format"
-
-_PACKAGE = Path(__file__).parent
-_INSTALLED = [Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib", "platlib")]
 
 
 class Parser(argparse.ArgumentParser):
@@ -91,7 +85,7 @@ def guarded(main: Callable[[list[str]], int]) -> int:
     except KeyboardInterrupt:
         return 130
     except SystemExit as end:
-        where = _users_line(end, raised=True)
+        where = users_line(end, raised=True)
         if where is None:
             raise  # --help
         return fail(f"{where}: it ends the program (SystemExit: {end.code})", status=2)
@@ -100,9 +94,9 @@ def guarded(main: Callable[[list[str]], int]) -> int:
             return 141
         if "--traceback" in arguments:
             if is_json():
-                say("the traceback", level="error", traceback=traceback.format_exc())
+                say("the traceback", level="error", traceback=whole_traceback(error))
             else:
-                traceback.print_exc()
+                print(whole_traceback(error), end="", file=sys.stderr)
         return _told(error)
 
 
@@ -115,7 +109,7 @@ def _asked_format(arguments: list[str]) -> str:
 
 def _told(error: Exception) -> int:
     """Print the line of an error; returns the exit status."""
-    where = _users_line(error)
+    where = users_line(error)
     said = f"{where}: {type(error).__name__}: {error}" if where else str(error)
     if isinstance(error, FloatingPointError | ChildProcessError):
         return fail(error, status=1)
@@ -128,26 +122,6 @@ def _told(error: Exception) -> int:
         "(please report it with what --traceback shows)",
         status=70,
     )
-
-
-def _users_line(error: BaseException, *, raised: bool = False) -> str | None:
-    """File, line and function of the user's that it came from, or that `raised` it; else None."""
-    frames = list(traceback.walk_tb(error.__traceback__))
-    for frame, line in reversed(frames):
-        if _is_installed(frame) and not raised:
-            continue
-        path = Path(frame.f_code.co_filename)
-        if path.is_relative_to(_PACKAGE) or not path.is_file() or _is_installed(frame):
-            return None
-        return f"{path}, line {line}, in {frame.f_code.co_name}"
-    return None
-
-
-def _is_installed(frame: FrameType) -> bool:
-    path = Path(frame.f_code.co_filename)
-    if path.is_relative_to(_PACKAGE):
-        return False
-    return any(path.resolve().is_relative_to(folder) for folder in _INSTALLED)
 
 
 def _first_line(text: str) -> str:

@@ -11,10 +11,10 @@ from maml_dist.core.adaptation.learner import Learner
 from maml_dist.core.data.episode import Batch
 from maml_dist.core.data.task_source import TaskSource
 from maml_dist.core.engine.episode_spec import leaves
+from maml_dist.core.model.copying import copied, plain_state
 from maml_dist.core.model.objective import Objective
 from maml_dist.core.params import Params, own_form, real_of
 from maml_dist.core.validation import STEPS, check_whole
-from maml_dist.inference.copying import copied, plain_state
 from maml_dist.preflight.error_messages import FAILURES, in_words
 
 

@@ -1,5 +1,7 @@
 """What torch and a user's code raise, in one line and in words for this place."""
 
+from maml_dist.core.users_line import users_line
+
 # Not `Exception`: what is none of these is a mistake of this package, and keeps its traceback.
 FAILURES = (
     *(RuntimeError, AttributeError, TypeError, KeyError, IndexError, ValueError),
@@ -23,7 +25,12 @@ _BARE = (KeyError, IndexError, ArithmeticError, AssertionError)  # whose text al
 
 
 def in_words(error: Exception) -> str:
-    """What an error says, in one line, not without end."""
+    """What an error says, in one line, not without end, and where a user's code raised it."""
+    where = users_line(error)
+    return f"{_said(error)} ({where})" if where else _said(error)
+
+
+def _said(error: Exception) -> str:
     for part, words in SAID.items():
         if part in str(error):
             return words

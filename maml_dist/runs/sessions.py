@@ -1,6 +1,7 @@
 """Sessions: when, where and by what a run was trained: `sessions.jsonl`, a line for each of them.
 
-It is written when a session ends, however that is; of one that is killed there is none.
+It is written when a session ends, however that is; of one that is killed there is none. Where it
+ends by an error, `errors.log` gets the whole traceback.
 """
 
 import json
@@ -14,14 +15,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from maml_dist.core.schema import from_json
+from maml_dist.core.users_line import PACKAGE, whole_traceback
 from maml_dist.runs.folder import read_bounded
 from maml_dist.runs.lock import Held, LockLost
 
 NAME = "sessions.jsonl"
+ERRORS = "errors.log"
 BYTES = 10_000_000  # at the most
 PACKAGES = ("maml_dist", "torch", "ray")
-
-_PACKAGE = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,10 @@ def session(folder: Path, held: Held | None = None) -> Iterator[None]:
     began, clock = time.strftime("%Y-%m-%d %H:%M:%S"), time.monotonic()
     try:
         yield
+    except Exception as error:
+        now = time.strftime("%Y-%m-%d %H:%M:%S")
+        _append(folder / ERRORS, f"{now}\n{whole_traceback(error)}\n", held)
+        raise
     finally:
         line = Session(
             began,
@@ -52,17 +57,21 @@ def session(folder: Path, held: Held | None = None) -> Iterator[None]:
             os.cpu_count() or 1,
             f"{platform.system()} {platform.machine()}",
             {name: found for name in PACKAGES if (found := _version(name))},
-            _commit(_PACKAGE.parent / ".git"),
+            _commit(PACKAGE.parent / ".git"),
         )
-        with suppress(OSError, LockLost):
-            if held:
-                held.check()
-            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
-            file = os.open(folder / NAME, flags, 0o644)
-            try:
-                os.write(file, (json.dumps(asdict(line)) + "\n").encode())
-            finally:
-                os.close(file)
+        _append(folder / NAME, json.dumps(asdict(line)) + "\n", held)
+
+
+def _append(path: Path, text: str, held: Held | None) -> None:
+    with suppress(OSError, LockLost):
+        if held:
+            held.check()
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+        file = os.open(path, flags, 0o644)
+        try:
+            os.write(file, text.encode(errors="replace"))
+        finally:
+            os.close(file)
 
 
 def sessions(folder: Path) -> list[Session]:

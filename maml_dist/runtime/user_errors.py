@@ -1,11 +1,15 @@
 """User errors: which part of an experiment raised an error, and where."""
 
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from traceback import walk_tb
+from typing import Any
 
 import torch
+
+from maml_dist.core.users_line import PACKAGE, users_line
 
 PARTS = {  # by the function of the user's that was called
     "score": "the score",
@@ -17,22 +21,31 @@ PARTS = {  # by the function of the user's that was called
     "step": "the environment",
     "reset": "the environment",
 }
-_PACKAGE, _TORCH = Path(__file__).parents[1], Path(torch.__file__).parent
-_INSIDE = (_PACKAGE / "core", _PACKAGE / "runtime", _TORCH)  # no part of the user's
+_INSIDE = (
+    PACKAGE / "core",
+    PACKAGE / "runtime",
+    Path(torch.__file__).parent,
+)  # no part of the user's
 
 
 def located(error: BaseException) -> str:
-    """`the score (f1.py, line 24) raised ValueError: …`, in one line, not without end."""
+    """`the score (f1.py, line 24, in mean) raised ValueError: …`, in one line, not without end."""
     part = ""
-    for frame, line in walk_tb(error.__traceback__):
+    for frame, _ in walk_tb(error.__traceback__):
         file, name = Path(frame.f_code.co_filename), PARTS.get(frame.f_code.co_name)
-        if name and not any(file.is_relative_to(room) for room in _INSIDE):
-            part = f"{name} ({file.name}, line {line}) raised "
-        elif name == PARTS["forward"] and not part:
-            part = f"{name} raised "
+        if (
+            name
+            and not any(file.is_relative_to(room) for room in _INSIDE)
+            or name == PARTS["forward"]
+            and not part
+        ):
+            part = name
     text = " ".join(str(error).split())
     text = text if len(text) <= 300 else f"{text[:300]} …"
-    return f"{part}{type(error).__name__}: {text}".rstrip(": ")
+    where = users_line(error)
+    place = f" ({where})" if where else ""
+    raised = f"{part or 'your code'}{place} raised " if part or place else ""
+    return f"{raised}{type(error).__name__}: {text}".rstrip(": ")
 
 
 @contextmanager
@@ -47,7 +60,11 @@ def user_errors_located() -> Iterator[None]:
         raise
     except Exception as error:  # whatever a user's code may raise
         *_, (innermost, _) = walk_tb(error.__traceback__)
-        ours = Path(innermost.f_code.co_filename).is_relative_to(_PACKAGE)
+        ours = Path(innermost.f_code.co_filename).is_relative_to(PACKAGE)
         if ours and isinstance(error, ValueError):
             raise
-        raise ValueError(located(error)) from error
+        told: Any = ValueError(located(error))
+        told.users_traceback = "".join(
+            traceback.format_exception(error)
+        )  # goes with it to another process
+        raise told from error

@@ -83,7 +83,9 @@ def test_a_snippet_is_short(page):
 
 def test_the_readmes_task_is_that_of_the_docs(tmp_path):
     assert files("README.md").keys() == {"lines.py", "mine.yaml"}
-    assert files("README.md")["lines.py"] == files("docs/bring-your-own.md")["lines.py"]  # trained below
+    assert (
+        files("README.md")["lines.py"] == files("docs/bring-your-own.md")["lines.py"]
+    )  # trained below
     experiment = build(compose(write(tmp_path, "README.md") / "mine.yaml"))
     assert (type(experiment.task).__name__, experiment.iterations) == ("Lines", 2000)
 

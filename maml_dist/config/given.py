@@ -1,0 +1,288 @@
+"""Given: objects from Python in the place of class paths.
+
+What can be written as configuration is: dataclasses of plain values, classes, and
+`functools.partial`s of classes. All else (modules with their weights, closures, classes of a
+notebook) is given by value: this process holds it, a run's recipe says what it was, and another
+process must be given it again. It is never written to a file, for reading it would execute it.
+"""
+
+import dataclasses
+import functools
+import inspect
+import math
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from uuid import uuid4
+
+from torch import nn
+
+from maml_dist.config.aliases import short_name
+from maml_dist.config.plain_yaml import short
+from maml_dist.config.trust import Names
+from maml_dist.config.user_code import OwnCodeError
+from maml_dist.core.adaptation.learner import Learner
+from maml_dist.core.data.task_source import TaskSource
+from maml_dist.core.model.copying import copied
+from maml_dist.core.outer.optimizers import OuterOptimizer
+from maml_dist.core.users_line import is_installed
+
+KINDS: dict[str, type] = {
+    "task": TaskSource,
+    "model": nn.Module,
+    "learner": Learner,
+    "outer": OuterOptimizer,
+}
+_NO_CONFIG = object()
+_held: dict[str, Callable[[], Any]] = {}  # by their ids, what makes the objects
+_modules: set[str] = set()  # of one's own, whose classes travel by value
+
+
+class _Given:
+    """Stands in a recipe for an object of Python's; made, it is that object."""
+
+    def __new__(cls, what: str, id: str) -> Any:
+        """The object of this `id`; `what` it is is for the reader.
+
+        Raises:
+            OwnCodeError: this process was not given it.
+        """
+        if id not in _held:
+            key = next(key for key, kind in PLACEHOLDERS.items() if kind is cls)
+            raise OwnCodeError(
+                f"{key} was an object given from Python, {what}, which no file holds: give it "
+                f"again, as in maml_dist.load(run, {key}=…) or meta_train(resume=run, {key}=…)"
+            )
+        return _held[id]()
+
+
+class GivenTask(_Given, TaskSource):
+    """A task source that was given from Python."""
+
+
+class GivenModel(_Given, nn.Module):
+    """A model that was given from Python."""
+
+
+class GivenLearner(_Given, Learner):
+    """A learner that was given from Python."""
+
+
+class GivenOuter(_Given, OuterOptimizer):
+    """An outer optimizer that was given from Python."""
+
+
+PLACEHOLDERS: dict[str, type] = {
+    "task": GivenTask,
+    "model": GivenModel,
+    "learner": GivenLearner,
+    "outer": GivenOuter,
+}
+
+
+def written(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Overrides as plain data: objects among them as configuration, or as what stands for them.
+
+    Raises:
+        ValueError: an object is none of its key's kind, or cannot be given there.
+    """
+    return {key: _written(key, value) for key, value in overrides.items()}
+
+
+def again(config: Mapping[str, Any], objects: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of a run whose objects are given again, which this process lacks.
+
+    Raises:
+        ValueError: the run names that object itself, or it was another one.
+    """
+    config = dict(config)
+    for key, value in objects.items():
+        there = config[key]
+        if not isinstance(there, Mapping) or there["class_path"] != _path(PLACEHOLDERS[key]):
+            raise ValueError(f"{key}={short(repr(value))}: the run has its own, leave it out")
+        was, given = there["init_args"]["what"], _by_value(key, value)
+        if given["init_args"]["what"] != was:
+            raise ValueError(
+                f"{key}: it was {was} that the run was given, not {given['init_args']['what']}"
+            )
+        config[key] = given
+    return config
+
+
+def holds(config: Mapping[str, Any]) -> list[str]:
+    """The keys of a configuration that stand for objects given by value."""
+    return [
+        key
+        for key, kind in PLACEHOLDERS.items()
+        if isinstance(config.get(key), Mapping) and config[key].get("class_path") == _path(kind)
+    ]
+
+
+def own_modules() -> Iterator[ModuleType]:
+    """The modules of one's own whose classes were given by value, and those beside them."""
+    folders = {
+        Path(file).resolve().parent
+        for name in _modules
+        if (file := getattr(sys.modules.get(name), "__file__", None))
+    }
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        own = file and name != "__main__" and not name.startswith("maml_dist.")
+        if own and folders & {*Path(file).resolve().parents} and not is_installed(file):
+            yield module
+
+
+def _written(key: str, value: Any) -> Any:
+    kind = KINDS.get(key)
+    if _is_plain(value) or (kind is None and not dataclasses.is_dataclass(value)):
+        return value  # which the recipe's own checks will see
+    found = _as_config(value)
+    if found is not _NO_CONFIG:
+        if kind is None and isinstance(value, type):
+            return found["class_path"]
+        return found["init_args"] if key == "engine" else found
+    if kind is None:
+        raise ValueError(
+            f"{key}={short(repr(value))}: cannot be written as configuration; give the whole "
+            f"{' or '.join(KINDS)} that has it"
+        )
+    return _by_value(key, value)
+
+
+def _by_value(key: str, value: Any) -> dict[str, Any]:
+    """What stands in a recipe for an object, which this process holds from now on."""
+    kind = KINDS[key]
+    make: Callable[[], Any]
+    if isinstance(value, kind):
+        _note(value)
+        if isinstance(value, nn.Module):
+            make = functools.partial(_copy_of, copied(value, {}))
+        else:
+            make = functools.partial(_itself, value)
+    elif callable(value) and not isinstance(value, nn.Module | TaskSource | Learner):
+        _note(value)
+        make = functools.partial(_made, key, value)
+        make = make if key == "model" else functools.cache(make)
+    else:
+        raise ValueError(
+            f"{key}={short(repr(value))}: must be a {kind.__name__}, a class of such or what "
+            "makes one, or a class path"
+        )
+    id = uuid4().hex
+    _held[id] = make
+    return {"class_path": _path(PLACEHOLDERS[key]), "init_args": {"what": _name(value), "id": id}}
+
+
+def _copy_of(model: nn.Module) -> nn.Module:
+    return copied(model, {})
+
+
+def _itself(value: Any) -> Any:
+    return value
+
+
+def _made(key: str, factory: Callable[[], Any]) -> Any:
+    made = factory()
+    if not isinstance(made, KINDS[key]):
+        raise OwnCodeError(
+            f"{key}={_name(factory)}: must make a {KINDS[key].__name__}, not {short(repr(made))}"
+        )
+    return made
+
+
+def _name(value: Any) -> str:
+    """What a reader calls it: the name of the function or class, with its module."""
+    value = value.func if isinstance(value, functools.partial) else value
+    named = value if hasattr(value, "__qualname__") else type(value)
+    return re.sub(r"^__main__\.", "", f"{named.__module__}.{named.__qualname__}")
+
+
+def _note(value: Any) -> None:
+    """Note the modules that what is given by value is of."""
+    parts = list(value.modules()) if isinstance(value, nn.Module) else [value]
+    parts = [part.func if isinstance(part, functools.partial) else part for part in parts]
+    for part in parts:
+        named = part if isinstance(part, type) or inspect.isfunction(part) else type(part)
+        kinds = inspect.getmro(named) if isinstance(named, type) else (named,)
+        _modules.update(str(each.__module__) for each in kinds)
+
+
+def _as_config(value: Any) -> Any:
+    """An object as a class path and its arguments; `_NO_CONFIG` where it cannot be written so."""
+    if _is_plain(value):
+        return value
+    if isinstance(value, tuple | list):
+        parts = [_as_config(part) for part in value]
+        return _NO_CONFIG if _NO_CONFIG in parts else parts
+    if isinstance(value, Mapping):
+        named = {key: _as_config(part) for key, part in value.items()}
+        return _NO_CONFIG if _NO_CONFIG in named.values() else named
+    if isinstance(value, type):
+        return _class(value, {})
+    if isinstance(value, functools.partial) and isinstance(value.func, type):
+        try:
+            bound = inspect.signature(value.func).bind_partial(*value.args, **value.keywords)
+        except (TypeError, ValueError):
+            return _NO_CONFIG
+        rest = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
+        if any(bound.signature.parameters[name].kind in rest for name in bound.arguments):
+            return _NO_CONFIG
+        return _class(value.func, bound.arguments)
+    if dataclasses.is_dataclass(value) and not isinstance(value, nn.Module):
+        fields = dataclasses.fields(value)
+        kept = {one.name for one in fields}
+        cached = {
+            name
+            for name in getattr(value, "__dict__", {})
+            if isinstance(
+                inspect.getattr_static(type(value), name, None), functools.cached_property
+            )
+        }
+        if {*getattr(value, "__dict__", {})} - kept - cached:
+            return _NO_CONFIG  # it was made something else since
+        if not all(one.init for one in fields):
+            return _NO_CONFIG
+        return _class(type(value), {one.name: getattr(value, one.name) for one in fields})
+    return _NO_CONFIG
+
+
+def _class(kind: type, arguments: Mapping[str, Any]) -> Any:
+    path = _path_if_found(kind)
+    found = {name: _as_config(value) for name, value in arguments.items()}
+    if path is None or any(value is _NO_CONFIG for value in found.values()):
+        return _NO_CONFIG
+    return {"class_path": path, "init_args": found} if found else {"class_path": path}
+
+
+def _path_if_found(kind: type) -> str | None:
+    """The path by which any process finds a class; None where none does."""
+    path = _path(kind)
+    if kind.__module__ == "__main__" or kind.__qualname__ != kind.__name__:
+        return None
+    if short_name(path) != path or kind.__module__.startswith("maml_dist."):
+        return short_name(path)
+    try:
+        module = Names((), typed=(path,)).module(kind.__module__)
+    except (OwnCodeError, ModuleNotFoundError, ValueError):
+        return None
+    files = [getattr(each, "__file__", None) for each in (module, sys.modules[kind.__module__])]
+    same = files[0] is not None and files[0] == files[1]
+    return path if same and hasattr(module, kind.__name__) else None
+
+
+def _path(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether it is plain data, as YAML holds it, all through."""
+    if isinstance(value, Mapping):
+        return all(isinstance(key, str | int) and _is_plain(part) for key, part in value.items())
+    if isinstance(value, list | tuple) and type(value) in (list, tuple):
+        return all(map(_is_plain, value))
+    if isinstance(value, float):
+        return not math.isnan(value)
+    return value is None or isinstance(value, str | int | Path)
