@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # PUBLIC, as editors and mypy read it
     from maml_dist.core.data.simulator import EnvironmentFault, Simulator, StepResult
     from maml_dist.core.data.task_source import Adapt, TaskKey, TaskSource
     from maml_dist.core.engine.engine import Engine
+    from maml_dist.core.engine.meta_module import MetaModule
     from maml_dist.core.outer.adagrad import Adagrad
     from maml_dist.core.outer.optimizers import SGD as OuterSGD
     from maml_dist.core.outer.optimizers import Adam as OuterAdam
@@ -115,6 +116,7 @@ __all__ = [
     "MAML",
     "MAMLPlusPlus",
     "MLP",
+    "MetaModule",
     "MetaSGD",
     "MiniImagenet",
     "Navigation",

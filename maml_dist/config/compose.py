@@ -25,6 +25,7 @@ from maml_dist.config.errors import (
     raise_refused,
 )
 from maml_dist.config.experiment import Experiment
+from maml_dist.config.given import KINDS, written
 from maml_dist.config.recipe import Config, read_recipe
 from maml_dist.config.trust import Names
 from maml_dist.config.user_code import raised_told, spelled
@@ -32,8 +33,10 @@ from maml_dist.core.global_random import global_generators
 from maml_dist.core.params import cast
 
 
-def compose(recipe: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
+def compose(recipe: str | Path | None, overrides: Mapping[str, Any] | None = None) -> Config:
     """The whole configuration: a recipe's name or YAML file, overrides, all defaults.
+
+    Without a recipe the overrides are one: task, model, learner and outer, objects or class paths.
 
     A key is dotted (`learner.alpha=0.1`); an ending that occurs once stands for it (`alpha=0.1`).
     A class is exchanged by its path, or by the name of one of the package (`learner.inner=Adam`);
@@ -44,9 +47,21 @@ def compose(recipe: str | Path, overrides: Mapping[str, Any] | None = None) -> C
     Raises:
         ValueError: in one line, the key, the value, what is allowed and the nearest valid name.
     """
-    content = read_recipe(recipe)
+    overrides = written(overrides or {})
+    if recipe is None:
+        content: Config = {key: overrides[key] for key in KINDS if key in overrides}
+        content["name"] = _name_of(content.get("task"))
+    else:
+        content = {"name": Path(recipe).stem, **read_recipe(recipe)}
     plain_yaml.check(content, "")
-    return override({"name": Path(recipe).stem, **content}, overrides or {})
+    return override(content, overrides)
+
+
+def _name_of(task: Any) -> str:
+    """The name of a run without a recipe: its task's class."""
+    arguments = task.get("init_args", {}) if isinstance(task, Mapping) else {}
+    path = arguments.get("what", task["class_path"]) if isinstance(task, Mapping) else task
+    return re.sub(r"\W", "", str(path).rpartition(".")[2]).lower()[:100]
 
 
 def override(config: Config, overrides: Mapping[str, Any]) -> Config:

@@ -22,6 +22,7 @@ from torch import nn
 
 from maml_dist.config.aliases import short_name
 from maml_dist.config.plain_yaml import short
+from maml_dist.config.recipe import nearest
 from maml_dist.config.trust import Names
 from maml_dist.config.user_code import OwnCodeError
 from maml_dist.core.adaptation.learner import Learner
@@ -58,6 +59,9 @@ class _Given:
             )
         return _held[id]()
 
+    def __init__(self, what: str, id: str) -> None:  # where the configuration's arguments are read
+        raise AssertionError("another object is made in its place")
+
 
 class GivenTask(_Given, TaskSource):
     """A task source that was given from Python."""
@@ -81,6 +85,8 @@ PLACEHOLDERS: dict[str, type] = {
     "learner": GivenLearner,
     "outer": GivenOuter,
 }
+for _kind in PLACEHOLDERS.values():
+    _kind.__abstractmethods__ = frozenset()  # type: ignore[attr-defined]  # another is made of it
 
 
 def written(overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -89,7 +95,14 @@ def written(overrides: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: an object is none of its key's kind, or cannot be given there.
     """
-    return {key: _written(key, value) for key, value in overrides.items()}
+    found: dict[str, Any] = {}
+    for key, value in overrides.items():
+        plain = _written(key, value)
+        if key == "engine" and isinstance(plain, Mapping):
+            found |= {f"engine.{name}": own for name, own in plain.items()}
+        else:
+            found[key] = plain
+    return found
 
 
 def again(config: Mapping[str, Any], objects: Mapping[str, Any]) -> dict[str, Any]:
@@ -100,9 +113,13 @@ def again(config: Mapping[str, Any], objects: Mapping[str, Any]) -> dict[str, An
     """
     config = dict(config)
     for key, value in objects.items():
+        if key not in KINDS:
+            raise ValueError(
+                f"{key}: cannot be given{nearest(key, list(KINDS))} ({', '.join(KINDS)})"
+            )
         there = config[key]
         if not isinstance(there, Mapping) or there["class_path"] != _path(PLACEHOLDERS[key]):
-            raise ValueError(f"{key}={short(repr(value))}: the run has its own, leave it out")
+            raise ValueError(f"{key}={_shown(value)}: the run has its own, leave it out")
         was, given = there["init_args"]["what"], _by_value(key, value)
         if given["init_args"]["what"] != was:
             raise ValueError(
@@ -130,8 +147,9 @@ def own_modules() -> Iterator[ModuleType]:
     }
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None)
-        own = file and name != "__main__" and not name.startswith("maml_dist.")
-        if own and folders & {*Path(file).resolve().parents} and not is_installed(file):
+        if not file or name == "__main__" or name.startswith("maml_dist."):
+            continue
+        if folders & {*Path(file).resolve().parents} and not is_installed(file):
             yield module
 
 
@@ -139,6 +157,8 @@ def _written(key: str, value: Any) -> Any:
     kind = KINDS.get(key)
     if _is_plain(value) or (kind is None and not dataclasses.is_dataclass(value)):
         return value  # which the recipe's own checks will see
+    if kind is not None:
+        _check_kind(key, value, kind)
     found = _as_config(value)
     if found is not _NO_CONFIG:
         if kind is None and isinstance(value, type):
@@ -146,34 +166,50 @@ def _written(key: str, value: Any) -> Any:
         return found["init_args"] if key == "engine" else found
     if kind is None:
         raise ValueError(
-            f"{key}={short(repr(value))}: cannot be written as configuration; give the whole "
+            f"{key}={_shown(value)}: cannot be written as configuration; give the whole "
             f"{' or '.join(KINDS)} that has it"
         )
     return _by_value(key, value)
 
 
+def _check_kind(key: str, value: Any, kind: type) -> None:
+    """Raise ValueError where an object is none that can be given for this key."""
+    made = value.func if isinstance(value, functools.partial) else value
+    if isinstance(made, type):
+        fits = issubclass(made, kind)
+    else:
+        others = not isinstance(value, tuple(KINDS.values()))
+        fits = isinstance(value, kind | Mapping) or (callable(value) and others)
+    if not fits:
+        raise ValueError(
+            f"{key}={_shown(value)}: must be a {kind.__name__}, a class of such or what makes "
+            "one, or a class path"
+        )
+
+
 def _by_value(key: str, value: Any) -> dict[str, Any]:
     """What stands in a recipe for an object, which this process holds from now on."""
-    kind = KINDS[key]
+    _check_kind(key, value, KINDS[key])
+    if isinstance(value, Mapping):
+        raise ValueError(
+            f"{key}={_shown(value)}: cannot be written as configuration; give the object itself"
+        )
+    _note(value)
     make: Callable[[], Any]
-    if isinstance(value, kind):
-        _note(value)
-        if isinstance(value, nn.Module):
-            make = functools.partial(_copy_of, copied(value, {}))
-        else:
-            make = functools.partial(_itself, value)
-    elif callable(value) and not isinstance(value, nn.Module | TaskSource | Learner):
-        _note(value)
+    if isinstance(value, nn.Module):
+        make = functools.partial(_copy_of, copied(value, {}))
+    elif isinstance(value, KINDS[key]):
+        make = functools.partial(_itself, value)
+    else:
         make = functools.partial(_made, key, value)
         make = make if key == "model" else functools.cache(make)
-    else:
-        raise ValueError(
-            f"{key}={short(repr(value))}: must be a {kind.__name__}, a class of such or what "
-            "makes one, or a class path"
-        )
     id = uuid4().hex
     _held[id] = make
     return {"class_path": _path(PLACEHOLDERS[key]), "init_args": {"what": _name(value), "id": id}}
+
+
+def _shown(value: Any) -> str:
+    return short(" ".join(repr(value).split()))
 
 
 def _copy_of(model: nn.Module) -> nn.Module:
@@ -188,7 +224,7 @@ def _made(key: str, factory: Callable[[], Any]) -> Any:
     made = factory()
     if not isinstance(made, KINDS[key]):
         raise OwnCodeError(
-            f"{key}={_name(factory)}: must make a {KINDS[key].__name__}, not {short(repr(made))}"
+            f"{key}={_name(factory)}: must make a {KINDS[key].__name__}, not {_shown(made)}"
         )
     return made
 
@@ -219,6 +255,8 @@ def _as_config(value: Any) -> Any:
         return _NO_CONFIG if _NO_CONFIG in parts else parts
     if isinstance(value, Mapping):
         named = {key: _as_config(part) for key, part in value.items()}
+        if isinstance(value.get("class_path"), type) and named["class_path"] is not _NO_CONFIG:
+            named["class_path"] = named["class_path"]["class_path"]
         return _NO_CONFIG if _NO_CONFIG in named.values() else named
     if isinstance(value, type):
         return _class(value, {})

@@ -11,6 +11,7 @@ PUBLIC = {
     "meta_test": "maml_dist.inference.meta_test.meta_test",
     "load": "maml_dist.inference.load.load",
     "Run": "maml_dist.runs.run.Run",
+    "MetaModule": "maml_dist.core.engine.meta_module.MetaModule",
     # Task distributions: to derive from, and those that there are.
     "TaskSource": "maml_dist.core.data.task_source.TaskSource",
     "TaskKey": "maml_dist.core.data.task_source.TaskKey",

@@ -14,7 +14,9 @@ from maml_dist.inference.policy import Policy
 from maml_dist.runs.run import Run
 
 
-def load(run: str | Path, *, checkpoint: str = "best", trust: Trust = ()) -> Adaptable:
+def load(
+    run: str | Path, *, checkpoint: str = "best", trust: Trust = (), **objects: Any
+) -> Adaptable:
     """The meta-learned model of a run: the user's own module, with `adapt` beside its methods.
 
     Batch norm normalises with the batch that it is given, as in training.
@@ -24,11 +26,13 @@ def load(run: str | Path, *, checkpoint: str = "best", trust: Trust = ()) -> Ada
         checkpoint: "best", "last" or a checkpoint file.
         trust: folders whose modules the run may use, or files in them: where its model's class
             is, say. Not needed in the process that has trained it.
+        objects: `task`, `model`, `learner`, `outer` that the run was given from Python, again. Not
+            needed in that process either.
 
     Raises:
         ValueError: the folder is no run, has no such checkpoint, or names what is not trusted.
     """
-    opened = Run.open(run, trust=trust)
+    opened = Run.open(run, trust=trust, **objects)
     weights, entry = opened.weights(checkpoint)
     return adaptable(opened.experiment, weights, entry.iteration)
 

@@ -20,6 +20,7 @@ import yaml
 from torch import Tensor
 
 from maml_dist.config.experiment import Experiment
+from maml_dist.config.given import again
 from maml_dist.config.meta_parameters import MetaParameters, meta_parameters
 from maml_dist.config.plain_yaml import check_path
 from maml_dist.config.recipe import Config, read_yaml
@@ -37,6 +38,7 @@ from maml_dist.runs.identity import complete, refuse_anothers, refuse_other
 from maml_dist.runs.lock import Held, locked
 from maml_dist.runs.notebook import in_html
 from maml_dist.runs.restored import restored, started
+from maml_dist.runs.rows import Rows
 from maml_dist.runs.server_state import (
     current_tables,
     kinds_of_tables,
@@ -79,16 +81,18 @@ class Run:
         return f"{self.config['name']}, {done:,} of {self.config['iterations']:,} iterations"
 
     @classmethod
-    def open(cls, path: str | Path, *, trust: Trust = ()) -> "Run":
+    def open(cls, path: str | Path, *, trust: Trust = (), **objects: Any) -> "Run":
         """An existing run; nothing in it is executed.
 
         Args:
             path: the run's folder.
             trust: folders whose modules its objects may be of, or files in them. What the run
                 itself names is not loaded unless it is trusted.
+            objects: `task`, `model`, `learner`, `outer` that the run was given from Python, again.
 
         Raises:
-            ValueError: the folder is not a run, or its recipe.yaml not one of a run.
+            ValueError: the folder is not a run, its recipe.yaml not one of a run, or the objects
+                are not those that it lacks.
         """
         check_path(path, "the run's folder")
         allow(trust)
@@ -96,7 +100,7 @@ class Run:
         recipe = path / "recipe.yaml"
         if not recipe.is_file():
             raise ValueError(f"{path} is not a run: it holds no recipe.yaml")
-        return cls(path, complete(read_yaml(recipe), str(recipe)))
+        return cls(path, again(complete(read_yaml(recipe), str(recipe)), objects))
 
     def write_recipe(self, *, new: bool) -> None:
         """Write `recipe.yaml`: from then on the folder is a run.
@@ -162,9 +166,9 @@ class Run:
         )
 
     @property
-    def metrics(self) -> list[dict[str, Any]]:
+    def metrics(self) -> Rows:
         """The rows of `metrics.jsonl`: flat dicts, each with its `iteration`."""
-        return metrics.read(self.path / "metrics.jsonl")
+        return Rows(metrics.read(self.path / "metrics.jsonl"))
 
     @property
     def begun(self) -> bool:

@@ -1,11 +1,36 @@
-"""Pickling: whether a value can travel to Ray's actors, and what in it cannot."""
+"""Pickling: how values travel to Ray's actors, and what in one cannot."""
 
 import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from types import ModuleType
 from typing import Any
 
 # What pickling raises of what cannot be pickled; a `__getstate__` of the user's raises what it may.
 _FAILURES = (pickle.PicklingError, TypeError, AttributeError, ValueError, RuntimeError, OSError)
+
+
+@contextmanager
+def by_value(modules: Iterable[ModuleType]) -> Iterator[None]:
+    """Inside, classes and functions of these modules travel whole: no actor needs to find them."""
+    import ray
+
+    mine = [each for each in modules if each.__name__ not in _registered()]
+    for module in mine:
+        ray.cloudpickle.register_pickle_by_value(module)
+    try:
+        yield
+    finally:
+        for module in mine:
+            if module.__name__ in _registered():
+                ray.cloudpickle.unregister_pickle_by_value(module)
+
+
+def _registered() -> set[str]:
+    import ray
+
+    names: set[str] = ray.cloudpickle.list_registry_pickle_by_value()
+    return names
 
 
 def unpicklable(value: Any) -> tuple[str, str] | None:

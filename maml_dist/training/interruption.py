@@ -10,6 +10,26 @@ from maml_dist.loggers.lines import say
 _received: list[int] = []  # signals are the process's
 
 
+def forget() -> None:
+    """No signal has come yet."""
+    _received.clear()
+
+
+def raise_received(said: str) -> None:
+    """End the program, as the signal that was received asks; `said` says why, and how to go on.
+
+    Raises:
+        KeyboardInterrupt: it was SIGINT.
+        SystemExit: it was another one.
+    """
+    if not _received or threading.current_thread() is not threading.main_thread():
+        return
+    if _received[-1] == signal.SIGINT:
+        raise KeyboardInterrupt(said)
+    say(said, level="warning")
+    raise SystemExit(status())
+
+
 def status() -> int:
     """The exit status of a command that was interrupted: 128 and the signal."""
     return 128 + (_received[-1] if _received else signal.SIGINT)
@@ -23,7 +43,7 @@ def interruptible(
 
     `says` is what is printed of the first, `then` is called after it.
     """
-    _received.clear()
+    forget()
 
     def ask(number: int, frame: object) -> None:
         if _received:

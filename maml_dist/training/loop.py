@@ -21,8 +21,9 @@ from maml_dist.runtime.messages import Contribution
 from maml_dist.runtime.meta_iteration import Ask, meta_iteration
 from maml_dist.runtime.remote import Ref
 from maml_dist.runtime.shard import TaskShard
+from maml_dist.training.callbacks import Callbacks, Row
 from maml_dist.training.interruption import interruptible
-from maml_dist.training.recorder import IterationRefs, Recorder, Row, due, scoring
+from maml_dist.training.recorder import IterationRefs, Recorder, due, scoring
 from maml_dist.training.relaxed import RelaxedUpdates
 
 BLOCK_SECONDS = 0.2  # that a block takes, about: until it is read, and until Ctrl-C is heard
@@ -138,9 +139,9 @@ def train(
     *,
     locks: Locks | None = None,
     progress: bool = True,
-    on_validation: Callable[[Row], None] = lambda row: None,
+    callbacks: Callbacks | None = None,
 ) -> None:
-    """Train a run from its last checkpoint to its end, or to a checkpoint when interrupted.
+    """Train a run from its last checkpoint to its end, or to one where it is asked to stop.
 
     `locks` are seen to before the run is written to.
 
@@ -153,11 +154,16 @@ def train(
     saved = run.saved()
     start = saved[0] if saved else 0
     failure: ActorLost | None = None
+    callbacks = callbacks or Callbacks()
     with (
-        interruptible() as stop,
-        RunWriter(run, locks, start=start, quiet=not progress, stop=stop) as files,
+        interruptible() as interrupted,
+        RunWriter(run, locks, start=start, quiet=not progress, stop=interrupted) as files,
     ):
-        recorder = Recorder(run, actors, files, start=start, on_validation=on_validation)
+
+        def stop() -> bool:
+            return callbacks.stop or interrupted()
+
+        recorder = Recorder(run, actors, files, start=start, callbacks=callbacks)
         try:
             while True:
                 try:

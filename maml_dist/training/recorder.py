@@ -20,9 +20,9 @@ from maml_dist.runs.run_writer import RunWriter
 from maml_dist.runtime.backend import ActorGroup, ActorLost
 from maml_dist.runtime.remote import Ref
 from maml_dist.runtime.server import Saved
+from maml_dist.training.callbacks import Callbacks, Row
 from maml_dist.training.held_out_rows import HeldOutRows
 
-Row = dict[str, Any]
 Validate = Callable[[], list[Ref[dict[str, np.ndarray]]]]  # to the scores of each slice
 
 
@@ -46,11 +46,11 @@ class Recorder:
         files: RunWriter,
         *,
         start: int,
-        on_validation: Callable[[Row], None],
+        callbacks: Callbacks,
     ) -> None:
-        """`start` iterations have been read; `on_validation` takes rows with a validation."""
+        """`start` iterations have been read; `callbacks` see what is."""
         self._run, self._actors, self._files = run, actors, files
-        self._on_validation = on_validation
+        self._callbacks = callbacks
         self.unread: list[IterationRefs] = []  # what the loop has submitted
         self._read = start  # the last iteration
         self._window: list[Row] = []  # the metrics since the last row
@@ -123,6 +123,7 @@ class Recorder:
             say(text, level="warning", iteration=it)
             self._printed.add(text)
         self._window.append(metrics)
+        self._callbacks.iteration(it, metrics)
         if scores or it % self._run.experiment.log_every == 0:
             self._row(it, saved, scores, validate=validate)
 
@@ -209,7 +210,7 @@ class Recorder:
         row |= scores
         self._files.log({"iteration": row["iteration"], **scores}, shown=row)
         self._files.judge(path)
-        self._on_validation(row)
+        self._callbacks.validation(row)
 
     def _scored(self, validate: Validate, iteration: int) -> tuple[Row, float]:
         """The scores for a row, and the one by which checkpoints are chosen."""

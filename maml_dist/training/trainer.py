@@ -1,13 +1,14 @@
 """A session of meta-training: prepare a run, take the machines that it needs, train it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from maml_dist.config.aliases import key_now
 from maml_dist.config.compose import compose, override
+from maml_dist.config.given import KINDS, again, holds, own_modules
 from maml_dist.config.plain_yaml import check_path
 from maml_dist.config.trust import Trust, allow
 from maml_dist.config.user_code import Sources
@@ -22,9 +23,11 @@ from maml_dist.runs.trackers import classes
 from maml_dist.runtime.backend import Resources
 from maml_dist.runtime.local_backend import LocalBackend
 from maml_dist.runtime.messages import Start
+from maml_dist.runtime.pickling import by_value
 from maml_dist.runtime.ray_backend import RayBackend
+from maml_dist.training.callbacks import Callback, Callbacks
+from maml_dist.training.interruption import forget, raise_received
 from maml_dist.training.loop import train
-from maml_dist.training.recorder import Row
 from maml_dist.training.rehearsal import refuse_unpicklable, rehearse
 from maml_dist.training.sharing import worth_sharing
 
@@ -55,54 +58,71 @@ RESUMABLE = (
 
 
 def meta_train(
-    recipe: str | Path = "sinusoid",
+    recipe: str | Path | None = None,
     *,
     run: str | Path | None = None,
     resume: str | Path | None = None,
     address: str | None = None,
     local: bool = False,
     progress: bool = True,
-    on_validation: Callable[[Row], None] = lambda row: None,
+    on_iteration: Callback | None = None,
+    on_validation: Callback | None = None,
+    on_interrupt: Literal["raise", "return"] = "raise",
     trust: Trust = (),
     **overrides: Any,
 ) -> Run:
-    """Meta-train a recipe, on Ray or in this process.
+    """Meta-train a recipe, or objects, on Ray or in this process.
+
+    Objects of Python stand for class paths: `task`, `model`, `learner` and `outer` may be objects,
+    classes, or functions that make them. What can be written as configuration is (dataclasses of
+    plain values, classes, `functools.partial`s of classes). All else travels by value: the recipe
+    says what it was, and another process gives it again, as in `load(run, model=…)`. A model that
+    is an object starts with its own weights; a class or function makes those of the seed.
 
     Args:
-        recipe: a recipe's name, or a YAML file of your own.
+        recipe: a recipe's name, or a YAML file of your own; None where `task`, `model`, `learner`
+            and `outer` are all given (and "sinusoid" where no `task` is).
         run: the run's folder; a new one under `runs/` if None.
         resume: a run to go on with instead, or, where its folder is lost, the folder or URI of its
-            checkpoints; `iterations` extends it.
+            checkpoints; `iterations` extends it. Objects that its process had are given again.
         address: a Ray cluster; `RAY_ADDRESS` if None, else a Ray started on this machine.
         local: the same classes in this process, without Ray.
         progress: show a progress line.
-        on_validation: called with each row of metrics that holds a validation.
+        on_iteration: called with the numbers of each meta-iteration, in order, as they are read.
+        on_validation: called with each row of metrics that holds a validation. Where one of both
+            returns True, the run stops at a checkpoint, after the few iterations under way.
+        on_interrupt: after Ctrl-C or SIGTERM, once the checkpoint is written, "raise"
+            KeyboardInterrupt (SystemExit), or "return" the run as far as it has got.
         trust: folders whose modules may be loaded, or files in them; beside those of `recipe`,
             where it is a file, and of class paths among the overrides.
         overrides: keys of the recipe, as `alpha=0.1` or `**{"learner.alpha": 0.1}`.
 
     Returns:
-        The run, trained; an interrupted one ends at a checkpoint.
+        The run, trained; one that was stopped ends at a checkpoint.
 
     Raises:
         ValueError: a key, value, file or address is wrong, what a run names is not trusted, or the
             machines do not suffice.
         OSError: the run's folder cannot be written.
         FloatingPointError: a meta-gradient is not finite; names the tasks.
+        KeyboardInterrupt: Ctrl-C; the run is at a checkpoint.
     """
     for name, value in (("local", local), ("progress", progress)):
         if not isinstance(value, bool):
             raise ValueError(f"{name}={value!r}: must be True or False")
-    if not callable(on_validation):
-        raise ValueError(f"on_validation={on_validation!r}: must be a function of a row")
+    if on_interrupt not in ("raise", "return"):
+        raise ValueError(f"on_interrupt={on_interrupt!r}: must be 'raise' or 'return'")
+    callbacks = Callbacks(on_iteration, on_validation)
     prepared = prepare(recipe, overrides, run=run, resume=resume, trust=trust)
-    return execute(
-        prepared, address=address, local=local, progress=progress, on_validation=on_validation
-    )
+    forget()
+    done = execute(prepared, address=address, local=local, progress=progress, callbacks=callbacks)
+    if on_interrupt == "raise":
+        raise_received(f"stopped at a checkpoint; meta_train(resume={str(done.path)!r}) goes on")
+    return done
 
 
 def prepare(
-    recipe: str | Path,
+    recipe: str | Path | None,
     overrides: Mapping[str, Any],
     *,
     run: str | Path | None = None,
@@ -124,6 +144,10 @@ def prepare(
         else:
             before = Run.open(resume)
         before.refuse_lost()
+        objects = {key: overrides[key] for key in KINDS if key in overrides}
+        if objects and holds(before.config):
+            before = Run(before.path, again(before.config, objects))
+            overrides = {key: value for key, value in overrides.items() if key not in objects}
         fixed = sorted(overrides.keys() - RESUMABLE)
         if fixed:
             meant = key_now(fixed[0], RESUMABLE)
@@ -133,6 +157,8 @@ def prepare(
                 f"a resumed run keeps its {fixed[0]!r}; {', '.join(RESUMABLE)} can change"
             )
         return Run(before.path, override(before.config, overrides))
+    if recipe is None and "task" not in overrides:
+        recipe = "sinusoid"
     config = compose(recipe, overrides)
     for key in ("init", "checkpoints"):
         if config[key] is not None:
@@ -160,7 +186,7 @@ def execute(
     address: str | None = None,
     local: bool = False,
     progress: bool = True,
-    on_validation: Callable[[Row], None] = lambda row: None,
+    callbacks: Callbacks | None = None,
 ) -> Run:
     """Train a prepared run; returns it with what was decided on these machines."""
     if address is not None and not (isinstance(address, str) and address.strip()):
@@ -184,6 +210,7 @@ def execute(
             return run
         in_process = local or experiment.iterations == 0
         if not in_process:
+            held.enter_context(by_value(own_modules() if holds(run.config) else ()))
             refuse_unpicklable(run)
         backend: LocalBackend | RayBackend = LocalBackend() if in_process else RayBackend(address)
         held.enter_context(backend)
@@ -221,7 +248,7 @@ def execute(
             refuse_occupied(Run(run.path, run.config))  # by one that has come and gone since
         run.write_recipe(new=new)
         with session(run.path, locks.folder):
-            train(run, actors, locks=locks, progress=progress, on_validation=on_validation)
+            train(run, actors, locks=locks, progress=progress, callbacks=callbacks)
     return run
 
 

@@ -19,6 +19,7 @@ from maml_dist.runs.fork import FORKED
 from maml_dist.runs.lock import Locked, LockLost
 from maml_dist.runs.owner import STALE
 from maml_dist.runs.run import Run
+from maml_dist.training.callbacks import Callbacks
 from maml_dist.training.trainer import execute, prepare
 from maml_dist.tuning.judge import Judge
 
@@ -107,7 +108,8 @@ def trainable(config: Config, folder: Path, judge: Judge, *, local: bool) -> Cal
             if any([reached.take(row) for row in run.metrics]):  # before it was lost
                 tune.report(reached.told())
             if not reached.diverged:
-                when_free(lambda: execute(run, local=local, progress=False, on_validation=take))
+                calls = Callbacks(on_validation=take)
+                when_free(lambda: execute(run, local=local, progress=False, callbacks=calls))
                 tune.report(reached.told())
         except _Stop:
             tune.report(reached.told())

@@ -1,0 +1,71 @@
+"""Rows: the numbers of a run as its user sees them: a list, a data frame, a picture."""
+
+import html
+from typing import Any
+
+Row = dict[str, Any]
+SHOWN = 8  # last rows, in a notebook
+
+
+class Rows(list[Row]):
+    """The rows of `metrics.jsonl`: flat dicts, each with its `iteration`."""
+
+    def __repr__(self) -> str:
+        if not self:
+            return "<no rows of metrics yet>"
+        first, last = self[0]["iteration"], self[-1]["iteration"]
+        return f"<{len(self)} rows of metrics, iterations {first:,} to {last:,}>"
+
+    def _repr_html_(self) -> str:
+        """The last rows as a table."""
+        names = [name for name in self.names if any(self._number(row, name) for row in self)]
+        head = "".join(f"<th>{html.escape(name)}</th>" for name in ("iteration", *names))
+        body = "".join(
+            f"<tr><td>{row['iteration']:,}</td>"
+            + "".join(f"<td>{self._number(row, name)}</td>" for name in names)
+            + "</tr>"
+            for row in self[-SHOWN:]
+        )
+        return f"<p>{html.escape(repr(self)[1:-1])}</p><table><tr>{head}</tr>{body}</table>"
+
+    @property
+    def names(self) -> list[str]:
+        """What there are numbers of, in order of their first row."""
+        names = {name: None for row in self for name, value in row.items() if name != "iteration"}
+        return [*names]
+
+    def frame(self) -> Any:
+        """A `pandas.DataFrame` by iteration, NaN where there is no number."""
+        import pandas
+
+        return pandas.DataFrame(list(self), columns=["iteration", *self.names]).set_index(
+            "iteration"
+        )
+
+    def plot(self, *names: str) -> Any:
+        """A `matplotlib` figure of the named numbers against iterations; by default losses, scores.
+
+        Raises:
+            ValueError: there are no numbers of that name.
+        """
+        from matplotlib.figure import Figure
+
+        numbers = [name for name in self.names if any(self._number(row, name) for row in self)]
+        if unknown := [name for name in names if name not in numbers]:
+            raise ValueError(f"{unknown[0]!r}: there are {', '.join(numbers) or 'no numbers yet'}")
+        usual = [name for name in numbers if name.startswith(("loss/", "val/"))]
+        figure = Figure(figsize=(7, 4), layout="constrained")
+        axes = figure.subplots()
+        for name in names or usual:
+            found = [(row["iteration"], row[name]) for row in self if self._number(row, name)]
+            axes.plot(*zip(*found, strict=True), marker="." if len(found) < 30 else "", label=name)
+        axes.set_xlabel("meta-iterations")
+        if names or usual:
+            axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small")
+        return figure
+
+    @staticmethod
+    def _number(row: Row, name: str) -> str:
+        """A number of a row as text; empty where it has none."""
+        value = row.get(name)
+        return f"{value:.4g}" if isinstance(value, int | float) else ""
