@@ -110,8 +110,8 @@ def test_what_no_file_tells_is_held_by_value():
         assert holds(config) == ["task"]
         made = build(config).task
         assert isinstance(made, Sinusoid) and (made is task or not isinstance(task, TaskSource))
-    data = np.zeros((3, 4, 2), np.float32)
-    few = FewShot(data=Arrays(x=data.reshape(12, 2), y=np.repeat(np.arange(3), 4)), ways=2, query=1)
+    arrays = [np.zeros((4, 2), np.float32)] * 3
+    few = FewShot(data=Arrays({"train": arrays, "val": arrays, "test": arrays}), ways=2, query=1)
     assert build(compose(None, objects(task=few))).task is few
 
 

@@ -119,12 +119,50 @@ def test_an_interrupted_run_leaves_a_checkpoint_and_goes_on(tmp_path, undisturbe
         if row["iteration"] == 2:
             signal.raise_signal(signal.SIGINT)
 
-    settings = {**SMALL, "pipeline_depth": 1}
-    run = maml_dist.meta_train("sinusoid", run=tmp_path / "i", on_validation=interrupt, **settings)
+    settings = {**SMALL, "pipeline_depth": 1, "on_validation": interrupt, "run": tmp_path / "i"}
+    run = maml_dist.meta_train("sinusoid", on_interrupt="return", **settings)
     assert not run.finished
     assert 2 < run.checkpoints.last.iteration < 6
     resumed = maml_dist.meta_train(resume=run.path, local=True, progress=False)
     assert np.array_equal(weights(resumed), weights(undisturbed))
+
+
+@pytest.mark.parametrize(
+    ("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)]
+)
+def test_an_interruption_ends_the_program_after_the_checkpoint(tmp_path, number, raised):
+    def interrupt(row):
+        if row["iteration"] == 2:
+            signal.raise_signal(number)
+
+    settings = {**SMALL, "pipeline_depth": 1, "on_validation": interrupt, "run": tmp_path / "i"}
+    with pytest.raises(raised) as ended:
+        maml_dist.meta_train("sinusoid", **settings)
+    assert str(tmp_path) in str(ended.value) or ended.value.code == 128 + number
+    assert 2 < maml_dist.Run.open(tmp_path / "i").checkpoints.last.iteration < 6
+    # The signal is of that run alone.
+    assert maml_dist.meta_train(resume=tmp_path / "i", local=True, progress=False).finished
+
+
+def test_callbacks_see_each_iteration_and_may_stop_the_run(tmp_path, undisturbed):
+    seen = []
+    settings = {**SMALL, "pipeline_depth": 1}
+    run = maml_dist.meta_train(
+        "sinusoid",
+        run=tmp_path / "i",
+        on_iteration=seen.append,
+        on_validation=lambda row: row["iteration"] == 2,
+        **settings,
+    )
+    assert not run.finished and 2 < run.checkpoints.last.iteration < 6
+    assert [row["iteration"] for row in seen] == [*range(1, run.checkpoints.last.iteration + 1)]
+    assert all(row["loss/after"] > 0 for row in seen)
+    resumed = maml_dist.meta_train(resume=run.path, local=True, progress=False)
+    assert np.array_equal(weights(resumed), weights(undisturbed))
+    with pytest.raises(ValueError, match="on_iteration=3: must be a function of a row"):
+        maml_dist.meta_train("sinusoid", on_iteration=3)
+    with pytest.raises(ValueError, match="on_interrupt='stop': must be 'raise' or 'return'"):
+        maml_dist.meta_train("sinusoid", on_interrupt="stop")
 
 
 def test_no_iterations_keep_the_untrained_weights(tmp_path):
