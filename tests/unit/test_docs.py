@@ -31,7 +31,7 @@ PAGES = {
     for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"))
 }
 TRAINED = {"local": True, "progress": False, "engine.running": "eager"}
-OTHER_WORDS = {"trust", "checkpoint", "algorithm", "num_samples"}  # of functions, of a search
+OTHER_WORDS = {"trust", "checkpoint", "algorithm", "num_samples", "on_interrupt"}  # of functions, of a search
 COMMANDS = ["train", "evaluate", "report", "data", "tune"]
 
 
@@ -105,6 +105,38 @@ def test_a_task_model_and_learner_of_ones_own_run_as_they_stand(tmp_path, runnin
     adapted = model.adapt(x, 2 * x, steps=5)
     assert (adapted(x) - 2 * x).square().mean() < (before - 2 * x).square().mean()
     assert torch.equal(model(x), before)
+
+
+def test_objects_from_python_are_trained(tmp_path, monkeypatch):
+    write(tmp_path, "docs/bring-your-own.md")
+    monkeypatch.syspath_prepend(tmp_path)  # as scripts that lie there
+    monkeypatch.chdir(tmp_path)
+    small = TRAINED | {"checkpoint_every": 20, "validation_tasks": 20, "meta_batch": 4}
+    train = maml_dist.meta_train
+    monkeypatch.setattr(maml_dist, "meta_train", lambda **given: train(**given | small))
+    found: dict[str, Any] = {"__name__": "seeds"}
+    exec((tmp_path / "seeds.py").read_text(), found)
+    one, other = found["runs"]
+    assert one.config["task"]["class_path"].endswith("lines.Lines") and one.config["seed"] == 0
+    assert other.config["model"]["init_args"]["what"] == "seeds.net"
+    frame = found["frame"]
+    assert frame["val/loss"].dropna().iloc[-1] < 0.02 and frame.index[-1] < 2000  # it was stopped
+
+
+def test_loops_of_ones_own_learn(tmp_path, monkeypatch):
+    write(tmp_path, "docs/bring-your-own.md")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("own_loop.py", "clones.py"):
+        found: dict[str, Any] = {}
+        torch.manual_seed(0)
+        exec((tmp_path / name).read_text(), found)
+        x = torch.linspace(-1, 1, 5)[:, None]
+        maml = found.get("maml") or maml_dist.MetaModule(found["model"], found["learner"])
+        clone = maml.clone(differentiable=False)
+        before = (clone(x) - 2 * x).square().mean()
+        for _ in range(2):
+            clone.adapt((clone(x) - 2 * x).square().mean())
+        assert (clone(x) - 2 * x).square().mean() < 0.05 * before
 
 
 def test_the_environment_of_ones_own_is_learned(tmp_path, monkeypatch):
