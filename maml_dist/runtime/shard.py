@@ -64,11 +64,13 @@ class TaskShard:
         """The parameters of which it is given rows."""
         return self._spec.tables
 
+    @user_errors_located()
     def touched(self, it: int, *, slice: int = 0) -> dict[str, np.ndarray]:
         """Of each table the ids of the rows that a slice's tasks of `it` touch, ascending."""
         return self._sparse(slice, it).touched(it)
 
     @remote
+    @user_errors_located()
     def held_out(
         self, *, split: str, tasks: int, steps: int, slice: int = 0
     ) -> dict[str, np.ndarray]:
@@ -77,6 +79,7 @@ class TaskShard:
         return self._sparse(slice, 0).held_out(keys, steps=steps) if keys else {}
 
     @remote
+    @user_errors_located()
     def gradient(
         self,
         meta: np.ndarray,
@@ -135,6 +138,7 @@ class TaskShard:
         )
 
     @remote
+    @user_errors_located()
     def objective(
         self, meta: np.ndarray, it: int, at: np.ndarray, *, slice: int = 0
     ) -> Contribution:
@@ -149,6 +153,7 @@ class TaskShard:
         return Contribution(np.zeros(0, np.float32), len(tasks), sums)
 
     @remote
+    @user_errors_located()
     def curvature(
         self,
         meta: np.ndarray,
@@ -179,6 +184,7 @@ class TaskShard:
         product = self._products[slice][2](self._placement.vector(vector))
         return Contribution(product.cpu().numpy(), len(tasks), {})
 
+    @user_errors_located()
     def collect(self, meta: np.ndarray, keys: Sequence[TaskKey], it: int, *, steps: int) -> Episode:
         """On-policy: episodes of policies that adapt to them, stage by stage, at meta [size]."""
         collector = self._collector(0, it)

@@ -56,14 +56,17 @@ def user_errors_located() -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, FloatingPointError):
+    except (OSError, FloatingPointError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # whatever a user's code may raise
         *_, (innermost, _) = walk_tb(error.__traceback__)
         ours = Path(innermost.f_code.co_filename).is_relative_to(PACKAGE)
         if ours and isinstance(error, ValueError):
             raise
-        told: Any = ValueError(located(error))
+        where = located(error)
+        if where.startswith(type(error).__name__):  # no part of it: it is a mistake of ours
+            raise
+        told: Any = ValueError(where)
         told.users_traceback = "".join(
             traceback.format_exception(error)
         )  # goes with it to another process

@@ -15,6 +15,7 @@ import yaml
 import maml_dist
 from maml_dist.config.recipe import read_recipe
 from maml_dist.core.outer.optimizers import Adam
+from maml_dist.learners.maml import MAML
 from maml_dist.runs.run import Run
 from maml_dist.runtime import ray_peers
 from maml_dist.runtime.ray_backend import RayBackend
@@ -111,6 +112,22 @@ def test_a_users_error_in_an_actor_is_raised_as_it_was(tmp_path, ray_here):
         maml_dist.meta_train(
             "sinusoid", run=tmp_path / "run", shards=2, alpha=1e30, steps=5, **SMALL
         )
+
+
+def test_objects_of_no_file_travel_by_value(tmp_path, ray_here):
+    @dataclass(frozen=True)
+    class Scaled(Sinusoid):
+        scale: float = 2.0
+
+        def loss(self, output, batch):
+            return self.scale * super().loss(output, batch)
+
+    net = torch.nn.Sequential(torch.nn.Linear(1, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
+    given = {"task": Scaled(), "model": net, "learner": MAML(), "outer": Adam(), "slices": 2}
+    one = maml_dist.meta_train(run=tmp_path / "1", **given, **SMALL | {"local": True})
+    two = maml_dist.meta_train(run=tmp_path / "2", shards=2, **given, **SMALL)
+    assert np.array_equal(weights(one), weights(two))
+    assert maml_dist.load(two.path).adapt(torch.ones(2, 1), torch.ones(2, 1)) is not None
 
 
 @dataclass(frozen=True)

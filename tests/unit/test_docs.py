@@ -31,7 +31,13 @@ PAGES = {
     for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"))
 }
 TRAINED = {"local": True, "progress": False, "engine.running": "eager"}
-OTHER_WORDS = {"trust", "checkpoint", "algorithm", "num_samples", "on_interrupt"}  # of functions, of a search
+OTHER_WORDS = {
+    "trust",
+    "checkpoint",
+    "algorithm",
+    "num_samples",
+    "on_interrupt",
+}  # of functions, of a search
 COMMANDS = ["train", "evaluate", "report", "data", "tune"]
 
 
