@@ -1,10 +1,18 @@
 """Rows: the numbers of a run as its user sees them: a list, a data frame, a picture."""
 
 import html
+from functools import partial
+from io import BytesIO
 from typing import Any
 
 Row = dict[str, Any]
 SHOWN = 8  # last rows, in a notebook
+
+
+def _png(figure: Any) -> bytes:
+    file = BytesIO()
+    figure.savefig(file, format="png")
+    return file.getvalue()
 
 
 class Rows(list[Row]):
@@ -62,7 +70,9 @@ class Rows(list[Row]):
         axes.set_xlabel("meta-iterations")
         if names or usual:
             axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small")
-        return figure
+        shown: Any = figure
+        shown._repr_png_ = partial(_png, figure)  # in a notebook: of pyplot's figures alone it is
+        return shown
 
     @staticmethod
     def _number(row: Row, name: str) -> str:

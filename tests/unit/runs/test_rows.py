@@ -33,6 +33,7 @@ def test_a_picture_shows_losses_and_scores_or_what_is_named():
     assert lines == {"loss/after": [[10, 0.5], [20, 0.25]], "val/mse": [[20, 0.125]]}
     (only,) = ROWS.plot("it_per_s").axes[0].lines
     assert only.get_xydata().tolist() == [[10, 3.0]]
+    assert ROWS.plot()._repr_png_().startswith(b"\x89PNG")  # what a notebook asks for
     with pytest.raises(ValueError, match="'warnings': there are loss/after, it_per_s, val/mse"):
         ROWS.plot("warnings")
 
