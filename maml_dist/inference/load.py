@@ -1,5 +1,6 @@
 """Load: the meta-learned model of a run, ready to adapt."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def load(run: str | Path, *, checkpoint: str = "best", trust: Trust = ()) -> Ada
     Raises:
         ValueError: the folder is no run, has no such checkpoint, or names what is not trusted.
     """
-    opened = Run.open(run, trust=trust)
+    opened = replace(Run.open(run, trust=trust), serving=True)
     weights, entry = opened.weights(checkpoint)
     return adaptable(opened.experiment, weights, entry.iteration)
 
