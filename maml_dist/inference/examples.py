@@ -8,6 +8,7 @@ Legend: n = examples of a task, task = tasks stacked in front.
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -173,6 +174,8 @@ def _tasks(value: Any, name: str) -> int:
 def _tensor(value: Any, name: str, *, like: Tensor) -> Tensor:
     try:
         tensor = torch.as_tensor(value, device=like.device)
+        if tensor.is_floating_point() and not isinstance(value, Tensor | np.ndarray):
+            tensor = torch.as_tensor(value, dtype=like.dtype, device=like.device)  # no digit lost
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         kind = type(value).__name__
         raise ValueError(
@@ -198,16 +201,21 @@ def _check(batch: Batch, source: TaskSource, *, tasks: Sequence[int] | None) -> 
     """Raise ValueError where a task's x and y, or those of stacked tasks, do not fit each other."""
     x, y, *_ = batch
     axis = 0 if tasks is None else 1  # of the examples
-    whose = "" if tasks is None else f"task {tasks[0]}: "
     lengths = {each.shape[axis] if each.dim() > axis else None for each in (x, y)}
     if len(lengths) > 1 or not all(lengths):
         shapes = [list(each.shape[axis:]) for each in (x, y)]
         raise ValueError(
-            f"{whose}adapt(x {shapes[0]}, y {shapes[1]}): x and y must hold equally many examples, "
-            "at least one"
+            f"{_whose(tasks, 0)}adapt(x {shapes[0]}, y {shapes[1]}): x and y must hold equally many "
+            "examples, at least one"
         )
     if source.classifies and (y.is_floating_point() or y.dim() != axis + 1 or y.min() < 0):
+        first = int((y.flatten(1).amin(1) < 0).long().argmax()) if axis else 0
         raise ValueError(
-            f"{whose}adapt(y {list(y.shape[axis:])} of {str(y.dtype).removeprefix('torch.')}, from "
-            f"{y.min():g}): must be the class of each example, a whole number from 0"
+            f"{_whose(tasks, first)}adapt(y {list(y.shape[axis:])} of "
+            f"{str(y.dtype).removeprefix('torch.')}, from {y.min():g}): must be the class of each "
+            "example, a whole number from 0"
         )
+
+
+def _whose(tasks: Sequence[int] | None, row: int) -> str:
+    return "" if tasks is None else f"task {tasks[row]}: "
