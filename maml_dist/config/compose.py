@@ -7,7 +7,7 @@ want a second, structured copy of every constructor.)
 
 import copy
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from maml_dist.config.given import KINDS, written
 from maml_dist.config.recipe import Config, read_recipe
 from maml_dist.config.trust import Names
 from maml_dist.config.user_code import raised_told, spelled
+from maml_dist.core.data.task_source import TaskSource
 from maml_dist.core.global_random import global_generators
 from maml_dist.core.params import cast
 
@@ -105,17 +106,51 @@ def build(config: Config) -> Experiment:
     Raises:
         ValueError: a key, type or value is wrong, or a class is not to be trusted.
     """
+    return build_with(config)
+
+
+def build_with(config: Config, task: Callable[[], TaskSource] | None = None) -> Experiment:
+    """As `build`; with a `task` that is made so, whatever the configuration says of it."""
     _check_classes(config, "")
     names = Names(config["code"])
     with config_errors(Experiment, names), global_generators() as seed:
-        parser = _parser()
-        namespace = parser.parse_object(config)
-        raise_refused()
-        seed(namespace.seed)
-        made = parser.instantiate(namespace, instantiators=[(_maker(names), object, True)])
-        experiment = Experiment(**vars(made))
+        without = set() if task is None else {"task"}
+        made = _instantiated(Experiment, config, names, without=without, before=seed)
+        if task is not None:
+            made["task"] = task()
+        experiment = Experiment(**made)
         cast(experiment.model, experiment.engine.dtype)
         return experiment
+
+
+def arguments_of(
+    kind: type, given: Config, code: Sequence[str], *, without: Collection[str]
+) -> dict[str, Any]:
+    """The arguments of a class of the package, but for some; of a configuration's plain ones.
+
+    Raises:
+        ValueError: as `build`.
+    """
+    names = Names(code)
+    with config_errors(kind, names):
+        return _instantiated(kind, given, names, without=without)
+
+
+def _instantiated(
+    kind: type,
+    config: Config,
+    names: Names,
+    *,
+    without: Collection[str] = (),
+    before: Callable[[int], None] | None = None,
+) -> dict[str, Any]:
+    """A class's arguments as objects, but for some; `before` they are made it is given the seed."""
+    parser = _parser(kind, without)
+    namespace = parser.parse_object({k: v for k, v in config.items() if k not in without})
+    raise_refused()
+    if before is not None:
+        before(namespace.seed)
+    return vars(parser.instantiate(namespace, instantiators=[(_maker(names), object, True)]))
 
 
 def _maker(names: Names) -> Callable[..., Any]:
@@ -166,9 +201,9 @@ def _find_loggers(loggers: Sequence[str], names: Names) -> None:
             raise ValueError(f"loggers={logger}: {error}") from None
 
 
-def _parser() -> Parser:
+def _parser(kind: type = Experiment, without: Collection[str] = ()) -> Parser:
     parser = Parser(exit_on_error=False)
-    parser.add_class_arguments(Experiment, fail_untyped=False)
+    parser.add_class_arguments(kind, fail_untyped=False, skip={*without})
     return parser
 
 

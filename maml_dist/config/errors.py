@@ -19,7 +19,7 @@ from torch import nn
 from maml_dist.config.aliases import CLASSES, REMOVED
 from maml_dist.config.names import PUBLIC, ROOMS
 from maml_dist.config.recipe import nearest
-from maml_dist.config.trust import Names
+from maml_dist.config.trust import Names, NotTrusted
 from maml_dist.config.user_code import OwnCodeError, folder_of, spelled
 from maml_dist.core.process_lock import EXCLUSIVE
 
@@ -85,7 +85,7 @@ def _imported(
         for attribute in fromlist:
             for path in jsonargparse_util.canonical_import_paths(getattr(module, attribute, None)):
                 if denying_import_path_entry(path):
-                    raise OwnCodeError(f"{name}.{attribute} is refused: a recipe may not name it")
+                    raise NotTrusted(f"{name}.{attribute} is refused: a recipe may not name it")
     return module
 
 
@@ -158,7 +158,7 @@ def _check_kind(named: Any) -> None:
         kind is nn.Module or f"{kind.__module__}.".startswith(ROOMS) for kind in kinds
     ):
         return
-    raise OwnCodeError(
+    raise NotTrusted(
         f"{module}.{getattr(named, '__qualname__', named)} is refused: of what is installed a "
         "recipe may name torch.nn.Modules and what derives from classes of maml_dist (derive from "
         "it or wrap it in a module of your own)"

@@ -29,6 +29,11 @@ Trust = str | Path | Iterable[str | Path]  # a folder or a file in it, or severa
 # Holds environments that start programs, for its own tests.
 NOT_NAMED = {"ray"}
 
+
+class NotTrusted(OwnCodeError):
+    """What is named is there, and may not be used."""
+
+
 _trusted: set[str] = set()  # folders, in this process
 _given: list[str] = []  # those of them that `--trust` named: looked through for every recipe
 
@@ -140,8 +145,8 @@ def _script_folder() -> str | None:
     return str(Path(file).resolve().parent) if file and main.__spec__ is None else None
 
 
-def _refused(name: str, folder: str) -> OwnCodeError:
-    return OwnCodeError(
+def _refused(name: str, folder: str) -> NotTrusted:
+    return NotTrusted(
         f"the module {name} in {folder} is refused, for the folder is not trusted: "
         f"--trust {folder} (in Python trust={folder!r}) lets its modules run"
     )

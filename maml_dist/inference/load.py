@@ -1,5 +1,6 @@
 """Load: the meta-learned model of a run, ready to adapt."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def load(
     Raises:
         ValueError: the folder is no run, has no such checkpoint, or names what is not trusted.
     """
-    opened = Run.open(run, trust=trust, **objects)
+    opened = replace(Run.open(run, trust=trust, **objects), serving=True)
     weights, entry = opened.weights(checkpoint)
     return adaptable(opened.experiment, weights, entry.iteration)
 

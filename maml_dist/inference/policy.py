@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -13,7 +13,8 @@ from maml_dist.core.data.task_source import TaskKey, keys_of
 from maml_dist.core.data.trajectories import Trajectories
 from maml_dist.core.params import layout, own_form, real_of
 from maml_dist.core.validation import SEEDS, STEPS, check_whole
-from maml_dist.inference.adaptable import Adaptable, as_numbers
+from maml_dist.inference.adaptable import Adaptable
+from maml_dist.inference.examples import as_numbers
 from maml_dist.runtime.rollout_worker import Returns, RolloutWorker, Weights
 from maml_dist.runtime.zeroth_order import Scoring
 from maml_dist.tasks.gym_simulator import flatten_observation, scale_action
@@ -85,6 +86,19 @@ class Policy(Adaptable):
             return self._climbed(self._returns_in(env, seed), task, steps)
         return self._taught(
             lambda policy, step: policy._live(env, np.random.default_rng([seed, step])), steps
+        )
+
+    def adapt_many(self, *data: Any, **options: Any) -> NoReturn:
+        """Raises ValueError: a policy adapts by acting."""
+        raise ValueError(
+            "adapt_many: a policy adapts by acting in an environment, to one after the other: "
+            "[policy.adapt(env) for env in envs]"
+        )
+
+    def predict_many(self, *data: Any, **options: Any) -> NoReturn:
+        """Raises ValueError: a policy adapts by acting."""
+        raise ValueError(
+            "predict_many: a policy adapts by acting in an environment: policy.adapt(env).act(obs)"
         )
 
     def learn(self, task: Goal, *, steps: int = 1) -> "Policy":

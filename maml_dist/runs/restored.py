@@ -4,6 +4,8 @@ A constructor may have drawn that, or read it from a file, so the file beside th
 truth; a run that starts from another takes that one's.
 """
 
+from collections.abc import Callable
+
 from maml_dist.config.compose import build
 from maml_dist.config.experiment import Experiment
 from maml_dist.config.recipe import Config
@@ -28,13 +30,15 @@ def started(config: Config, init: FrozenState | None) -> tuple[Experiment, Froze
     return experiment, held
 
 
-def restored(config: Config, checkpoints: Checkpoints) -> tuple[Experiment, FrozenState]:
-    """The objects of a run that has checkpoints, and what is fixed of its model.
+def restored(
+    config: Config, checkpoints: Checkpoints, *, make: Callable[[Config], Experiment] = build
+) -> tuple[Experiment, FrozenState]:
+    """The objects of a run that has checkpoints, as `make` makes them, and what is fixed.
 
     Raises:
         ValueError: they cannot be made, or what was fixed is missing, damaged or of another model.
     """
-    experiment = build(config)
+    experiment = make(config)
     held = frozen_state(experiment.model)
     place = checkpoints.folder.path
     if checkpoints.fixed:

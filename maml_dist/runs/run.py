@@ -5,13 +5,14 @@ checkpoints/       weights and optimiser state   metrics.jsonl     a flat object
 tensorboard/       the same numbers as events    figures/, report.html
 sessions.jsonl     when and by what it was trained
 driver.lock        while it is trained: by whom
+spaces.json        of policies: what they see and do, for when the environment is not there
 """
 
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,11 +20,13 @@ import numpy as np
 import yaml
 from torch import Tensor
 
+from maml_dist.config.compose import build
 from maml_dist.config.experiment import Experiment
 from maml_dist.config.given import again
 from maml_dist.config.meta_parameters import MetaParameters, meta_parameters
 from maml_dist.config.plain_yaml import check_path
 from maml_dist.config.recipe import Config, read_yaml
+from maml_dist.config.serving import build_served
 from maml_dist.config.trust import Trust, allow
 from maml_dist.core.model.frozen_state import FrozenState, saveable, unsaveable
 from maml_dist.core.params import Layout, Params, unflatten
@@ -45,6 +48,7 @@ from maml_dist.runs.server_state import (
     to_saved,
     to_tensors,
 )
+from maml_dist.runs.spaces import noted
 from maml_dist.runtime.messages import ShardSpec
 from maml_dist.runtime.prometheus import labels
 from maml_dist.runtime.server import ParameterServer, Saved
@@ -63,6 +67,7 @@ class Run:
 
     path: Path
     config: Config
+    serving: bool = False  # its model is to be served: the task source may not be there
 
     def __repr__(self) -> str:
         return f"<Run {self.path}: {self._reached}>"
@@ -150,7 +155,8 @@ class Run:
         """The experiment, and what is fixed of its model: as it was in training, or for `init`."""
         init = self.config["init"]
         if self.checkpoints.last is not None:
-            return restored(self.config, self.checkpoints)
+            make = partial(build_served, spaces=noted(self.path)) if self.serving else build
+            return restored(self.config, self.checkpoints, make=make)
         return started(self.config, Run.open(init)._built[1] if init else None)
 
     @cached_property

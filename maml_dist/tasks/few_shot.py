@@ -65,6 +65,7 @@ class FewShot(TaskSource):
     metric = "accuracy"
     maximize = True
     classifies = True
+    data_fields = ("data",)
 
     data: ClassData
     ways: int = 5  # classes a task

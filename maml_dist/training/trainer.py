@@ -19,6 +19,7 @@ from maml_dist.runs.recovered import is_place, recovered
 from maml_dist.runs.run import Run
 from maml_dist.runs.run_folder import refuse_used, run_folder
 from maml_dist.runs.sessions import session
+from maml_dist.runs.spaces import note
 from maml_dist.runs.trackers import classes
 from maml_dist.runtime.backend import Resources
 from maml_dist.runtime.local_backend import LocalBackend
@@ -247,6 +248,7 @@ def execute(
             locks = held.enter_context(Run(run.path, run.config).locked())
             refuse_occupied(Run(run.path, run.config))  # by one that has come and gone since
         run.write_recipe(new=new)
+        note(run.path, experiment.task)
         with session(run.path, locks.folder):
             train(run, actors, locks=locks, progress=progress, callbacks=callbacks)
     return run

@@ -60,6 +60,8 @@ class TaskSource(ABC):
     maximize: ClassVar[bool] = False  # whether more of it is better
     on_policy: ClassVar[bool] = False  # what is collected depends on the parameters; has a `kl`
     classifies: bool = False  # whether y [n] are classes, whole numbers from 0
+    # Fields that the losses do without: None where a model is served and its data are not there.
+    data_fields: ClassVar[tuple[str, ...]] = ()
     penalty: float = 0.0  # on-policy: weight of phi_0's KL divergence on the support
 
     def __init_subclass__(cls) -> None:

@@ -114,4 +114,9 @@ def training_modes(model: nn.Module) -> Modes:
     parts = [*model.modules()]
     with untouched(model, parts):
         model.train()
-        return [(part, part.training) for part in parts]
+        return present_modes(model)
+
+
+def present_modes(model: nn.Module) -> Modes:
+    """The modes that a model's parts are in."""
+    return [(part, part.training) for part in model.modules()]

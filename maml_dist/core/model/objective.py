@@ -20,7 +20,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from maml_dist.core.data.episode import Batch, Episode
 from maml_dist.core.data.task_source import TaskSource
 from maml_dist.core.model.equal_shapes import broadcasting_refused
-from maml_dist.core.model.functional_call import Modes, Stateless, training_modes
+from maml_dist.core.model.functional_call import (
+    Modes,
+    Stateless,
+    present_modes,
+    training_modes,
+)
 from maml_dist.core.model.functional_rules import (
     ForwardRules,
     Normalise,
@@ -64,8 +69,11 @@ class Objective:
         strict: bool = False,
         tables: Sequence[Table] = (),
         named: bool = False,
+        as_it_is: bool = False,
     ) -> None:
         """`strict`: an inner loss that broadcasts its arguments raises a RuntimeError.
+
+        `as_it_is`: the model's parts are in the modes that they are in now, not in training.
 
         `tables`: parameters of which the rows are given that each batch names; others that are
         looked up make the output NaN, or raise a ValueError where all must be `named`.
@@ -80,7 +88,7 @@ class Objective:
         self._bfloat16 = bfloat16
         self._strict = strict
         self._complex = {name for name, p in model.named_parameters() if p.is_complex()}
-        training = training_modes(model)
+        training = present_modes(model) if as_it_is else training_modes(model)
         self._norms = _followed(model, training)
         still = set(self._norms.values())  # so that they leave their own counters alone
         self._training = [(p, mode and p not in still) for p, mode in training]
