@@ -162,7 +162,7 @@ class GymTasks(Rollouts):
         """Inside, what is wrong with the environment is a ValueError of one line."""
         name = self.env
         if not isinstance(name, str):
-            name = getattr(name, "__qualname__", repr(name))
+            name = getattr(name, "__name__", repr(name))
         try:
             with global_generators_seeded(0):  # what its constructor draws is the same everywhere
                 yield

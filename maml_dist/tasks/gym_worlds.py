@@ -91,7 +91,11 @@ class Benchmark(World):
                     )
                 by_kind.setdefault(str(name), []).append(task)
             self._tasks[split] = [*by_kind.values()]
-            self._classes |= {name: classes[name] for name in by_kind}
+            for name in by_kind:
+                if self._classes.setdefault(name, classes[name]) is not classes[name]:
+                    raise ValueError(
+                        f"{name} is another class in test_classes than in train_classes"
+                    )
         if not self._tasks["train"]:
             raise ValueError("train_tasks is empty")
         self.kinds = tuple(self._classes)

@@ -372,7 +372,7 @@ def test_what_cannot_be_drawn_is_named(split):
             {"env": "worlds:Broken"},
             "task.env=worlds:Broken: cannot be made, LookupError: no legs .*test_gym.py, line",
         ),
-        ({"env": "worlds:Many"}, "the action space Dict.*; its parts must be all Box, or all Disc"),
+        ({"env": "worlds:Many"}, "the action space Dict.*: its parts must be all Box, or all Disc"),
         ({"env": "worlds:Walk", "oracle": True}, "task.oracle=True: must be False"),
     ],
 )
