@@ -30,7 +30,9 @@ from types import CodeType, ModuleType
 from typing import Any
 
 from maml_dist.config.aliases import import_now
+from maml_dist.core.own_code import PACKAGE
 
+assert __name__ == PACKAGE
 __path__: list[str] = []  # makes a package of this module, so that there can be modules in it
 
 # What one's own modules are written against stays what it is, whatever lies beside them.

@@ -57,7 +57,7 @@ def checked(value: Any, form: Any, where: str) -> Any:
 
 def _object(value: Mapping[str, Any], form: Any, where: str) -> Any:
     kinds = get_type_hints(form)
-    needed = set(kinds)
+    needed = set(getattr(form, "__required_keys__", kinds))
     if is_dataclass(form):
         needed -= {
             each.name

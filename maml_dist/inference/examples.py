@@ -1,4 +1,4 @@
-"""Examples: what a caller gives for x and y, as tensors that a model takes; what is none is refused.
+"""Examples: what a caller gives for x and y, as tensors that a model takes; else it is refused.
 
 The one place that they pass, of one task or of many stacked ones, before anything is computed.
 
@@ -205,8 +205,8 @@ def _check(batch: Batch, source: TaskSource, *, tasks: Sequence[int] | None) -> 
     if len(lengths) > 1 or not all(lengths):
         shapes = [list(each.shape[axis:]) for each in (x, y)]
         raise ValueError(
-            f"{_whose(tasks, 0)}adapt(x {shapes[0]}, y {shapes[1]}): x and y must hold equally many "
-            "examples, at least one"
+            f"{_whose(tasks, 0)}adapt(x {shapes[0]}, y {shapes[1]}): x and y must hold equally "
+            "many examples, at least one"
         )
     if source.classifies and (y.is_floating_point() or y.dim() != axis + 1 or y.min() < 0):
         first = int((y.flatten(1).amin(1) < 0).long().argmax()) if axis else 0

@@ -39,7 +39,8 @@ def meta_test(
         `{"recipe", "split", "tasks", "metric", "results": [{"mode", "steps": [{"step", "mean",
         "ci95", "median"}, …]}]}`. With batch norm the modes are `transductive` (a batch of queries
         is normalised by itself, as in the paper), `inductive` (by the support set) and, where
-        running statistics are kept, `running` (by those).
+        running statistics are kept, `running` (by those). Where the task source has other scores
+        too, `others` beside `steps` has of each, by its name, what `steps` has of the metric.
 
     Raises:
         ValueError: there is no such split or checkpoint.
@@ -63,10 +64,12 @@ def meta_test(
                 meta, entry.iteration, split=split, tasks=tasks, steps=steps,
                 mode="transductive" if mode == "default" else mode, **more,
             )  # fmt: skip
-            by_step = enumerate(scores[experiment.task.metric].T)  # [step, task]
-            results.append(
-                {"mode": mode, "steps": [{"step": k, **_statistics(v)} for k, v in by_step]}
-            )
+            steps_of = {
+                name: [{"step": k, **_statistics(v)} for k, v in enumerate(scores[name].T)]
+                for name in (experiment.task.metric, *experiment.task.other_scores)
+            }  # of [task, step]
+            own = {"mode": mode, "steps": steps_of.pop(experiment.task.metric)}
+            results.append(own | ({"others": steps_of} if steps_of else {}))
     evaluation = {
         "recipe": experiment.name,
         "split": split,

@@ -1,12 +1,12 @@
 """Policy: a trained run of a policy that acts, and adapts in an environment of the user's."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import numpy as np
 import torch
-from gymnasium.spaces import Box, Discrete
 
 from maml_dist.core.data.episode import Batch, map_tensors
 from maml_dist.core.data.task_source import TaskKey, keys_of
@@ -17,7 +17,14 @@ from maml_dist.inference.adaptable import Adaptable
 from maml_dist.inference.examples import as_numbers
 from maml_dist.runtime.rollout_worker import Returns, RolloutWorker, Weights
 from maml_dist.runtime.zeroth_order import Scoring
-from maml_dist.tasks.gym_simulator import flatten_observation, scale_action
+from maml_dist.tasks.gym_simulator import first_observation, step_results
+from maml_dist.tasks.gym_spaces import (
+    IMAGE_SCALE,
+    action_form,
+    flatten_observation,
+    observation_size,
+    scale_action,
+)
 from maml_dist.tasks.rollout import Goal, Rollouts
 
 
@@ -34,7 +41,8 @@ class Policy(Adaptable):
             generator: draws the action from the policy; the likeliest one if None.
 
         Returns:
-            Actions [act] or [n, …, act], meant for [-1, 1] and not clipped; discrete: numbers.
+            Actions [act] or [n, …, act], meant for [-1, 1] and not clipped; discrete: numbers, of
+            several choices [choice] or [n, …, choice].
 
         Raises:
             ValueError: `obs` is no array of finite numbers of that size, or the policy's output at
@@ -70,7 +78,7 @@ class Policy(Adaptable):
         Args:
             env: a Gymnasium environment whose observations, flattened, are those of the task
                 source. It is given actions as in training: those for [-1, 1] are scaled and clipped
-                to its bounds, discrete ones count from its start.
+                to its bounds, discrete ones count from its start, of a Dict or Tuple each its part.
             steps: adaptation steps; 0: none.
             seed: of the environment's starts and of what the policy draws.
 
@@ -80,7 +88,7 @@ class Policy(Adaptable):
         """
         check_whole(steps, "steps", 0, STEPS)
         check_whole(seed, "seed", 0, SEEDS)
-        _check_actions(env, self._source)
+        _check_fits(env, self._source)
         if self._learner.zeroth_order:
             task = Goal(TaskKey(seed, "adapt", 0, 0), ())
             return self._climbed(self._returns_in(env, seed), task, steps)
@@ -175,11 +183,9 @@ class Policy(Adaptable):
         return returns
 
     def _noise(self, generator: np.random.Generator, output: torch.Tensor) -> torch.Tensor:
-        shape = tuple(output.shape[:-1])
-        if self._source.discrete:
-            drawn = generator.random(shape)
-        else:
-            drawn = generator.standard_normal((*shape, self._source.action_dim))
+        shape = (*output.shape[:-1], *self._source.action_shape)
+        draw = generator.random if self._source.discrete else generator.standard_normal
+        drawn = draw(shape)
         return torch.as_tensor(drawn, dtype=output.dtype, device=output.device)
 
     def _live(self, env: Any, generator: np.random.Generator) -> Trajectories:
@@ -187,22 +193,17 @@ class Policy(Adaptable):
         source, shape = self._source, (1, self._source.episodes, self._source.horizon)
         observations = torch.zeros(*shape, source.obs_dim)
         rewards, mask = torch.zeros(shape), torch.zeros(shape)
-        actions = torch.zeros(shape if source.discrete else (*shape, source.action_dim))
+        actions = torch.zeros((*shape, *source.action_shape))
         actions = actions.to(torch.int64 if source.discrete else torch.float32)
         outputs = torch.zeros(*shape, 0)
+        scale = getattr(source, "image_scale", IMAGE_SCALE)
         for episode in range(source.episodes):
-            obs, _ = env.reset(seed=int(generator.integers(2**31)))
+            obs = first_observation(env.reset(seed=int(generator.integers(2**31))))
             for time in range(source.horizon):
                 here = (0, episode, time)
-                sight = _numbers(
-                    flatten_observation(obs, env.observation_space), "observation", here
-                )
-                if sight.shape != (source.obs_dim,):
-                    raise ValueError(
-                        f"the environment gives {sight.size} numbers to observe; the policy takes "
-                        f"{source.obs_dim}"
-                    )
-                observations[here] = torch.from_numpy(_finite(sight, "observation", here))
+                with _at(here):
+                    seen = flatten_observation(obs, env.observation_space, image_scale=scale)
+                observations[here] = torch.from_numpy(_finite(seen, "observation", here))
                 with torch.no_grad():
                     output = self._outputs(observations[here])
                     noise = self._noise(generator, output)
@@ -210,41 +211,48 @@ class Policy(Adaptable):
                 if not outputs.shape[-1]:
                     outputs = torch.zeros(*shape, output.shape[-1])
                 outputs[here], actions[here], mask[here] = output, action, 1
-                obs, reward, terminated, truncated, _ = env.step(
-                    scale_action(action.numpy(), env.action_space)
-                )
-                rewards[here] = float(_finite(_numbers(reward, "reward", here), "reward", here))
-                if terminated or truncated:
+                with _at(here):
+                    obs, reward, ended, _ = step_results(
+                        env.step(scale_action(action.numpy(), env.action_space))
+                    )
+                rewards[here] = _finite(reward, "reward", here)
+                if ended:
                     break
         return Trajectories(observations, actions, rewards, mask, outputs)
 
 
-def _check_actions(env: Any, source: Rollouts) -> None:
-    """Raise ValueError where an environment takes other actions than the policy's."""
+def _check_fits(env: Any, source: Rollouts) -> None:
+    """Raise ValueError where an environment shows or takes what is not the policy's."""
     needs = ("reset", "step", "action_space", "observation_space")
     if lacks := [name for name in needs if not hasattr(env, name)]:
         kind = type(env).__name__
         raise ValueError(f"env must be a Gymnasium environment; {kind} has no {', '.join(lacks)}")
-    space = env.action_space
-    if source.discrete:
-        fits = isinstance(space, Discrete) and int(space.n) == source.action_dim
-    else:
-        fits = isinstance(space, Box) and int(np.prod(space.shape)) == source.action_dim
-    if not fits:
+    try:
+        observed, acts = observation_size(env.observation_space), action_form(env.action_space)
+    except ValueError as error:
+        raise ValueError(f"the environment does not fit the policy: {error}") from None
+    if acts != (source.action_dim, source.discrete, source.choices):
         own = "one of {} actions" if source.discrete else "{} numbers"
+        many = f"choices of {list(source.choices)} ways"
         raise ValueError(
-            f"the environment takes {space}; the policy acts by {own.format(source.action_dim)}"
+            f"the environment takes {env.action_space}; the policy acts by "
+            f"{many if source.choices else own.format(source.action_dim)}"
+        )
+    if observed != source.obs_dim:
+        raise ValueError(
+            f"the environment gives {observed} numbers to observe; the policy takes "
+            f"{source.obs_dim}"
         )
 
 
-def _numbers(value: Any, what: str, here: tuple[int, int, int]) -> np.ndarray:
+@contextmanager
+def _at(here: tuple[int, int, int]) -> Iterator[None]:
+    """Inside, what an environment gives and must not is said with the episode and the step."""
     try:
-        return np.asarray(value, np.float32)
-    except (TypeError, ValueError) as error:
+        yield
+    except ValueError as error:
         _, episode, time = here
-        raise ValueError(
-            f"episode {episode}, step {time}: the environment's {what} is no number: {error}"
-        ) from None
+        raise ValueError(f"episode {episode}, step {time}: {error}") from error
 
 
 def _finite(value: Any, what: str, here: tuple[int, int, int]) -> Any:

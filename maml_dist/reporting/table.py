@@ -24,13 +24,19 @@ def show(evaluation: dict[str, Any], paper: dict[int, float]) -> None:
         if is_json():
             say(title, out=True, **{**evaluation, "results": [result]})
             continue
-        table = Table(title=title)
-        for column in ("steps", "mean", "± 95%", "median", "paper"):
-            table.add_column(column, justify="right")
-        for row in result["steps"]:
-            cited = (
-                paper.get(row["step"]) if result["mode"] in ("default", "transductive") else None
-            )
-            numbers = [score_text(row[key]) for key in ("mean", "ci95", "median")]
-            table.add_row(str(row["step"]), *numbers, "" if cited is None else f"{cited:g}")
-        show_table(table)
+        papers = paper if result["mode"] in ("default", "transductive") else {}
+        show_table(_table(title, result["steps"], papers))
+        for name, steps in result.get("others", {}).items():
+            show_table(_table(name, steps, {}))
+
+
+def _table(title: str, steps: list[dict[str, Any]], paper: dict[int, float]) -> Table:
+    """A line for each number of steps."""
+    table = Table(title=title)
+    for column in ("steps", "mean", "± 95%", "median", "paper"):
+        table.add_column(column, justify="right")
+    for row in steps:
+        numbers = [score_text(row[key]) for key in ("mean", "ci95", "median")]
+        cited = paper.get(row["step"])
+        table.add_row(str(row["step"]), *numbers, "" if cited is None else f"{cited:g}")
+    return table

@@ -1,7 +1,7 @@
 """The content of a run's evaluation.json."""
 
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 from maml_dist.core.schema import from_json
 from maml_dist.runs.folder import read_bounded
@@ -23,6 +23,7 @@ class Result(TypedDict):
 
     mode: Literal["default", "transductive", "inductive", "running"]
     steps: list[Step]
+    others: NotRequired[dict[str, list[Step]]]  # of scores beside the metric
 
 
 class Evaluation(TypedDict):

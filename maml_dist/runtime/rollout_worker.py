@@ -5,7 +5,7 @@ adapted so far, it always gives the same trajectories, so a lost one is replaced
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from maml_dist.core.compile.tracing import TracedFunction
+from maml_dist.core.data.episode import map_tensors
 from maml_dist.core.data.task_source import TaskSource
-from maml_dist.core.data.trajectories import Trajectories
+from maml_dist.core.data.trajectories import Trajectories, joined
 from maml_dist.core.model.objective import Objective
 from maml_dist.core.params import Params
 
@@ -57,8 +58,7 @@ class RolloutWorker:
     def roll(self, weights: Weights, tasks: Sequence[Any], *, stage: int) -> Trajectories:
         """What the policies of `tasks` do after `stage` adaptation steps, as numpy arrays."""
         tensors = {name: torch.tensor(value) for name, value in weights.items()}
-        rolled = self.here(tensors, tasks, stage=stage)
-        return Trajectories(*(part.numpy() for part in rolled))  # type: ignore[arg-type]
+        return map_tensors(cast(Any, Tensor.numpy), self.here(tensors, tasks, stage=stage))
 
     def returns(self, weights: Weights, tasks: Sequence[Any], *, stage: int) -> np.ndarray:
         """The mean return of each policy's episodes, and the steps that it lives: [2, task]."""
@@ -73,7 +73,7 @@ class RolloutWorker:
     def here(self, policies: Params, tasks: Sequence[Any], *, stage: int) -> Trajectories:
         """The same as `roll` with tensors, for whoever is in this process."""
         parts = self._rolled(policies, tasks, stage=stage, many=self._at_once or len(tasks))
-        return Trajectories(*map(torch.cat, zip(*parts, strict=True)))
+        return joined([*parts], torch.cat)
 
     def _rolled(
         self, policies: Params, tasks: Sequence[Any], *, stage: int, many: int

@@ -10,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from maml_dist.core.data.trajectories import Trajectories
+from maml_dist.core.data.trajectories import Trajectories, joined
 from maml_dist.core.params import Params
 from maml_dist.runtime.rollout_worker import RolloutWorker, Weights
 
@@ -27,8 +27,8 @@ class WorkerPool:
     def roll(self, policies: Params, tasks: Sequence[Any], *, stage: int) -> Trajectories:
         """What the policies do, whole tasks a worker."""
         weights = {name: value.numpy() for name, value in policies.items()}
-        parts = zip(*self._fan_out("roll", weights, tasks, stage), strict=True)
-        return Trajectories(*(torch.from_numpy(np.concatenate(part)) for part in parts))
+        parts = self._fan_out("roll", weights, tasks, stage)
+        return joined(parts, lambda arrays: torch.from_numpy(np.concatenate(arrays)))
 
     def returns(self, weights: Weights, tasks: Sequence[Any], *, stage: int) -> np.ndarray:
         """The returns of candidates, whole candidates a worker: only these and weights travel."""

@@ -1,6 +1,7 @@
 """Rollouts: a policy acts in the environments of many tasks at once.
 
-    action = mean + exp(log_std) * noise,   or the k with cdf(k - 1) <= noise < cdf(k)
+    action = mean + exp(log_std) * noise,   or the k with cdf(k - 1) <= noise < cdf(k), of each
+    of some choices
 
 All that is drawn, starts and noise, is a pure function of the task's key and the stage; never of
 the other tasks of the batch. Legend: stage = adaptation steps made before, time = control steps.
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from reprlib import repr
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -22,9 +23,10 @@ from maml_dist.core.data.simulator import EnvironmentFault, Simulator
 from maml_dist.core.data.task_source import Adapt, TaskKey, TaskSource
 from maml_dist.core.data.trajectories import Trajectories
 from maml_dist.core.renamed import refuse_renamed
-from maml_dist.core.rl.distribution import Categorical, Distribution, Gaussian
+from maml_dist.core.rl.distribution import Categorical, Categoricals, Distribution, Gaussian
 from maml_dist.core.rl.policy_gradient import PolicyGradient, stacked
 from maml_dist.core.validation import check_minimum, check_size
+from maml_dist.tasks.episode_scores import EpisodeScores, key_of
 
 _RENAMED = {
     "sensed": "state_dim",
@@ -50,6 +52,7 @@ class Rollouts(TaskSource):
     metric = "return"
     maximize = True
     on_policy = True
+    scores: ClassVar[tuple[str, ...]] = ()  # of an episode beside its return: episode_scores.py
 
     horizon: int = 100  # control steps
     episodes: int = 20  # a task and stage
@@ -82,17 +85,36 @@ class Rollouts(TaskSource):
     @property
     @abstractmethod
     def action_dim(self) -> int:
-        """Numbers of an action, or how many different ones there are."""
+        """Numbers of an action; how many different ones there are, added up over the choices."""
 
     @property
     def discrete(self) -> bool:
-        """Whether an action is one of a few."""
+        """Whether an action is one of a few, or some such choices."""
         return False
+
+    @property
+    def choices(self) -> tuple[int, ...]:
+        """Of an action that is several discrete choices: how many ways each has; else none."""
+        return ()
+
+    @property
+    def action_shape(self) -> tuple[int, ...]:
+        """The shape of an action: one discrete choice has none."""
+        if self.discrete:
+            return (len(self.choices),) if self.choices else ()
+        return (self.action_dim,)
 
     @property
     def distribution(self) -> Distribution:
         """How a policy's output is read."""
+        if self.choices:
+            return Categoricals(self.choices)
         return Categorical() if self.discrete else Gaussian()
+
+    @property
+    def other_scores(self) -> tuple[str, ...]:  # type: ignore[override]  # by the field `scores`
+        """The scores beside the return."""
+        return tuple(map(key_of, self.scores))
 
     @property
     def penalty(self) -> float:  # type: ignore[override]  # a field of the policy gradient's
@@ -144,7 +166,7 @@ class Rollouts(TaskSource):
         earned, mask = (torch.zeros(lasting) for _ in range(2))
         senses, rewards, alive = now.numpy()[..., :state_dim], earned.numpy(), mask.numpy()
         running = np.ones(count, dtype=bool)
-        outputs, step = seen, 0
+        outputs, step, scores = seen, 0, EpisodeScores(self.scores, count)
         try:
             with _simulator_faults():
                 simulator = self.simulator(tasks, stage=stage)
@@ -164,13 +186,16 @@ class Rollouts(TaskSource):
                     chosen = np.where(np.isfinite(chosen), chosen, 0)
                 wild = running & ~sound
                 with _simulator_faults():
-                    observed, paid, ended = simulator.step(chosen)
+                    observed, paid, ended, *given = simulator.step(chosen)
+                    scores.add((given and given[0]) or {}, running & sound)
+                    scores.spoil(wild)
                     rewards[:, step] = _finite("rewards", paid, count, running & sound)
                     rewards[:, step][wild] = np.nan
                     running &= ~(_shaped("ended", ended, count).astype(bool) | wild)
                     if not running.any():
                         break
                     senses[:] = _finite("observations", observed, senses.shape, running)
+            earned_scores = scores.result(simulator.named)
         except EnvironmentFault as fault:
             when = f"after {stage} adaptation steps, step {step}"
             raise ValueError(
@@ -180,7 +205,8 @@ class Rollouts(TaskSource):
             for tensor in (seen, acted, outputs, earned):
                 tensor[mask == 0] = 0
         parts = (seen, acted, earned, mask, outputs)
-        return Trajectories(*(part.transpose(1, 2).contiguous() for part in parts))
+        turned = [part.transpose(1, 2).contiguous() for part in parts]
+        return Trajectories(*turned[:5], earned_scores)
 
     def _must_fit(self, output: Tensor) -> None:
         width = self.action_dim if self.discrete else 2 * self.action_dim
@@ -217,9 +243,9 @@ class Rollouts(TaskSource):
         return self.policy_gradient.kl(self.distribution, output, batch.y)
 
     def _noise(self, tasks: Sequence[Goal], stage: int) -> Tensor:
-        """Of every action: normal [task, time, episode, act]; discrete: uniform, without act."""
-        shape = (len(tasks), self.horizon, self.episodes)
-        noise = np.empty(shape if self.discrete else (*shape, self.action_dim), np.float32)
+        """Of every action [task, time, episode, *its shape]: normal; discrete: uniform."""
+        shape = (len(tasks), self.horizon, self.episodes, *self.action_shape)
+        noise = np.empty(shape, np.float32)
         known: dict[TaskKey, np.ndarray] = {}  # the candidates of a task share it
         for task, drawn in zip(tasks, noise, strict=True):
             if task.key in known:

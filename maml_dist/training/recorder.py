@@ -227,9 +227,10 @@ class Recorder:
                 f"{'' if last and last.saved else kept}"
             ) from error
         row: Row = {f"val/{name}": float(by[:, -1].mean()) for name, by in scores.items()}
-        row[f"val/{metric}/before"] = float(scores[metric][:, 0].mean())
-        for step, column in enumerate(scores[metric].T[1:], 1):
-            row[f"val/{metric}/{step}"] = float(column.mean())
+        for name in (metric, *run.experiment.task.other_scores):
+            row[f"val/{name}/before"] = float(scores[name][:, 0].mean())
+            for step, column in enumerate(scores[name].T[1:], 1):
+                row[f"val/{name}/{step}"] = float(column.mean())
         # Over the whole path, so that a good last step hides no bad first one.
         path = float(scores[metric][:, -run.experiment.test_steps :].mean())
         row[f"val/{metric}/path"] = path

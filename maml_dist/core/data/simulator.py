@@ -5,6 +5,7 @@ All arrays are numpy's. A simulator is made for given tasks and given random dra
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ class StepResult(NamedTuple):
     observations: np.ndarray  # [task, episode, obs] float64, after the action
     rewards: np.ndarray  # [task, episode]
     ended: np.ndarray  # [task, episode] bool: this step was the episode's last
+    scores: Mapping[str, np.ndarray] | None = None  # [task, episode] each; NaN where none is given
 
 
 class EnvironmentFault(Exception):
@@ -31,6 +33,8 @@ class EnvironmentFault(Exception):
 
 class Simulator(ABC):
     """Environments [task, episode]; what one does after its end has no meaning."""
+
+    named: Collection[str] = ()  # the scores that its steps could give, as far as is known
 
     @abstractmethod
     def reset(self) -> np.ndarray:

@@ -59,6 +59,7 @@ class TaskSource(ABC):
     metric: ClassVar[str] = "loss"  # the score by which checkpoints are chosen and runs reported
     maximize: ClassVar[bool] = False  # whether more of it is better
     on_policy: ClassVar[bool] = False  # what is collected depends on the parameters; has a `kl`
+    other_scores: tuple[str, ...] = ()  # beside `metric`, those that an evaluation tells too
     classifies: bool = False  # whether y [n] are classes, whole numbers from 0
     # Fields that the losses do without: None where a model is served and its data are not there.
     data_fields: ClassVar[tuple[str, ...]] = ()

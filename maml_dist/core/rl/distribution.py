@@ -2,9 +2,10 @@
 
     Gaussian      output = (mean, log_std),  a = mean + exp(log_std) * noise      (diagonal)
     Categorical   output = logits,           P(a) = softmax(logits)_a
+    Categoricals  output = (logits of each choice),  P(a) = product of softmax(logits_i)_{a_i}
 
 Every function works on the last axis and leaves the others: output [..., out], action [..., act]
-or, discrete, [...]. Randomness enters as an argument.
+or, one discrete choice, [...]. Randomness enters as an argument.
 """
 
 import math
@@ -105,3 +106,41 @@ class Categorical(Distribution):
     def mode(self, output: Tensor) -> Tensor:
         """The action of the largest logit, the first of equals."""
         return output.argmax(-1)
+
+
+@dataclass(frozen=True)
+class Categoricals(Distribution):
+    """Several independent choices [..., choice] int64; the output is their logits, in a row."""
+
+    choices: tuple[int, ...]  # how many ways each has
+
+    def sample(self, output: Tensor, noise: Tensor) -> Tensor:
+        """Each as `Categorical` does; noise is uniform in [0, 1) [..., choice]."""
+        drawn = zip(self._each(output), noise.unbind(-1), strict=True)
+        return torch.stack([_ONE.sample(logits, own) for logits, own in drawn], -1)
+
+    def log_prob(self, output: Tensor, action: Tensor) -> Tensor:
+        """The log-probability of all choices [..., choice] together."""
+        made = zip(self._each(output), action.unbind(-1), strict=True)
+        return torch.stack([_ONE.log_prob(logits, own) for logits, own in made]).sum(0)
+
+    def kl(self, old: Tensor, new: Tensor) -> Tensor:
+        """The sum over the choices."""
+        both = zip(self._each(old), self._each(new), strict=True)
+        return torch.stack([_ONE.kl(one, other) for one, other in both]).sum(0)
+
+    def entropy(self, output: Tensor) -> Tensor:
+        """The sum over the choices."""
+        return torch.stack([_ONE.entropy(logits) for logits in self._each(output)]).sum(0)
+
+    def mode(self, output: Tensor) -> Tensor:
+        """The likeliest way of each choice [..., choice]."""
+        return torch.stack([_ONE.mode(logits) for logits in self._each(output)], -1)
+
+    def _each(self, output: Tensor) -> tuple[Tensor, ...]:
+        """The logits of each choice."""
+        each: tuple[Tensor, ...] = output.split(self.choices, -1)
+        return each
+
+
+_ONE = Categorical()

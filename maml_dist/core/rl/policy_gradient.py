@@ -55,7 +55,8 @@ class PolicyGradient:
 
         Returns:
             x [task, episode, time, obs] and y `PolicyTargets`; the mean undiscounted `return` of
-            an episode, the `steps` lived, the mean `entropy`, the `explained` share of variance.
+            an episode, the `steps` lived, the mean `entropy`, the `explained` share of variance;
+            and the means of the episodes' own scores.
         """
         advantage, explained = advantages(
             rolled, baseline=self.baseline, gamma=self.gamma, lam=self.gae_lambda
@@ -69,6 +70,7 @@ class PolicyGradient:
             "entropy": (entropy * rolled.mask).sum((1, 2)) / lived,
             "explained": explained,
         }
+        scores |= {name: each.mean(1) for name, each in (rolled.scores or {}).items()}
         return Batch(rolled.observations, y), scores
 
     def loss(self, distribution: Distribution, output: Tensor, acted: PolicyTargets) -> Tensor:

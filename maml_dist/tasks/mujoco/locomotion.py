@@ -13,6 +13,7 @@ import numpy as np
 
 from maml_dist.core.data.task_source import TaskKey
 from maml_dist.core.validation import check_choice, check_range
+from maml_dist.tasks.mujoco.physics import check_version
 from maml_dist.tasks.rollout import Goal
 
 Kind = Literal["direction", "velocity"]
@@ -23,8 +24,9 @@ def check(body: Any) -> None:
     """The settings of a body, its fields `goal`, `profile` and `threads`.
 
     Raises:
-        ValueError: a setting is not one of those allowed.
+        ValueError: a setting is not one of those allowed, or MuJoCo is too old.
     """
+    check_version()
     check_choice(body, "task", "goal", "profile")
     check_range(body, "task", threads=(1, 1024))
 

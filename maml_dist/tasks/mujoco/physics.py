@@ -11,7 +11,11 @@ from pathlib import Path
 import gymnasium
 import mujoco
 import numpy as np
-from mujoco.batch import Batch, SimulationError
+
+try:
+    from mujoco.batch import Batch, SimulationError
+except ImportError:  # before MuJoCo 4.0, which others of an environment may pin
+    Batch = SimulationError = None
 
 from maml_dist.core.data.simulator import EnvironmentFault
 from maml_dist.core.process_lock import EXCLUSIVE
@@ -21,6 +25,16 @@ STALE = int(mujoco.mjtStage.mjSTAGE_NONE)  # nothing is refreshed
 FORCED = int(mujoco.mjtStage.mjSTAGE_ACC)  # all is
 # The warnings of a bad position, velocity or acceleration, which stand in a row.
 LOST = slice(int(mujoco.mjtWarning.mjWARN_BADQPOS), int(mujoco.mjtWarning.mjWARN_BADQACC) + 1)
+
+
+def check_version() -> None:
+    """Raise ValueError where the installed MuJoCo steps no simulations in batches."""
+    if Batch is None:
+        raise ValueError(
+            f"half-cheetahs and ants need mujoco 4.0 or newer, and {mujoco.__version__} is "
+            "installed: pip install 'mujoco>=4.0' (Meta-World pins 3.3.0: an environment of its "
+            "own)"
+        )
 
 
 def spec(name: str) -> mujoco.MjSpec:

@@ -18,7 +18,7 @@ from maml_dist.config.compose import build, compose
 from maml_dist.core.data.task_source import TaskKey
 from maml_dist.reporting.page import report
 from maml_dist.tasks.gym import GymTasks
-from maml_dist.tasks.gym_simulator import flatten_observation, scale_action
+from maml_dist.tasks.gym_spaces import flatten_observation, scale_action
 
 
 class Walk(gymnasium.Env):
@@ -93,7 +93,7 @@ class Broken(Walk):
 class Many(Walk):
     def __init__(self):
         super().__init__()
-        self.action_space = Dict({"hand": Discrete(2)})
+        self.action_space = Dict({"hand": Discrete(2), "arm": Box(0, 1)})
 
 
 class Fixed(gymnasium.Env):
@@ -196,7 +196,7 @@ def test_an_environment_of_ones_own_by_its_id_or_its_class(tmp_path, named):
     source = build(config).task
     kept = pickle.loads(pickle.dumps(source))  # as a rollout worker has it
     steps = source.roll(still(4), drawn(kept, 6), stage=0).mask.sum(-1)
-    assert type(kept._one.unwrapped).__name__ == "World"
+    assert type(kept._one.env.unwrapped).__name__ == "World"
     assert steps.max() == (2 if "Mine" in named else steps.max())
     gymnasium.registry.pop("Mine-v3", None)
 
@@ -309,7 +309,7 @@ def test_a_task_alone_is_the_task_in_the_batch_to_the_bit(world):
     for index, task in enumerate(tasks):
         alone = GymTasks(env=f"worlds:{world}", horizon=9, episodes=2)
         for part, whole, other in zip(
-            alone.roll(still(out), [task], stage=1), together, again, strict=True
+            alone.roll(still(out), [task], stage=1)[:5], together[:5], again[:5], strict=True
         ):
             assert torch.equal(part[0], whole[index]) and torch.equal(other, whole)
     assert not torch.equal(source.roll(still(out), tasks, stage=0)[0], together[0])
@@ -319,25 +319,26 @@ def test_environments_are_made_once():
     source = GymTasks(env="worlds:Walk", horizon=3, episodes=2)
     tasks = drawn(source, 2)
     source.roll(still(4), tasks, stage=0)
-    (kept,) = source._idle
+    kept = [env for _, env in source._idle._envs]
     source.roll(still(4), tasks, stage=0)
-    assert source._idle == [kept] and kept.envs[0].unwrapped.episodes == 2
+    assert {*kept} == {env for _, env in source._idle._envs} and len(kept) == 4
+    assert [env.env.unwrapped.episodes for env in kept] == [2] * 4
     first, second = (source.simulator(tasks, stage=0) for _ in range(2))
-    assert first.vector is not second.vector
+    assert not {*first.envs} & {*second.envs}
 
 
 def test_a_copy_takes_no_environment_with_it():
     source = GymTasks(env="worlds:Walk", horizon=3, episodes=2)
     source.roll(still(4), drawn(source, 1), stage=0)
     copy = pickle.loads(pickle.dumps(source))
-    assert copy == source and not {"_one", "_idle"} & set(vars(copy))
+    assert copy == source and not {"_made", "_idle"} & set(vars(copy))
 
 
 @pytest.mark.parametrize(
     "wrong, says",
     [
         ("raises", r"step 1: the environment raised KeyError: 'legs'"),
-        ("shape", r"step 1: an observation's shape is \(2,\), not \(3,\)"),
+        ("shape", r"step 1: the observation's shape is \(2,\), not \(3,\)"),
         ("nan", r"step 1: observations are not finite"),
     ],
 )
@@ -371,7 +372,7 @@ def test_what_cannot_be_drawn_is_named(split):
             {"env": "worlds:Broken"},
             "task.env=worlds:Broken: cannot be made, LookupError: no legs .*test_gym.py, line",
         ),
-        ({"env": "worlds:Many"}, "its actions are Dict.*; must be Box or Discrete"),
+        ({"env": "worlds:Many"}, "the action space Dict.*: its parts must be all Box, or all Disc"),
         ({"env": "worlds:Walk", "oracle": True}, "task.oracle=True: must be False"),
     ],
 )

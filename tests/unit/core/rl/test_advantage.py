@@ -3,6 +3,7 @@ import torch
 from torch.func import functionalize, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from maml_dist.core.data.episode import map_tensors
 from maml_dist.core.data.trajectories import Trajectories
 from maml_dist.core.rl.advantage import (
     advantages,
@@ -108,10 +109,10 @@ def test_explained_variance():
 
 
 def test_a_task_is_the_same_to_the_bit_whatever_it_is_stacked_with():
-    data = Trajectories(*(part.float() for part in collected(tasks=5)))
+    data = map_tensors(torch.Tensor.float, collected(tasks=5))
     made, explained = advantages(data, baseline=Linear(), gamma=0.99, lam=0.95)
     for tasks in ([0], [3, 1], [4, 4, 0, 2]):
-        part = Trajectories(*(tensor[tasks] for tensor in data))
+        part = map_tensors(lambda tensor, own=tasks: tensor[own], data)
         again, explained_again = advantages(part, baseline=Linear(), gamma=0.99, lam=0.95)
         assert torch.equal(again, made[tasks])
         assert torch.equal(explained_again, explained[tasks])

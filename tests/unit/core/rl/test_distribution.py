@@ -4,7 +4,7 @@ from torch import distributions
 from torch.func import functionalize, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from maml_dist.core.rl.distribution import Categorical, Gaussian
+from maml_dist.core.rl.distribution import Categorical, Categoricals, Gaussian
 
 GAUSSIAN, CATEGORICAL = Gaussian(), Categorical()
 
@@ -93,3 +93,42 @@ def test_vmapped_and_traced_it_is_the_same(distribution):
     for function in (vmap(all_of), traced):
         for ours, theirs in zip(function(*arguments), expected, strict=True):
             equal(ours, theirs)
+
+
+CHOICES = Categoricals((2, 4, 3))
+
+
+def each(output):
+    """Torch's own distribution of each choice."""
+    return [distributions.Categorical(logits=part) for part in output.split(CHOICES.choices, -1)]
+
+
+def test_several_choices_are_torchs_independent_ones():
+    old, new = normal(0, 5, 7, 9), normal(1, 5, 7, 9)
+    action = torch.stack([one.sample() for one in each(old)], -1)
+    log_prob = sum(one.log_prob(action[..., k]) for k, one in enumerate(each(new)))
+    equal(CHOICES.log_prob(new, action), log_prob)
+    equal(CHOICES.entropy(old), sum(one.entropy() for one in each(old)))
+    pairs = zip(each(old), each(new), strict=True)
+    equal(CHOICES.kl(old, new), sum(distributions.kl_divergence(*pair) for pair in pairs))
+    modes = torch.stack([one.logits.argmax(-1) for one in each(old)], -1)
+    assert torch.equal(CHOICES.mode(old), modes)
+
+
+def test_one_choice_of_several_is_one_choice():
+    output, noise = normal(0, 6, 4), uniform(1, 6)
+    one = Categoricals((4,))
+    assert torch.equal(one.sample(output, noise[:, None])[:, 0], CATEGORICAL.sample(output, noise))
+    action = CATEGORICAL.mode(output)
+    equal(one.log_prob(output, action[:, None]), CATEGORICAL.log_prob(output, action))
+
+
+def test_several_choices_come_as_often_as_they_should_and_apart():
+    output, noise = normal(2, 9), uniform(3, 100_000, 3)
+    action = CHOICES.sample(output.expand(100_000, 9), noise)
+    for k, one in enumerate(each(output)):
+        shares = torch.bincount(action[:, k], minlength=CHOICES.choices[k]) / 100_000
+        torch.testing.assert_close(shares.double(), one.probs, atol=0.01, rtol=0)
+    first, second = action[:, 0] == 0, action[:, 1] == 0
+    both = (first & second).double().mean()
+    assert abs(both - first.double().mean() * second.double().mean()) < 0.01
