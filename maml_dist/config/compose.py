@@ -150,7 +150,7 @@ def _instantiated(
     raise_refused()
     if before is not None:
         before(namespace.seed)
-    return vars(parser.instantiate(namespace, instantiators=[(_maker(names), object, True)]))
+    return vars(parser.instantiate(namespace, instantiators=[(_maker(names), object, True)]))  # type: ignore[no-any-return]
 
 
 def _maker(names: Names) -> Callable[..., Any]:

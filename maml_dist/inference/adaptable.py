@@ -190,9 +190,7 @@ class Adaptable(nn.Module):
         device = self._like.device
         return ManyTasks(self, self._learner, device=device, chunk=chunk, remember=loss is None)
 
-    def _adapted(
-        self, support: tuple[Batch, ...], source: TaskSource | None = None
-    ) -> "Adaptable":
+    def _adapted(self, support: tuple[Batch, ...], source: TaskSource | None = None) -> "Adaptable":
         """A copy after a step on each support batch."""
         adapted = copy.deepcopy(self)
         try:

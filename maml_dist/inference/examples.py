@@ -109,9 +109,7 @@ def groups(given: dict[str, Any], source: TaskSource | None, *, like: Tensor) ->
 
 def _by_shape(given: dict[str, Any], count: int, *, like: Tensor) -> list[Group]:
     rows = [
-        tuple(
-            _tensor(value[place], f"{name}[{place}]", like=like) for name, value in given.items()
-        )
+        tuple(_tensor(value[place], f"{name}[{place}]", like=like) for name, value in given.items())
         for place in range(count)
     ]
     alike: dict[Any, list[int]] = {}

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 class _Watched(TorchDispatchMode):
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._live: dict[int, tuple[StorageWeakRef, int]] = {}
         self.peak = 0
 
@@ -24,9 +24,7 @@ class _Watched(TorchDispatchMode):
                 self._live.setdefault(storage._cdata, (StorageWeakRef(storage), storage.nbytes()))
         if len(self._live) > known:
             self._live = {
-                place: (ref, size)
-                for place, (ref, size) in self._live.items()
-                if not ref.expired()
+                place: (ref, size) for place, (ref, size) in self._live.items() if not ref.expired()
             }
             self.peak = max(self.peak, sum(size for _, size in self._live.values()))
         return results
@@ -36,4 +34,4 @@ def live_bytes(call: Callable[[], object]) -> int:
     """The bytes that a call of torch's functions holds at the most, in this thread."""
     with _Watched() as watched:
         call()
-    return watched.peak
+    return watched.peak  # type: ignore[no-any-return]

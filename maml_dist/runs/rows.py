@@ -44,7 +44,7 @@ class Rows(list[Row]):
 
     def frame(self) -> Any:
         """A `pandas.DataFrame` by iteration, NaN where there is no number."""
-        import pandas
+        import pandas  # type: ignore[import-untyped]
 
         return pandas.DataFrame(list(self), columns=["iteration", *self.names]).set_index(
             "iteration"

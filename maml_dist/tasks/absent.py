@@ -36,9 +36,7 @@ class AbsentTask(TaskSource):
         """Raises ValueError."""
         raise ValueError(f"there is no task source to draw from: {self.reason}")
 
-    def collect(
-        self, tasks: Sequence[Any], *, steps: int, adapt: Adapt | None = None
-    ) -> Episode:
+    def collect(self, tasks: Sequence[Any], *, steps: int, adapt: Adapt | None = None) -> Episode:
         """Raises ValueError."""
         raise ValueError(f"there is no task source to draw from: {self.reason}")
 

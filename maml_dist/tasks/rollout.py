@@ -206,7 +206,7 @@ class Rollouts(TaskSource):
                 tensor[mask == 0] = 0
         parts = (seen, acted, earned, mask, outputs)
         turned = [part.transpose(1, 2).contiguous() for part in parts]
-        return Trajectories(*turned[:5], earned_scores)
+        return Trajectories(*turned[:5], earned_scores)  # type: ignore[call-arg, arg-type]
 
     def _must_fit(self, output: Tensor) -> None:
         width = self.action_dim if self.discrete else 2 * self.action_dim

@@ -71,7 +71,9 @@ def test_each_task_is_as_alone(name):
     one = model.adapt(x[3], y[3])
     torch.testing.assert_close(adapted[3].state_dict(), one.state_dict(), **exact)
     again = adapted[3].adapt(x[3], y[3], steps=3)  # goes on as the one does
-    torch.testing.assert_close(again.state_dict(), one.adapt(x[3], y[3], steps=3).state_dict(), **exact)
+    torch.testing.assert_close(
+        again.state_dict(), one.adapt(x[3], y[3], steps=3).state_dict(), **exact
+    )
 
 
 @pytest.mark.parametrize("steps", [0, 1, 5])
@@ -116,7 +118,9 @@ def test_chunks_change_nothing(monkeypatch):
     whole = model.predict_many(x, y, query)
     torch.testing.assert_close(model.predict_many(x, y, query, chunk=4), whole, rtol=0, atol=1e-12)
     sizes = []
-    monkeypatch.setattr(many_tasks, "vmap", lambda f: lambda *t: sizes.append(len(t[0])) or torch.vmap(f)(*t))
+    monkeypatch.setattr(
+        many_tasks, "vmap", lambda f: lambda *t: sizes.append(len(t[0])) or torch.vmap(f)(*t)
+    )
     adapted = model.adapt_many(x, y, chunk=4)
     torch.testing.assert_close(adapted.predict(query), whole, rtol=0, atol=1e-12)
     assert sizes[:3] == [4, 4, 3]
@@ -151,7 +155,9 @@ class Tied(nn.Module):
     def __init__(self):
         super().__init__()
         block = nn.Linear(5, 5)
-        self.net = nn.Sequential(nn.Linear(1, 5), block, nn.Tanh(), block, nn.Tanh(), nn.Linear(5, 1))
+        self.net = nn.Sequential(
+            nn.Linear(1, 5), block, nn.Tanh(), block, nn.Tanh(), nn.Linear(5, 1)
+        )
         self.whole = nn.Sequential(self.net, nn.Identity())
 
     def forward(self, x):
@@ -263,7 +269,9 @@ def test_what_has_no_vmap_goes_one_by_one_and_says_so():
 
 
 def test_classes_and_images():
-    module = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 4))
+    module = nn.Sequential(
+        nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 4)
+    )
     model = loaded(module=module, task=maml_dist.FewShot(data=None, ways=4))
     x = torch.rand(3, 8, 1, 6, 6).double()
     y = torch.arange(4).repeat_interleave(2).repeat(3, 1)
@@ -298,7 +306,9 @@ def test_some_of_the_models_copies_and_pickles():
     assert len(adapted) == len([*adapted]) == 6 and "6 adapted models of MLP" in repr(adapted)
     assert torch.equal(adapted[-1](query[5]), adapted[5](query[5]))
     for some in (slice(1, 4), [4, 1], np.array([5, 0]), torch.tensor([2])):
-        torch.testing.assert_close(adapted[some].predict(query[some]), every[some], rtol=0, atol=1e-12)
+        torch.testing.assert_close(
+            adapted[some].predict(query[some]), every[some], rtol=0, atol=1e-12
+        )
     with torch.no_grad():
         for p in model.parameters():
             p.zero_()  # the model's later life is its own
@@ -324,21 +334,21 @@ X, Y = data(3, 4)
 @pytest.mark.parametrize(
     ("call", "said"),
     [
-        (lambda m: m.adapt_many(X[:0], Y[:0]), "x of 0, y of 0 tasks: must be of equally many, at least one"),
+        (lambda m: m.adapt_many(X[:0], Y[:0]), "x of 0, y of 0 tasks: must be of equally many, at least one"),  # noqa: E501
         (lambda m: m.adapt_many([], []), "at least one"),
         (lambda m: m.adapt_many(X, Y[:2]), "x of 3, y of 2 tasks"),
-        (lambda m: m.adapt_many(X, Y[:, :2]), r"adapt\(x \[4, 1\], y \[2, 1\]\): x and y must hold"),
+        (lambda m: m.adapt_many(X, Y[:, :2]), r"adapt\(x \[4, 1\], y \[2, 1\]\): x and y must hold"),  # noqa: E501
         (lambda m: m.adapt_many(X[:, :0], Y[:, :0]), "at least one"),
         (lambda m: m.adapt_many(X[0, :, 0], Y[0, :, 0]), "equally many examples"),
-        (lambda m: m.adapt_many([*X], [Y[0], Y[1], Y[2][:2]]), r"task 2: adapt\(x \[4, 1\], y \[2, 1\]"),
-        (lambda m: m.adapt_many([X[0], X[1] * float("nan"), X[2]], Y), r"x\[1\] holds what is not finite"),
+        (lambda m: m.adapt_many([*X], [Y[0], Y[1], Y[2][:2]]), r"task 2: adapt\(x \[4, 1\], y \[2, 1\]"),  # noqa: E501
+        (lambda m: m.adapt_many([X[0], X[1] * float("nan"), X[2]], Y), r"x\[1\] holds what is not finite"),  # noqa: E501
         (lambda m: m.adapt_many(X / 0, Y), "x holds what is not finite"),
         (lambda m: m.adapt_many([*X], ["a", 1, 2]), r"y\[0\] must be an array of numbers, not str"),
         (lambda m: m.adapt_many("abc", Y), "x must be an array of numbers, not str"),
         (lambda m: m.adapt_many(3, Y), "x must hold the data of many tasks"),
         (lambda m: m.adapt_many(None, Y), "not NoneType"),
         (lambda m: m.adapt_many({"a": 1}, Y), "x of 1"),
-        (lambda m: m.adapt_many(X.expand(3, 4, 2), Y), r"task 0: cannot adapt to x \[4, 2\] float64"),
+        (lambda m: m.adapt_many(X.expand(3, 4, 2), Y), r"task 0: cannot adapt to x \[4, 2\] float64"),  # noqa: E501
         (lambda m: m.adapt_many(X.long(), Y), r"task 0: cannot adapt to x \[4, 1\] int64"),
         (lambda m: m.adapt_many(X, Y[..., 0]), "task 0: cannot adapt to .*Using a target size"),
         (lambda m: m.adapt_many(X, Y, steps=-1), "steps=-1"),
@@ -350,8 +360,8 @@ X, Y = data(3, 4)
         (lambda m: m.predict_many(X, Y, X.expand(3, 4, 2)), r"query \[4, 2\] float64"),
         (lambda m: m.predict_many(X, Y, [X[0], X[1], [[float("inf")]]]), r"query\[2\] holds what"),
         (lambda m: m.adapt_many(X, Y).predict(X[:2]), "x of 2 tasks: must be of 3"),
-        (lambda m: m.adapt_many(X, Y).predict(X.expand(3, 4, 2)), r"task 0: cannot predict at x \[4, 2\]"),
-        (lambda m: m.adapt_many(X, torch.stack([Y[0], Y[1] * 1e200, Y[2]])), "task 1: adapting has diverged"),
+        (lambda m: m.adapt_many(X, Y).predict(X.expand(3, 4, 2)), r"task 0: cannot predict at x \[4, 2\]"),  # noqa: E501
+        (lambda m: m.adapt_many(X, torch.stack([Y[0], Y[1] * 1e200, Y[2]])), "task 1: adapting has diverged"),  # noqa: E501
         (lambda m: m.adapt(X[0], Y[0] * 1e200), "adapting has diverged"),
     ],
 )  # fmt: skip

@@ -1,10 +1,10 @@
 """A model is loaded and adapts where its task source, its data or its environment is not there."""
 
-import gymnasium
 import json
 import shutil
 import sys
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -13,7 +13,6 @@ from torch.nn import functional as F
 
 import maml_dist
 from maml_dist.config import trust
-from maml_dist.config.experiment import Experiment
 from maml_dist.runs.spaces import noted
 
 SMALL = {"local": True, "progress": False, "iterations": 0, "engine.running": "eager"}
@@ -149,7 +148,10 @@ def test_what_is_there_and_not_trusted_is_refused(made, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("lost", ["module", "data"])
 def test_few_shot_needs_no_data(made, tmp_path, monkeypatch, lost):
-    letters = {"class_path": "lines.Letters", "init_args": {"path": str(tmp_path / "mine/data.txt")}}
+    letters = {
+        "class_path": "lines.Letters",
+        "init_args": {"path": str(tmp_path / "mine/data.txt")},
+    }
     task = {"class_path": "FewShot", "init_args": {"data": letters, "ways": 3, "query": 1}}
     model = {"class_path": "MLP", "init_args": {"inputs": 784, "outputs": 3, "hidden": [4]}}
     run, folder = made(task, model)
