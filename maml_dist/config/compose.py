@@ -150,7 +150,8 @@ def _instantiated(
     raise_refused()
     if before is not None:
         before(namespace.seed)
-    return vars(parser.instantiate(namespace, instantiators=[(_maker(names), object, True)]))  # type: ignore[no-any-return]
+    made = parser.instantiate(namespace, instantiators=[(_maker(names), object, True)])
+    return dict(vars(made))
 
 
 def _maker(names: Names) -> Callable[..., Any]:

@@ -121,10 +121,11 @@ def again(config: Mapping[str, Any], objects: Mapping[str, Any]) -> dict[str, An
         if not isinstance(there, Mapping) or there["class_path"] != _path(PLACEHOLDERS[key]):
             raise ValueError(f"{key}={_shown(value)}: the run has its own, leave it out")
         was, given = there["init_args"]["what"], _by_value(key, value)
-        if given["init_args"]["what"] != was:
-            raise ValueError(
-                f"{key}: it was {was} that the run was given, not {given['init_args']['what']}"
-            )
+        now = given["init_args"]["what"]
+        if (
+            was.rpartition(".")[2] != now.rpartition(".")[2]
+        ):  # its module may be another: a notebook
+            raise ValueError(f"{key}: it was {was} that the run was given, not {now}")
         config[key] = given
     return config
 
@@ -138,7 +139,7 @@ def holds(config: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def own_modules() -> Iterator[ModuleType]:
+def modules_by_value() -> Iterator[ModuleType]:
     """The modules of one's own whose classes were given by value, and those beside them."""
     folders = {
         Path(file).resolve().parent

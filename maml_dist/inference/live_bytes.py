@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 class _Watched(TorchDispatchMode):
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # torch has no types for it
         self._live: dict[int, tuple[StorageWeakRef, int]] = {}
         self.peak = 0
 
@@ -32,6 +32,7 @@ class _Watched(TorchDispatchMode):
 
 def live_bytes(call: Callable[[], object]) -> int:
     """The bytes that a call of torch's functions holds at the most, in this thread."""
-    with _Watched() as watched:
+    watched = _Watched()
+    with watched:
         call()
-    return watched.peak  # type: ignore[no-any-return]
+    return watched.peak

@@ -27,6 +27,7 @@ from maml_dist.core.engine.meta_gradient import task_bytes
 from maml_dist.core.model.equal_shapes import broadcasting_refused
 from maml_dist.core.model.objective import Objective
 from maml_dist.core.params import Params, flatten, layout
+from maml_dist.core.users_line import users_line
 from maml_dist.loggers.lines import say
 from maml_dist.preflight.diagnosis import culprit, fails, follows_score, nondeterministic
 from maml_dist.preflight.double_backward import wrong_second_derivative
@@ -209,10 +210,12 @@ def _way_out(probe: Probe) -> str:
 def _output(objective: Objective, params: Params, batch: Batch, name: str) -> Tensor:
     try:
         output = objective.output(params, batch.x, key=batch.key, rows=batch.rows)
-    except (RuntimeError, IndexError, TypeError) as error:
+    except FAILURES as error:
+        if isinstance(error, ValueError) and users_line(error) is None:
+            raise  # it is said already
         raise ValueError(
             f"the model does not take the {name} set, x {list(batch.x.shape)}: {in_words(error)}"
-        ) from None
+        ) from error
     if not torch.is_tensor(output):
         raise ValueError(f"the model must return one tensor, not {type(output).__name__}")
     return output
@@ -234,13 +237,15 @@ def _loss(judge: Any, output: Tensor, batch: Batch) -> Any:
     try:
         with broadcasting_refused(*leaves(batch)[1:2]):
             return judge(output, batch)
-    except (RuntimeError, IndexError, UserWarning) as error:
+    except (*FAILURES, UserWarning) as error:
+        if isinstance(error, ValueError) and users_line(error) is None:
+            raise
         y = leaves(batch)[1]
         most = f" up to {int(y.max())}" if not y.is_floating_point() else ""
         raise ValueError(
             f"the loss does not take the model's output {list(output.shape)} with "
             f"y {list(y.shape)}{most}: {in_words(error)}"
-        ) from None
+        ) from error
 
 
 def _refuse_no_numbers(scores: Any, source: Any) -> None:

@@ -204,9 +204,10 @@ class Rollouts(TaskSource):
         if not running.all():
             for tensor in (seen, acted, outputs, earned):
                 tensor[mask == 0] = 0
-        parts = (seen, acted, earned, mask, outputs)
-        turned = [part.transpose(1, 2).contiguous() for part in parts]
-        return Trajectories(*turned[:5], earned_scores)  # type: ignore[call-arg, arg-type]
+        seen, acted, earned, mask, outputs = (
+            part.transpose(1, 2).contiguous() for part in (seen, acted, earned, mask, outputs)
+        )
+        return Trajectories(seen, acted, earned, mask, outputs, earned_scores)
 
     def _must_fit(self, output: Tensor) -> None:
         width = self.action_dim if self.discrete else 2 * self.action_dim

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from maml_dist.config.aliases import key_now
 from maml_dist.config.compose import compose, override
-from maml_dist.config.given import KINDS, again, holds, own_modules
+from maml_dist.config.given import KINDS, again, holds, modules_by_value
 from maml_dist.config.plain_yaml import check_path
 from maml_dist.config.trust import Trust, allow
 from maml_dist.config.user_code import Sources
@@ -211,7 +211,7 @@ def execute(
             return run
         in_process = local or experiment.iterations == 0
         if not in_process:
-            held.enter_context(by_value(own_modules() if holds(run.config) else ()))
+            held.enter_context(by_value(modules_by_value() if holds(run.config) else ()))
             refuse_unpicklable(run)
         backend: LocalBackend | RayBackend = LocalBackend() if in_process else RayBackend(address)
         held.enter_context(backend)

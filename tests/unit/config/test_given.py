@@ -158,3 +158,55 @@ def test_other_objects_are_refused(changed, said):
 def test_without_a_recipe_all_four_are_needed():
     with pytest.raises(ValueError, match="lacks model, learner, outer"):
         maml_dist.meta_train(task=Sinusoid())
+
+
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        (
+            "forward",
+            r"the model does not take .*'no_such' \(.*test_given.py, line \d+, in forward\)",
+        ),
+        (
+            "loss",
+            r"the loss does not take .*KeyError: 'no_such' \(.*test_given.py, line \d+, in loss",
+        ),
+    ],
+)
+def test_a_mistake_in_an_object_is_said_with_its_line(tmp_path, part, said):
+    class Mistaken(nn.Linear):
+        def forward(self, x):
+            return self.no_such if part == "forward" else super().forward(x)
+
+    class Wrong(Sinusoid):
+        def loss(self, output, batch):
+            return {}["no_such"] if part == "loss" else super().loss(output, batch)
+
+    given = {"task": Wrong(), "model": Mistaken(1, 1), "learner": MAML(), "outer": OuterAdam()}
+    with pytest.raises(ValueError, match=said) as raised:
+        maml_dist.meta_train(**given, run=tmp_path / "run", local=True, progress=False)
+    assert raised.value.__cause__ is not None and not (tmp_path / "run").exists()
+
+
+def test_a_model_serves_where_its_task_object_is_not(tmp_path):
+    class Local(Sinusoid):
+        pass
+
+    settings = {"iterations": 0, "validation_tasks": 2, "test_steps": 1, "local": True}
+    given = {"task": Local(), "model": MLP(), "learner": MAML(), "outer": OuterAdam()}
+    run = maml_dist.meta_train(**given, **settings, run=tmp_path / "run", progress=False)
+    text = (run.path / "recipe.yaml").read_text()
+    for key in ("task", "model"):  # as another process finds it
+        text = text.replace(run.config[key]["init_args"]["id"], "of another process")
+    (run.path / "recipe.yaml").write_text(text)
+    with pytest.raises(ValueError, match="model was an object given from Python, .*MLP, which no"):
+        maml_dist.load(run.path)
+    x = torch.ones(3, 1)
+    model = maml_dist.load(run.path, model=MLP())
+    with pytest.raises(
+        ValueError, match=r"Local, which no file holds.*give a loss, adapt\(x, y, l"
+    ):
+        model.adapt(x, x)
+    by_hand = model.adapt(x, x, loss=nn.functional.mse_loss)
+    served = maml_dist.load(run.path, model=MLP(), task=Local()).adapt(x, x)
+    assert torch.equal(by_hand(x), served(x)) and not torch.equal(model(x), served(x))

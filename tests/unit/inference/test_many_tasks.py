@@ -334,21 +334,36 @@ X, Y = data(3, 4)
 @pytest.mark.parametrize(
     ("call", "said"),
     [
-        (lambda m: m.adapt_many(X[:0], Y[:0]), "x of 0, y of 0 tasks: must be of equally many, at least one"),  # noqa: E501
+        (
+            lambda m: m.adapt_many(X[:0], Y[:0]),
+            "x of 0, y of 0 tasks: must be of equally many, at least one",
+        ),
         (lambda m: m.adapt_many([], []), "at least one"),
         (lambda m: m.adapt_many(X, Y[:2]), "x of 3, y of 2 tasks"),
-        (lambda m: m.adapt_many(X, Y[:, :2]), r"adapt\(x \[4, 1\], y \[2, 1\]\): x and y must hold"),  # noqa: E501
+        (
+            lambda m: m.adapt_many(X, Y[:, :2]),
+            r"adapt\(x \[4, 1\], y \[2, 1\]\): x and y must hold",
+        ),
         (lambda m: m.adapt_many(X[:, :0], Y[:, :0]), "at least one"),
         (lambda m: m.adapt_many(X[0, :, 0], Y[0, :, 0]), "equally many examples"),
-        (lambda m: m.adapt_many([*X], [Y[0], Y[1], Y[2][:2]]), r"task 2: adapt\(x \[4, 1\], y \[2, 1\]"),  # noqa: E501
-        (lambda m: m.adapt_many([X[0], X[1] * float("nan"), X[2]], Y), r"x\[1\] holds what is not finite"),  # noqa: E501
+        (
+            lambda m: m.adapt_many([*X], [Y[0], Y[1], Y[2][:2]]),
+            r"task 2: adapt\(x \[4, 1\], y \[2, 1\]",
+        ),
+        (
+            lambda m: m.adapt_many([X[0], X[1] * float("nan"), X[2]], Y),
+            r"x\[1\] holds what is not finite",
+        ),
         (lambda m: m.adapt_many(X / 0, Y), "x holds what is not finite"),
         (lambda m: m.adapt_many([*X], ["a", 1, 2]), r"y\[0\] must be an array of numbers, not str"),
         (lambda m: m.adapt_many("abc", Y), "x must be an array of numbers, not str"),
         (lambda m: m.adapt_many(3, Y), "x must hold the data of many tasks"),
         (lambda m: m.adapt_many(None, Y), "not NoneType"),
         (lambda m: m.adapt_many({"a": 1}, Y), "x of 1"),
-        (lambda m: m.adapt_many(X.expand(3, 4, 2), Y), r"task 0: cannot adapt to x \[4, 2\] float64"),  # noqa: E501
+        (
+            lambda m: m.adapt_many(X.expand(3, 4, 2), Y),
+            r"task 0: cannot adapt to x \[4, 2\] float64",
+        ),
         (lambda m: m.adapt_many(X.long(), Y), r"task 0: cannot adapt to x \[4, 1\] int64"),
         (lambda m: m.adapt_many(X, Y[..., 0]), "task 0: cannot adapt to .*Using a target size"),
         (lambda m: m.adapt_many(X, Y, steps=-1), "steps=-1"),
@@ -360,8 +375,14 @@ X, Y = data(3, 4)
         (lambda m: m.predict_many(X, Y, X.expand(3, 4, 2)), r"query \[4, 2\] float64"),
         (lambda m: m.predict_many(X, Y, [X[0], X[1], [[float("inf")]]]), r"query\[2\] holds what"),
         (lambda m: m.adapt_many(X, Y).predict(X[:2]), "x of 2 tasks: must be of 3"),
-        (lambda m: m.adapt_many(X, Y).predict(X.expand(3, 4, 2)), r"task 0: cannot predict at x \[4, 2\]"),  # noqa: E501
-        (lambda m: m.adapt_many(X, torch.stack([Y[0], Y[1] * 1e200, Y[2]])), "task 1: adapting has diverged"),  # noqa: E501
+        (
+            lambda m: m.adapt_many(X, Y).predict(X.expand(3, 4, 2)),
+            r"task 0: cannot predict at x \[4, 2\]",
+        ),
+        (
+            lambda m: m.adapt_many(X, torch.stack([Y[0], Y[1] * 1e200, Y[2]])),
+            "task 1: adapting has diverged",
+        ),
         (lambda m: m.adapt(X[0], Y[0] * 1e200), "adapting has diverged"),
     ],
 )  # fmt: skip
