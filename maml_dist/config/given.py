@@ -9,7 +9,6 @@ process must be given it again. It is never written to a file, for reading it wo
 import dataclasses
 import functools
 import inspect
-import math
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -20,10 +19,9 @@ from uuid import uuid4
 
 from torch import nn
 
-from maml_dist.config.aliases import short_name
+from maml_dist.config.as_config import NO_CONFIG, as_config, is_plain, path_of
 from maml_dist.config.plain_yaml import short
 from maml_dist.config.recipe import nearest
-from maml_dist.config.trust import Names
 from maml_dist.config.user_code import OwnCodeError
 from maml_dist.core.adaptation.learner import Learner
 from maml_dist.core.data.task_source import TaskSource
@@ -37,7 +35,6 @@ KINDS: dict[str, type] = {
     "learner": Learner,
     "outer": OuterOptimizer,
 }
-_NO_CONFIG = object()
 _held: dict[str, Callable[[], Any]] = {}  # by their ids, what makes the objects
 _modules: set[str] = set()  # of one's own, whose classes travel by value
 
@@ -118,7 +115,7 @@ def again(config: Mapping[str, Any], objects: Mapping[str, Any]) -> dict[str, An
                 f"{key}: cannot be given{nearest(key, list(KINDS))} ({', '.join(KINDS)})"
             )
         there = config[key]
-        if not isinstance(there, Mapping) or there["class_path"] != _path(PLACEHOLDERS[key]):
+        if not isinstance(there, Mapping) or there["class_path"] != path_of(PLACEHOLDERS[key]):
             raise ValueError(f"{key}={_shown(value)}: the run has its own, leave it out")
         was, given = there["init_args"]["what"], _by_value(key, value)
         now = given["init_args"]["what"]
@@ -135,7 +132,7 @@ def holds(config: Mapping[str, Any]) -> list[str]:
     return [
         key
         for key, kind in PLACEHOLDERS.items()
-        if isinstance(config.get(key), Mapping) and config[key].get("class_path") == _path(kind)
+        if isinstance(config.get(key), Mapping) and config[key].get("class_path") == path_of(kind)
     ]
 
 
@@ -156,12 +153,12 @@ def modules_by_value() -> Iterator[ModuleType]:
 
 def _written(key: str, value: Any) -> Any:
     kind = KINDS.get(key)
-    if _is_plain(value) or (kind is None and not dataclasses.is_dataclass(value)):
+    if is_plain(value) or (kind is None and not dataclasses.is_dataclass(value)):
         return value  # which the recipe's own checks will see
     if kind is not None:
         _check_kind(key, value, kind)
-    found = _as_config(value)
-    if found is not _NO_CONFIG:
+    found = as_config(value)
+    if found is not NO_CONFIG:
         if kind is None and isinstance(value, type):
             return found["class_path"]
         return found["init_args"] if key == "engine" else found
@@ -206,7 +203,7 @@ def _by_value(key: str, value: Any) -> dict[str, Any]:
         make = make if key == "model" else functools.cache(make)
     id = uuid4().hex
     _held[id] = make
-    return {"class_path": _path(PLACEHOLDERS[key]), "init_args": {"what": _name(value), "id": id}}
+    return {"class_path": path_of(PLACEHOLDERS[key]), "init_args": {"what": _name(value), "id": id}}
 
 
 def _shown(value: Any) -> str:
@@ -245,83 +242,3 @@ def _note(value: Any) -> None:
         named = part if isinstance(part, type) or inspect.isfunction(part) else type(part)
         kinds = inspect.getmro(named) if isinstance(named, type) else (named,)
         _modules.update(str(each.__module__) for each in kinds)
-
-
-def _as_config(value: Any) -> Any:
-    """An object as a class path and its arguments; `_NO_CONFIG` where it cannot be written so."""
-    if _is_plain(value):
-        return value
-    if isinstance(value, tuple | list):
-        parts = [_as_config(part) for part in value]
-        return _NO_CONFIG if _NO_CONFIG in parts else parts
-    if isinstance(value, Mapping):
-        named = {key: _as_config(part) for key, part in value.items()}
-        if isinstance(value.get("class_path"), type) and named["class_path"] is not _NO_CONFIG:
-            named["class_path"] = named["class_path"]["class_path"]
-        return _NO_CONFIG if _NO_CONFIG in named.values() else named
-    if isinstance(value, type):
-        return _class(value, {})
-    if isinstance(value, functools.partial) and isinstance(value.func, type):
-        try:
-            bound = inspect.signature(value.func).bind_partial(*value.args, **value.keywords)
-        except (TypeError, ValueError):
-            return _NO_CONFIG
-        rest = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
-        if any(bound.signature.parameters[name].kind in rest for name in bound.arguments):
-            return _NO_CONFIG
-        return _class(value.func, bound.arguments)
-    if dataclasses.is_dataclass(value) and not isinstance(value, nn.Module):
-        fields = dataclasses.fields(value)
-        kept = {one.name for one in fields}
-        cached = {
-            name
-            for name in getattr(value, "__dict__", {})
-            if isinstance(
-                inspect.getattr_static(type(value), name, None), functools.cached_property
-            )
-        }
-        if {*getattr(value, "__dict__", {})} - kept - cached:
-            return _NO_CONFIG  # it was made something else since
-        if not all(one.init for one in fields):
-            return _NO_CONFIG
-        return _class(type(value), {one.name: getattr(value, one.name) for one in fields})
-    return _NO_CONFIG
-
-
-def _class(kind: type, arguments: Mapping[str, Any]) -> Any:
-    path = _path_if_found(kind)
-    found = {name: _as_config(value) for name, value in arguments.items()}
-    if path is None or any(value is _NO_CONFIG for value in found.values()):
-        return _NO_CONFIG
-    return {"class_path": path, "init_args": found} if found else {"class_path": path}
-
-
-def _path_if_found(kind: type) -> str | None:
-    """The path by which any process finds a class; None where none does."""
-    path = _path(kind)
-    if kind.__module__ == "__main__" or kind.__qualname__ != kind.__name__:
-        return None
-    if short_name(path) != path or kind.__module__.startswith("maml_dist."):
-        return short_name(path)
-    try:
-        module = Names((), typed=(path,)).module(kind.__module__)
-    except (OwnCodeError, ModuleNotFoundError, ValueError):
-        return None
-    files = [getattr(each, "__file__", None) for each in (module, sys.modules[kind.__module__])]
-    same = files[0] is not None and files[0] == files[1]
-    return path if same and hasattr(module, kind.__name__) else None
-
-
-def _path(kind: type) -> str:
-    return f"{kind.__module__}.{kind.__qualname__}"
-
-
-def _is_plain(value: Any) -> bool:
-    """Whether it is plain data, as YAML holds it, all through."""
-    if isinstance(value, Mapping):
-        return all(isinstance(key, str | int) and _is_plain(part) for key, part in value.items())
-    if isinstance(value, list | tuple) and type(value) in (list, tuple):
-        return all(map(_is_plain, value))
-    if isinstance(value, float):
-        return not math.isnan(value)
-    return value is None or isinstance(value, str | int | Path)
