@@ -53,7 +53,8 @@ def compose(recipe: str | Path | None, overrides: Mapping[str, Any] | None = Non
         content: Config = {key: overrides[key] for key in KINDS if key in overrides}
         content["name"] = _name_of(content.get("task"))
     else:
-        content = {"name": Path(recipe).stem, **read_recipe(recipe)}
+        content = read_recipe(recipe)
+        content = {"name": Path(recipe).stem, **content}
     plain_yaml.check(content, "")
     return override(content, overrides)
 

@@ -65,7 +65,7 @@ class WorkerPool:
                     cause = cast(Any, error).cause if of_task else error
                     lost = isinstance(cause, ray.exceptions.RayError)
                     if not lost or type(cause) is ray.exceptions.RayError:  # a user's error
-                        raise
+                        raise cause from error
                     self._up.pop(name, None)
                     open_.append(share)
         return [answers[first] for first in sorted(answers)]

@@ -213,7 +213,7 @@ SAID = {
     "raises": "the environment raised KeyError: 'legs'",
     "nan": "observations are not finite",
     "reward": "rewards are not finite",
-    "shape": "an observation's shape is (1,), not (2,)",
+    "shape": "the observation's shape is (1,), not (2,)",
 }
 ON_RAY = ["shards=1", "rollout_workers=1"]
 

@@ -81,6 +81,8 @@ def test_threads_build_as_one_after_the_other():
 
 @pytest.mark.parametrize("recipe", recipes())
 def test_every_recipe_is_complete_and_cites_the_paper(recipe):
+    if recipe.startswith("metaworld"):
+        pytest.importorskip("metaworld", reason="Meta-World pins a mujoco of its own")
     config = compose(recipe)
     assert config["name"] == recipe and config["description"]
     build(config)

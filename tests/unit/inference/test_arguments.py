@@ -190,7 +190,7 @@ def test_load_takes_a_runs_folder(run):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"recipe": None}, "the recipe must be a path"),
+        ({"recipe": 3}, "the recipe must be a path"),
         ({"recipe": ""}, "the recipe is empty"),
         ({"recipe": ["sinusoid"]}, "the recipe must be a path"),
         ({"run": ""}, "the run's folder is empty"),
@@ -206,7 +206,8 @@ def test_load_takes_a_runs_folder(run):
         ({"iterations": 10**400}, "iterations: a number of 1329 bits"),
         ({"init": ""}, "init is empty"),
         ({"checkpoints": " "}, "checkpoints is empty"),
-        ({"model": torch.nn.Linear(1, 1)}, "model: must be plain data .*, not Linear"),
+        ({"model": object()}, "model=<object .*>: must be a Module, a class of such"),
+        ({"hidden": torch.nn.Linear(1, 1)}, "hidden: must be plain data .*, not Linear"),
         ({"name": "../../x"}, "name='../../x'"),
         ({"name": "x" * 300}, "name='xxx"),
         ({"paper": {-1: 2.0}}, "paper="),

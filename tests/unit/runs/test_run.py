@@ -423,7 +423,8 @@ def test_a_validation_that_fails_costs_neither_checkpoint_nor_row(
     with pytest.raises(ValueError) as raised:
         maml_dist.meta_train("sinusoid", run=tmp_path / "run", **SMALL)
     said = str(raised.value)
-    assert said.startswith("the validation at iteration 4 failed: the score (test_run.py, ")
+    assert said.startswith("the validation at iteration 4 failed: the score (")
+    assert "test_run.py, line " in said and ", in score) raised " in said
     assert f"raised {error.__name__}: " in said and "of no count" in said and "--resume" in said
     run = Run.open(tmp_path / "run")
     assert run.checkpoints.last.iteration == 4 and not run.finished
@@ -465,7 +466,8 @@ def test_a_picture_that_fails_is_named_and_the_others_are_drawn(run, monkeypatch
     broken.__name__ = part
     monkeypatch.setattr(f"maml_dist.reporting.page.{part}", broken)
     said = command(report, run.path, monkeypatch=monkeypatch, capsys=capsys)
-    assert f"the picture {part} cannot be drawn: RuntimeError: no ink" in said
+    assert f"the picture {part} cannot be drawn: your code (" in said
+    assert ", in broken) raised RuntimeError: no ink" in said
     assert len(list((run.path / "figures").iterdir())) == 3
     assert (run.path / "report.html").exists()
 

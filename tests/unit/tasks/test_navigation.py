@@ -26,7 +26,7 @@ def test_every_step_by_hand():
     here = np.zeros((3, 2, 2))
     for _ in range(20):
         actions = rng.normal(size=(3, 2, 2)).astype(np.float32)
-        seen, rewards, ended = points.step(actions)
+        seen, rewards, ended, _ = points.step(actions)
         for task, goal in enumerate(goals):
             for episode in range(2):
                 for axis in range(2):
