@@ -53,6 +53,8 @@ class Rows(list[Row]):
     def plot(self, *names: str) -> Any:
         """A `matplotlib` figure of the named numbers against iterations; by default losses, scores.
 
+        Where they span more than a factor of ten, its scale is logarithmic.
+
         Raises:
             ValueError: there are no numbers of that name.
         """
@@ -61,13 +63,17 @@ class Rows(list[Row]):
         numbers = [name for name in self.names if any(self._number(row, name) for row in self)]
         if unknown := [name for name in names if name not in numbers]:
             raise ValueError(f"{unknown[0]!r}: there are {', '.join(numbers) or 'no numbers yet'}")
-        usual = [name for name in numbers if name.startswith(("loss/", "val/"))]
+        kinds = [name for name in numbers if name.startswith(("loss/", "val/"))]
+        usual = [name for name in kinds if not name.rpartition("/")[2].isdigit()]  # no step's own
         figure = Figure(figsize=(7, 4), layout="constrained")
         axes = figure.subplots()
         for name in names or usual:
             found = [(row["iteration"], row[name]) for row in self if self._number(row, name)]
             axes.plot(*zip(*found, strict=True), marker="." if len(found) < 30 else "", label=name)
         axes.set_xlabel("meta-iterations")
+        drawn = [value for line in axes.lines for value in line.get_ydata()]
+        if drawn and 0 < 10 * min(drawn) < max(drawn):
+            axes.set_yscale("log")
         if names or usual:
             axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small")
         shown: Any = figure

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from maml_dist.core.data.task_source import TaskSource
 from maml_dist.core.schema import from_json
-from maml_dist.runs.folder import replace
+from maml_dist.runs.folder import read_bounded, replace
 from maml_dist.tasks.absent import Spaces, spaces_of
 
 NAME = "spaces.json"
+BYTES = 10_000  # at the most
 
 
 def note(run: Path, source: TaskSource) -> None:
@@ -33,5 +34,5 @@ def noted(run: Path) -> Spaces | None:
     file = run / NAME
     if not file.is_file():
         return None
-    spaces: Spaces = from_json(file.read_bytes(), Spaces, str(file))
+    spaces: Spaces = from_json(read_bounded(file, most=BYTES), Spaces, str(file))
     return spaces

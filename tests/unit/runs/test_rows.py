@@ -31,6 +31,10 @@ def test_as_a_frame_what_is_absent_is_nan():
 def test_a_picture_shows_losses_and_scores_or_what_is_named():
     lines = {line.get_label(): line.get_xydata().tolist() for line in ROWS.plot().axes[0].lines}
     assert lines == {"loss/after": [[10, 0.5], [20, 0.25]], "val/mse": [[20, 0.125]]}
+    steps = Rows([{"iteration": 1, "val/mse": 9.0, "val/mse/1": 5.0, "val/mse/path": 0.5}])
+    (axes,) = steps.plot().axes  # those of single steps are too many to tell apart
+    assert [line.get_label() for line in axes.lines] == ["val/mse", "val/mse/path"]
+    assert axes.get_yscale() == "log" and ROWS.plot().axes[0].get_yscale() == "linear"
     (only,) = ROWS.plot("it_per_s").axes[0].lines
     assert only.get_xydata().tolist() == [[10, 3.0]]
     assert ROWS.plot()._repr_png_().startswith(b"\x89PNG")  # what a notebook asks for
