@@ -67,11 +67,12 @@ class Rows(list[Row]):
         usual = [name for name in kinds if not name.rpartition("/")[2].isdigit()]  # no step's own
         figure = Figure(figsize=(7, 4), layout="constrained")
         axes = figure.subplots()
+        drawn: list[float] = []
         for name in names or usual:
             found = [(row["iteration"], row[name]) for row in self if self._number(row, name)]
             axes.plot(*zip(*found, strict=True), marker="." if len(found) < 30 else "", label=name)
+            drawn += [value for _, value in found]
         axes.set_xlabel("meta-iterations")
-        drawn = [value for line in axes.lines for value in line.get_ydata()]
         if drawn and 0 < 10 * min(drawn) < max(drawn):
             axes.set_yscale("log")
         if names or usual:
