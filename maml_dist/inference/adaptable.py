@@ -89,7 +89,8 @@ class Adaptable(nn.Module):
             x: inputs [task, shots, …], or a list with an array [shots, …] for each task, of any
                 numbers of shots.
             y: targets, likewise.
-            steps, loss: as of `adapt`.
+            steps: as of `adapt`.
+            loss: as of `adapt`.
             chunk: tasks at once at the most; as many as fit 1 GiB if None.
 
         Returns:
@@ -127,8 +128,12 @@ class Adaptable(nn.Module):
         As `adapt_many(x, y).predict(query)`, but nothing is kept of a task but its outputs.
 
         Args:
-            x, y, steps, loss, chunk: as of `adapt_many`.
+            x: as of `adapt_many`.
+            y: as of `adapt_many`.
             query: inputs [task, n, …], or a list with an array [n, …] for each task.
+            steps: as of `adapt`.
+            loss: as of `adapt`.
+            chunk: as of `adapt_many`.
 
         Returns:
             The outputs [task, n, …]; a list where `query` is one. Nothing is dropped out; batch
